@@ -1,0 +1,287 @@
+"""YAML to settings to pipeline. The only file that reads or writes YAML.
+
+Two spellings of the same pipeline are understood: the documented short form (`labels`, `encoder`,
+`retrieval`, `rerank`) and a list of named steps under `pipeline`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from lmm_classifier import registry
+from lmm_classifier.decision.policy import DEFAULT_MIN_DELTA
+from lmm_classifier.decision.vote import DEFAULT_TEMPERATURE
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.prompt import DEFAULT_PROMPT
+from lmm_classifier.pipeline import Pipeline, Step
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 50
+MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RetrievalSettings(_Section):
+    """`retrieval:` where to look, how many neighbours, and the two cuts.
+
+    Thresholds that are left out come from the index's calibration, else from the documented defaults.
+    """
+
+    index_path: Path
+    top_k: Annotated[int, Field(ge=1, le=10_000)] = 10
+    temperature: Annotated[float, Field(gt=0)] = DEFAULT_TEMPERATURE
+    confidence_threshold: Share | None = None
+    open_set_threshold: Share | None = None
+    metric: Literal["cosine"] = "cosine"
+
+
+class RerankSettings(_Section):
+    """`rerank:` whether and how a vision-language model decides the uncertain cases."""
+
+    enabled: bool = True
+    model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
+    family: str = "qwen-vl"
+    revision: str = "main"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    min_delta: Share = DEFAULT_MIN_DELTA
+    max_candidates: int = 5
+    max_batch_size: int = 8
+    prompt_template: str = DEFAULT_PROMPT
+
+    def spec(self) -> ModelSpec:
+        """The model these settings mean."""
+        return ModelSpec(self.family, self.model_name, self.revision, self.device, self.dtype)
+
+
+class PipelineConfig(_Section):
+    """Settings of a classifier.
+
+    Attributes:
+        labels: closed list of labels that may be answered; None means all labels of the index.
+        allow_unknown: False gives every image one of the labels.
+        encoder: makes the query vectors; must be the one that built the index.
+        batch_size: images that go through the models together.
+        pipeline: the long form; excludes `labels`, `allow_unknown`, `encoder`, `retrieval` and `rerank`.
+    """
+
+    labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    allow_unknown: bool = True
+    encoder: ModelSpec = ModelSpec("siglip")
+    retrieval: RetrievalSettings | None = None
+    rerank: RerankSettings = RerankSettings()
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    pipeline: tuple[dict[str, Any], ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        short = self.model_fields_set & {"labels", "allow_unknown", "encoder", "retrieval", "rerank"}
+        if self.pipeline is not None and short:
+            raise ValueError(f"`pipeline` lists every step, so {sorted(short)[0]!r} has no place beside it")
+        if self.pipeline is None and self.retrieval is None:
+            raise ValueError("retrieval.index_path is required: the index to look things up in")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> PipelineConfig:
+        """Read and check a YAML file; relative paths in it start at its folder.
+
+        Raises:
+            ConfigError: unreadable, or wrong in any way; one line names the key and the remedy.
+        """
+        path = Path(path)
+        try:
+            raw: PipelineConfig = cls.model_validate(_read_yaml(path))
+            config: PipelineConfig = _anchored(raw, path.absolute().parent)
+            config.steps()
+        except ValidationError as error:
+            raise ConfigError(f"{path}: {explain(error, cls)}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return config
+
+    def to_yaml(self, path: str | Path | None = None) -> str:
+        """The settings as YAML text, complete but for unset options; also written to `path` if given."""
+        body = self.model_dump(mode="json", exclude_none=True)
+        if self.pipeline is not None:
+            body = {key: body[key] for key in ("batch_size", "pipeline")}
+        text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def steps(self) -> tuple[Step, ...]:
+        """The steps these settings mean. Free: no model or index is opened.
+
+        Raises:
+            ConfigError: an unknown step or option.
+        """
+        specs = self._short_form() if self.pipeline is None else self.pipeline
+        return tuple(_step(spec) for spec in specs)
+
+    def build(self) -> Pipeline:
+        """The pipeline these settings mean, its wiring checked. Free, as `steps` is."""
+        return Pipeline(self.steps(), self.batch_size)
+
+    def _short_form(self) -> tuple[dict[str, Any], ...]:
+        retrieval = self.retrieval
+        if retrieval is None:
+            raise ConfigError("retrieval.index_path is required")
+        calibrated = None if retrieval.index_path.suffix == ".npz" else retrieval.index_path
+        open_set = {
+            "confidence_threshold": retrieval.confidence_threshold,
+            "open_set_threshold": retrieval.open_set_threshold,
+            "min_delta": self.rerank.min_delta,
+            "allow_unknown": self.allow_unknown,
+            "calibration": calibrated,
+        }
+        rerank = {
+            "model": self.rerank.spec(),
+            "max_candidates": self.rerank.max_candidates,
+            "max_batch_size": self.rerank.max_batch_size,
+            "prompt_template": self.rerank.prompt_template,
+            "allow_unknown": self.allow_unknown,
+        }
+        return (
+            {"embed": {"encoder": self.encoder}},
+            {"retrieve": {"index": retrieval.index_path, "k": retrieval.top_k, "labels": self.labels}},
+            {"vote": {"temperature": retrieval.temperature}},
+            {"open_set": open_set},
+            *([{"rerank": rerank}] if self.rerank.enabled else []),
+        )
+
+
+def model_spec(**options: str) -> ModelSpec:
+    """A ModelSpec from options given as text.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+    try:
+        return TypeAdapter(ModelSpec).validate_python(options)
+    except ValidationError as error:
+        raise ConfigError(explain(error, ModelSpec)) from error
+
+
+def explain(error: ValidationError, model: Any) -> str:
+    """The first problem of a ValidationError in one line, with the nearest key for a misspelt one."""
+    first, *others = error.errors()
+    where = ".".join(str(part) for part in first["loc"])
+    problem = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        problem = (
+            f"unknown key{registry.did_you_mean(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
+        )
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where}: {problem}{more}" if where else f"{problem}{more}"
+
+
+def _keys_at(model: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    for part in loc:
+        default = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        candidates = [default, *getattr(default, "__args__", ())]
+        model = next(
+            (c for c in candidates if hasattr(c, "model_fields") or dataclasses.is_dataclass(c)), None
+        )
+    if hasattr(model, "model_fields"):
+        return tuple(model.model_fields)
+    return tuple(field.name for field in dataclasses.fields(model)) if dataclasses.is_dataclass(model) else ()
+
+
+def _step(spec: Mapping[str, Any]) -> Step:
+    if len(spec) != 1:
+        raise ConfigError(f"pipeline: each step is one `name: {{options}}`, got the keys {list(spec)}")
+    [(name, options)] = spec.items()
+    cls = registry.resolve("step", name)
+    try:
+        step: Step = TypeAdapter(cls).validate_python(options or {})
+    except ValidationError as error:
+        raise ConfigError(f"{name}.{explain(error, cls)}") from error
+    return step
+
+
+def _anchored(value: Any, base: Path) -> Any:
+    """Make relative paths, and weights that look like one, start at `base`."""
+    if isinstance(value, Path):
+        return base / value.expanduser()
+    if isinstance(value, ModelSpec):
+        return dataclasses.replace(value, weights=_anchored_weights(value.weights, base))
+    if isinstance(value, RerankSettings):
+        return value.model_copy(update={"model_name": _anchored_weights(value.model_name, base)})
+    if isinstance(value, PipelineConfig) and value.pipeline is not None:
+        steps = [_anchored(step, base) for step in value.steps()]
+        return value.model_copy(update={"pipeline": tuple({s.name: _options(s)} for s in steps)})
+    if isinstance(value, BaseModel):
+        update = {key: _anchored(getattr(value, key), base) for key in value.model_fields_set}
+        return value.model_copy(update=update)
+    if isinstance(value, Step) and dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{key: _anchored(v, base) for key, v in _options(value).items()})
+    return value
+
+
+def _anchored_weights(weights: str, base: Path) -> str:
+    if weights.startswith("~"):
+        return str(Path(weights).expanduser())
+    return str((base / weights).resolve()) if weights.startswith(("./", "../")) else weights
+
+
+def _options(step: Any) -> dict[str, Any]:
+    return {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_YAML_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
+    if len(content) > MAX_YAML_BYTES:
+        raise ConfigError(f"larger than {MAX_YAML_BYTES} bytes; this is not a settings file")
+    try:
+        text = content.decode("utf-8-sig")
+        _refuse_bombs(text)
+        body = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
+    except UnicodeDecodeError as error:
+        raise ConfigError("not UTF-8 text") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(body, dict):
+        raise ConfigError("must be a mapping of settings, such as `retrieval: {index_path: ...}`")
+    return body
+
+
+def _refuse_bombs(text: str) -> None:
+    """Look at the events of the text, which costs nothing, before building what they ask for."""
+    aliases = depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if aliases > MAX_YAML_ALIASES or depth > MAX_YAML_DEPTH:
+            raise ConfigError(
+                f"more than {MAX_YAML_ALIASES} aliases or {MAX_YAML_DEPTH} levels; no settings need these"
+            )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(
+                    f"key {key_node.value!r} is given twice, line {key_node.start_mark.line + 1}"
+                )
+            seen.add(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
+        return super().construct_mapping(node, deep)

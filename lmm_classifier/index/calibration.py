@@ -1,0 +1,74 @@
+"""calibration.json: thresholds fitted on held-out images, kept beside the index they were fitted for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from lmm_classifier.errors import IndexFolderError
+from lmm_classifier.index.files import replace_file
+from lmm_classifier.index.manifest import read_manifest
+
+CALIBRATION = "calibration.json"
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Thresholds, and everything that makes them valid.
+
+    Attributes:
+        confidence_threshold, open_set_threshold: on the scale of `Scores.values`.
+        keep_known: share of known images that `open_set_threshold` was fitted to keep.
+        precision: share of right answers that `confidence_threshold` was fitted for.
+        second_look: share of known images that `confidence_threshold` was allowed to call uncertain.
+        k, temperature, min_delta: settings of retrieval and vote they were fitted under.
+        n_images: held-out images they were fitted on.
+        index_digest: state of the index they were fitted for.
+        created: UTC time, ISO 8601.
+        schema_version: version of this file.
+    """
+
+    confidence_threshold: Share
+    open_set_threshold: Share
+    keep_known: Share
+    precision: Share
+    second_look: Share
+    k: int
+    temperature: float
+    min_delta: float
+    n_images: int
+    index_digest: str
+    created: str
+    schema_version: int = 1
+
+
+def write_calibration(folder: Path, calibration: Calibration) -> None:
+    """Store a calibration with its index, atomically."""
+    body = json.dumps(asdict(calibration), indent=2, sort_keys=True) + "\n"
+    replace_file(folder / CALIBRATION, body.encode())
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """The calibration of an index folder; None where it was never calibrated.
+
+    Raises:
+        IndexFolderError: damaged, or fitted for another state of the index.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        calibration = TypeAdapter(Calibration).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise IndexFolderError(f"{path} is not a calibration; delete it or calibrate again") from error
+    if calibration.index_digest != read_manifest(folder).digest:
+        raise IndexFolderError(
+            f"{path} was fitted for another state of this index; delete it or calibrate again"
+        )
+    return calibration

@@ -1,0 +1,180 @@
+"""Opening an index and searching it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from lmm_classifier.errors import ConfigError, EncoderMismatchError, IndexFolderError
+from lmm_classifier.index.files import read_verified
+from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
+from lmm_classifier.index.npz import read_npz
+from lmm_classifier.index.shards import Record, read_records, read_vectors
+from lmm_classifier.types import EncoderContract, FloatArray, IntArray, Neighbours
+
+FAISS_FILE = "index.faiss"
+FAISS_BYTE_LIMIT = 1 << 38  # 256 GiB: refuse a header that asks for more before allocating
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Rows of an index, best first: similarity float32 (n, k) and rows int64 (n, k), -1 as padding."""
+
+    similarity: FloatArray
+    rows: IntArray
+
+
+class VectorIndex:
+    """Labelled unit vectors, searched exactly by cosine similarity.
+
+    Attributes:
+        encoder: contract of the encoder that made the vectors.
+        records: n records, in row order.
+        labels: the distinct labels, sorted.
+    """
+
+    def __init__(
+        self, encoder: EncoderContract, records: Sequence[Record], engine: faiss.Index, name: str
+    ) -> None:
+        if not engine.ntotal == len(records) or engine.d != encoder.dim:
+            raise IndexFolderError(
+                f"{name} is inconsistent: {engine.ntotal} vectors of dimension {engine.d} for {len(records)} "
+                f"records of dimension {encoder.dim}; rebuild the index"
+            )
+        self.encoder = encoder
+        self.records = tuple(records)
+        self.labels = tuple(sorted({record.label for record in records}))
+        self._name = name
+        self._engine = engine
+        self._selections: dict[tuple[str, ...], faiss.SearchParameters] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def search(self, queries: FloatArray, k: int, labels: tuple[str, ...] | None = None) -> Found:
+        """Find the k most similar vectors of each query.
+
+        Args:
+            queries: float32 (n, d), unit rows, made by this index's encoder.
+            k: clipped to the number of vectors.
+            labels: only vectors with these labels; None means all. Rows short of k are padded.
+
+        Raises:
+            EncoderMismatchError: queries of another dimension.
+            ConfigError: the index has none of the labels.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.encoder.dim:
+            raise EncoderMismatchError(f"queries must be (n, {self.encoder.dim}), got {queries.shape}")
+        if not np.isfinite(queries).all():
+            raise EncoderMismatchError("queries hold numbers that are not finite: the encoder failed")
+        selection = None if labels is None else self._selection(labels)
+        similarity, rows = self._engine.search(queries, min(k, len(self)), params=selection)
+        return Found(np.where(rows < 0, np.float32(0), similarity), rows)
+
+    def describe(self, similarity: FloatArray, rows: IntArray) -> Neighbours:
+        """Add labels and paths to rows (r, k) that a search found."""
+        near = [[self.records[j] for j in row if j >= 0] for row in rows.tolist()]
+        return Neighbours(
+            similarity=similarity,
+            rows=rows,
+            labels=tuple(tuple(record.label for record in row) for row in near),
+            paths=tuple(tuple(record.path for record in row) for row in near),
+        )
+
+    def vectors_of(self, embeddings: Mapping[str, FloatArray]) -> FloatArray:
+        """The embeddings that this index can be searched by.
+
+        Raises:
+            EncoderMismatchError: none of them was made by its encoder.
+        """
+        if self.encoder.fingerprint not in embeddings:
+            raise EncoderMismatchError(
+                f"{self._name} was built by encoder {describe_encoder(self.encoder)}, the query by "
+                f"{', '.join(sorted(embeddings)) or 'none'}; set `encoder` to match, or rebuild the index"
+            )
+        return embeddings[self.encoder.fingerprint]
+
+    def _selection(self, labels: tuple[str, ...]) -> faiss.SearchParameters:
+        if labels not in self._selections:
+            wanted = set(labels)
+            rows = np.asarray(
+                [i for i, record in enumerate(self.records) if record.label in wanted], np.int64
+            )
+            if not rows.size:
+                raise ConfigError(
+                    f"{self._name} has no image with one of the labels {', '.join(labels)}; "
+                    f"it has {', '.join(self.labels)}"
+                )
+            self._selections[labels] = faiss.SearchParameters(sel=faiss.IDSelectorBatch(rows))  # type: ignore[call-arg]
+        return self._selections[labels]
+
+
+def describe_encoder(contract: EncoderContract) -> str:
+    """One line that lets a person find the encoder again."""
+    weights = f" {contract.weights}" if contract.weights else ""
+    kind = f"{contract.dim} dimensions, {contract.dtype}, fingerprint {contract.fingerprint}"
+    return f"{contract.name}{weights} ({kind})"
+
+
+def flat_index(vectors: FloatArray) -> faiss.IndexFlatIP:
+    """An exact inner-product index over float32 (n, d); on unit rows that is cosine similarity."""
+    engine = faiss.IndexFlatIP(vectors.shape[1])
+    engine.add(vectors)
+    return engine
+
+
+_lock = threading.Lock()
+
+
+def open_index(path: Path) -> VectorIndex:
+    """Open an index folder, or an .npz file, verifying every file it is made of.
+
+    The opened index is kept, and opened anew when the file on disk has been replaced.
+
+    Raises:
+        IndexFolderError: missing, damaged or inconsistent; the message names the file.
+    """
+    marker = path if path.suffix == ".npz" else path / MANIFEST
+    try:
+        status = marker.stat()
+    except OSError as error:
+        raise IndexFolderError(
+            f"{path} is not an index ({marker.name}: {error.strerror}); build one with `index build`"
+        ) from error
+    with _lock:
+        return _open(path.resolve(), status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=4)
+def _open(path: Path, _changed_ns: int, _inode: int) -> VectorIndex:
+    if path.suffix == ".npz":
+        contract, vectors, records = read_npz(path)
+        return VectorIndex(contract, records, flat_index(vectors), str(path))
+    manifest = read_manifest(path)
+    records = read_records(path, manifest.files)
+    vectors = read_vectors(path, manifest.files, manifest.encoder.dim)
+    engine = _read_engine(path, manifest)
+    if not manifest.count == len(records) == len(vectors):
+        raise IndexFolderError(
+            f"{path / MANIFEST} counts {manifest.count} images, the shards hold {len(records)} records and "
+            f"{len(vectors)} vectors; rebuild the index"
+        )
+    return VectorIndex(manifest.encoder, records, engine, str(path))
+
+
+def _read_engine(folder: Path, manifest: Manifest) -> faiss.Index:
+    record = manifest.files.get(FAISS_FILE)
+    if record is None:
+        raise IndexFolderError(f"{folder / MANIFEST} does not list {FAISS_FILE}; rebuild the index")
+    content = read_verified(folder, FAISS_FILE, record)
+    faiss.set_deserialization_vector_byte_limit(FAISS_BYTE_LIMIT)
+    try:
+        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    except RuntimeError as error:
+        raise IndexFolderError(f"{folder / FAISS_FILE} is not a FAISS index; rebuild the index") from error

@@ -1,0 +1,119 @@
+"""A shard: vectors in one .npy file and their records in a .parquet file of the same name."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmm_classifier.errors import IndexFolderError
+from lmm_classifier.index.files import FileRecord, read_verified, write_durably
+from lmm_classifier.types import FloatArray
+
+SHARD_ROWS = 8192  # 36 MiB of vectors at d = 1152
+FAILURES = "failures.jsonl"
+FOLDER = "shards"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One indexed image: path relative to the corpus root, label, SHA-256 of the file's bytes."""
+
+    path: str
+    label: str
+    sha256: str
+
+
+# Names are bytes on disk and need not be UTF-8, so they are stored as bytes.
+_SCHEMA = pa.schema([("path", pa.binary()), ("label", pa.binary()), ("sha256", pa.string())])
+
+
+def write_shard(
+    folder: Path, number: int, vectors: FloatArray, records: Sequence[Record]
+) -> dict[str, FileRecord]:
+    """Write vectors (n, d) and their n records; returns the manifest's entries for the two files."""
+    table = pa.table(
+        {
+            "path": [os.fsencode(record.path) for record in records],
+            "label": [os.fsencode(record.label) for record in records],
+            "sha256": [record.sha256 for record in records],
+        },
+        schema=_SCHEMA,
+    )
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet, compression="zstd")
+    npy = io.BytesIO()
+    np.lib.format.write_array(npy, vectors, allow_pickle=False)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    name = f"{FOLDER}/{number:06d}"
+    return {
+        f"{name}.npy": write_durably(folder / f"{name}.npy", npy.getvalue(), len(vectors)),
+        f"{name}.parquet": write_durably(folder / f"{name}.parquet", parquet.getvalue(), len(records)),
+    }
+
+
+def read_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> FloatArray:
+    """Vectors of all shards, float32 (n, dim), in order.
+
+    Raises:
+        IndexFolderError: a file is damaged, of another shape, or holds numbers that are not finite.
+    """
+    parts = []
+    for name in sorted(name for name in files if name.endswith(".npy")):
+        content = read_verified(folder, name, files[name])
+        try:
+            part = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise IndexFolderError(f"{folder / name} is not an array file; rebuild the index") from error
+        if part.dtype != np.float32 or part.shape != (files[name].rows, dim) or not np.isfinite(part).all():
+            raise IndexFolderError(
+                f"{folder / name} must hold finite float32 ({files[name].rows}, {dim}), "
+                f"it holds {part.dtype} {part.shape}; rebuild the index"
+            )
+        parts.append(part)
+    return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
+
+
+def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record, ...]:
+    """Records of all shards, in order.
+
+    Raises:
+        IndexFolderError: a file is damaged or has other columns or another number of rows.
+    """
+    records: list[Record] = []
+    for name in sorted(name for name in files if name.endswith(".parquet")):
+        content = read_verified(folder, name, files[name])
+        try:
+            table = pq.read_table(io.BytesIO(content), schema=_SCHEMA)
+        except (pa.ArrowException, OSError) as error:
+            raise IndexFolderError(
+                f"{folder / name} does not hold index records; rebuild the index"
+            ) from error
+        if table.num_rows != files[name].rows:
+            raise IndexFolderError(
+                f"{folder / name} holds {table.num_rows} records instead of {files[name].rows}"
+            )
+        columns = (table[column].to_pylist() for column in ("path", "label", "sha256"))
+        records += (
+            Record(os.fsdecode(path), os.fsdecode(label), sha256)
+            for path, label, sha256 in zip(*columns, strict=True)
+        )
+    return tuple(records)
+
+
+def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[dict[str, str], ...]:
+    """What `write_failures` wrote: path, code and reason of every file that was not indexed."""
+    return tuple(json.loads(line) for line in read_verified(folder, FAILURES, files[FAILURES]).splitlines())
+
+
+def write_failures(folder: Path, failures: Iterable[tuple[str, str, str]]) -> dict[str, FileRecord]:
+    """Write failures.jsonl from (path, code, reason) triples; returns its manifest entry."""
+    lines = [json.dumps(dict(zip(("path", "code", "reason"), item, strict=True))) + "\n" for item in failures]
+    return {FAILURES: write_durably(folder / FAILURES, "".join(lines).encode(), len(lines))}

@@ -1,0 +1,54 @@
+"""Log lines of this package, plain or as JSON; the loggers of the host program stay as they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import IO, Literal
+
+PACKAGE = "lmm_classifier"
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: time (UTC, ISO 8601), level, logger, message, and the error if any.
+
+    What a call passes in `extra={"fields": {...}}` is added as it is.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        body = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            body["error"] = self.formatException(record.exc_info)
+        return json.dumps(body, default=str)
+
+
+class _OurHandler(logging.StreamHandler[IO[str]]):
+    """Marks the handler that a second call replaces."""
+
+
+def setup_logging(level: Level = "INFO", json: bool = False, stream: IO[str] | None = None) -> None:
+    """Show this package's log records, and only those; calling it again replaces the former setting.
+
+    Args:
+        level: least severe level shown.
+        json: one JSON object per line instead of plain text.
+        stream: where to; standard error by default.
+    """
+    logger = logging.getLogger(PACKAGE)
+    for handler in [h for h in logger.handlers if isinstance(h, _OurHandler)]:
+        logger.removeHandler(handler)
+    handler = _OurHandler(stream or sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(JsonFormatter() if json else plain)
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False  # else a host that logs to its root would print every line twice

@@ -1,0 +1,128 @@
+"""What the rest of the package may ask of a model, and the one place that opens one. No torch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, Literal, Protocol, cast
+
+from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lmm_classifier import registry
+from lmm_classifier.errors import ModelError
+from lmm_classifier.types import EncoderContract, FloatArray
+
+RETRY_AFTER_S = 60.0
+"""A model that failed to open is not tried again for this long: offline, a try may wait for the network."""
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class ModelSpec:
+    """Which model, from where, on what. Hashable: equal specs share one loaded model.
+
+    Attributes:
+        family: name in the registry, such as "siglip".
+        weights: hub id ("google/siglip-so400m-patch14-384"), local folder ("./my-model"), shipped
+            checkpoint ("shipped:siglip-digits"), or "" for the family's default.
+        revision: branch, tag or commit on the hub; ignored for local weights.
+        device: "auto" (first CUDA device, else Apple's, else the processor) or a torch device.
+        dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or the arithmetic to force.
+    """
+
+    family: str
+    weights: str = ""
+    revision: str = "main"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class Encoder(Protocol):
+    """Images to unit vectors. An encoder is constructed from a ModelSpec."""
+
+    @property
+    def contract(self) -> EncoderContract:
+        """Everything that decides the vectors."""
+        ...
+
+    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB images of any size.
+
+        Returns:
+            float32 (len(images), contract.dim), each row of L2 norm 1. An image's vector does not
+            depend on the other images of the call beyond rounding.
+
+        Raises:
+            ModelError: the model failed.
+        """
+        ...
+
+
+@plain_dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """One image, one prompt, and the answers to compare."""
+
+    image: Image.Image
+    prompt: str
+    options: tuple[str, ...]
+
+
+class Chooser(Protocol):
+    """A vision-language model that rates given answers. A chooser is constructed from a ModelSpec."""
+
+    def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
+        """Rate every option of every question, `batch_size` (question, option) pairs per forward pass.
+
+        Returns:
+            per question, float32 (len(options),): natural logarithm of the likelihood of the option,
+            whole and followed by the end of the answer, given image and prompt.
+
+        Raises:
+            ModelError: the model failed.
+        """
+        ...
+
+
+_opened: dict[tuple[registry.Kind, ModelSpec], Any] = {}
+_failed: dict[tuple[registry.Kind, ModelSpec], tuple[float, ModelError]] = {}
+_lock = threading.Lock()
+
+
+def load_encoder(spec: ModelSpec) -> Encoder:
+    """The one encoder of this spec in the process, opened on first use.
+
+    Raises:
+        ConfigError: unknown family.
+        ModelError: it cannot be opened.
+    """
+    return cast("Encoder", _load("encoder", spec))
+
+
+def load_chooser(spec: ModelSpec) -> Chooser:
+    """The one chooser of this spec in the process, opened on first use.
+
+    Raises:
+        ConfigError: unknown family.
+        ModelError: it cannot be opened.
+    """
+    return cast("Chooser", _load("chooser", spec))
+
+
+def _load(kind: registry.Kind, spec: ModelSpec) -> Any:
+    key = (kind, spec)
+    with _lock:  # two first requests must not open a model twice
+        if key in _opened:
+            return _opened[key]
+        failed_at, error = _failed.get(key, (float("-inf"), None))
+        if error is not None and time.monotonic() - failed_at < RETRY_AFTER_S:
+            raise error.with_traceback(None)
+        try:
+            _opened[key] = registry.resolve(kind, spec.family)(spec)
+        except ModelError as new_error:
+            _failed[key] = (time.monotonic(), new_error)
+            raise
+        _failed.pop(key, None)
+        return _opened[key]

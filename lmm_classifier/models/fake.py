@@ -1,0 +1,51 @@
+"""Deterministic stand-ins that ship with the package: for tests, dry runs and plug-in authors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.types import EncoderContract, FloatArray
+
+GRID = 4
+FAILS = "fails"
+
+
+class FakeEncoder:
+    """Mean colours on a 4 x 4 grid: similar pictures get similar vectors, d = 48."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._weights = spec.weights
+
+    @property
+    def contract(self) -> EncoderContract:
+        return EncoderContract(
+            "fake", self._weights, "", "", f"{GRID}x{GRID} box", 3 * GRID * GRID, "float32"
+        )
+
+    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
+        grids = [np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float32) for image in images]
+        flat = (
+            np.asarray(grids, np.float32).reshape(len(images), 3 * GRID * GRID) + 1
+        )  # black has a direction too
+        return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True), np.float32)
+
+
+class FakeChooser:
+    """Prefers the option that `weights` names, else the alphabetically first; `weights: fails` raises."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._preferred = spec.weights
+
+    def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:  # noqa: ARG002
+        if self._preferred == FAILS:
+            raise ModelError("the fake chooser was told to fail")
+        return [self._rate(question.options) for question in questions]
+
+    def _rate(self, options: tuple[str, ...]) -> FloatArray:
+        chosen = self._preferred if self._preferred in options else min(options)
+        return np.asarray([-0.1 if option == chosen else -3.0 for option in options], np.float32)

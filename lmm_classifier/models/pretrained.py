@@ -1,0 +1,164 @@
+"""Opening Hugging Face checkpoints: where the weights are, on which device, and what goes wrong in words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from lmm_classifier.errors import ModelError, ModelUnavailableError
+from lmm_classifier.models.base import ModelSpec
+
+T = TypeVar("T")
+
+SHIPPED = "shipped:"
+_CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+_UNUSABLE = (  # what `from_pretrained` raises over files that are damaged or of another kind
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    StrictDataclassError,  # a field of config.json
+    pickle.UnpicklingError,
+)
+
+
+def locate(weights: str) -> str:
+    """Turn the weights of a spec into what `from_pretrained` takes: a folder or a hub id.
+
+    Raises:
+        ModelUnavailableError: a local or shipped folder that does not exist.
+    """
+    if weights.startswith(SHIPPED):
+        folder = _CHECKPOINTS / weights.removeprefix(SHIPPED)
+        if folder.parent != _CHECKPOINTS or not (folder / "config.json").is_file():
+            known = ", ".join(
+                sorted(SHIPPED + path.parent.name for path in _CHECKPOINTS.glob("*/config.json"))
+            )
+            raise ModelUnavailableError(f"no shipped checkpoint {weights!r}; shipped are {known}")
+        return str(folder)
+    if weights.startswith(("/", "./", "../", "~")):
+        folder = Path(weights).expanduser()
+        if not folder.is_dir():
+            raise ModelUnavailableError(f"model folder {weights!r} does not exist; check `weights`")
+        return str(folder)
+    return weights
+
+
+def pretrained(loader: Callable[..., T], spec: ModelSpec, weights: str, **options: Any) -> T:
+    """Call a `from_pretrained`, never running code that came with the weights.
+
+    Raises:
+        ModelUnavailableError: neither on this machine nor reachable.
+        ModelError: the files are there, but are no usable checkpoint of this kind.
+    """
+    unusable = f"model {weights!r} cannot be opened as {spec.family!r}"
+    try:
+        where = locate(weights)
+        with _quietly():
+            return loader(where, revision=spec.revision, trust_remote_code=False, **options)
+    except OSError as error:
+        if Path(where).is_dir():
+            raise ModelError(f"{unusable}: {first_line(error)}") from error
+        raise ModelUnavailableError(
+            f"model {weights!r} is neither on this machine nor reachable: connect once so that it can be "
+            "downloaded, or set `weights` to a local folder"
+        ) from error
+    except _UNUSABLE as error:
+        raise ModelError(f"{unusable}: {first_line(error)}") from error
+
+
+def pretrained_model(loader: Callable[..., Any], spec: ModelSpec, weights: str) -> Any:
+    """Open a model for inference on the spec's device, refusing one with missing weights.
+
+    transformers fills missing weights with random numbers and only logs it.
+    """
+    device = device_of(spec)
+    model, report = pretrained(
+        loader, spec, weights, dtype=dtype_of(spec), use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model {weights!r} lacks {len(missing)} weights of its architecture, such as {missing[0]!r}"
+        )
+    try:
+        return model.eval().requires_grad_(False).to(device)
+    except RuntimeError as error:  # torch's out-of-memory is one
+        raise ModelError(f"model {weights!r} cannot be moved to {device}: {first_line(error)}") from error
+
+
+def device_of(spec: ModelSpec) -> torch.device:
+    """The device a spec means.
+
+    Raises:
+        ModelError: it names a device this machine does not have.
+    """
+    if spec.device != "auto":
+        kind, _, index = spec.device.partition(":")
+        count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+        if int(index or 0) >= count[kind]:
+            raise ModelError(f"device {spec.device!r} is not available here; use device: auto")
+        return torch.device(spec.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def dtype_of(spec: ModelSpec) -> torch.dtype:
+    """The arithmetic a spec means; float16 is never chosen, it overflows in some of these models."""
+    if spec.dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.dtype]
+    return torch.bfloat16 if device_of(spec).type == "cuda" else torch.float32
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all tensors: equal for equal weights in any file layout."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def preprocessing_of(image_processor: Any) -> str:
+    """Canonical JSON of an image processor; the class name tells the resize backend, which moves pixels."""
+    settings = {key: value for key, value in image_processor.to_dict().items() if not key.startswith("_")}
+    settings["class"] = type(image_processor).__name__
+    settings.pop("image_processor_type", None)
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error, or its kind where it says nothing: our messages are one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bars, no retries one by one, no list of the text tower's weights that stay unused."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    hub_verbosity = hub_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(hub_verbosity)
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,83 @@
+"""The Step contract, and the fold that runs steps over samples."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import ClassVar
+
+from lmm_classifier.errors import ConfigError, StepError
+from lmm_classifier.types import Sample, read_only
+
+
+class Step(ABC):
+    """One stage of the pipeline: a frozen dataclass whose fields are its whole configuration.
+
+    Subclass it with `@pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid"})`.
+    tests/contract holds every registered step to these rules:
+
+      1. The fields are the whole configuration; unknown keys and out-of-range values are refused.
+      2. Constructing a step is free: no file, network or model is touched. Equal steps are equal values.
+      3. `run` returns one sample per input, in order, with the same ids.
+      4. `run` changes only the sample fields named in `provides`.
+      5. `run([]) == []`, and an answer does not depend on the batch it came in.
+      6. It never swallows an exception.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]]
+    provides: ClassVar[frozenset[str]]
+
+    def load(self) -> None:  # noqa: B027 -- most steps have nothing to open
+        """Open models and files now instead of on the first batch. Idempotent."""
+
+    @abstractmethod
+    def run(self, batch: Sequence[Sample]) -> list[Sample]:
+        """Process one batch."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Steps in order. Wiring is checked on construction, before any model is opened.
+
+    Raises:
+        ConfigError: a step reads a field that no earlier step sets.
+    """
+
+    steps: tuple[Step, ...]
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        available = {"image", "regions"}
+        for step in self.steps:
+            if missing := sorted(step.requires - available):
+                raise ConfigError(
+                    f"step {step.name!r} needs {', '.join(missing)}, which no earlier step provides; "
+                    f"the order given is {' -> '.join(s.name for s in self.steps)}"
+                )
+            available |= step.provides
+
+    def load(self) -> None:
+        """Open every step's models and files now."""
+        for step in self.steps:
+            step.load()
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yield finished samples in input order, `batch_size` at a time."""
+        source = iter(samples)
+        while batch := list(islice(source, self.batch_size)):
+            for step in self.steps:
+                batch = _run_step(step, batch)
+            yield from batch
+
+
+def _run_step(step: Step, batch: list[Sample]) -> list[Sample]:
+    started = time.perf_counter()
+    result = step.run(batch)
+    seconds = (time.perf_counter() - started) / len(batch)
+    if [s.sample_id for s in result] != [s.sample_id for s in batch]:
+        raise StepError(f"step {step.name!r} lost, added or reordered samples")
+    return [replace(s, timings=read_only({**s.timings, step.name: seconds})) for s in result]

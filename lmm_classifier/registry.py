@@ -1,0 +1,64 @@
+"""The one table of names: what a YAML file may call, and the class behind each name.
+
+Classes are named by string and imported on first use, so listing costs nothing. Another package adds to
+the table through an entry point of the kind's group, `lmm_classifier.<kind>s`; built-in names win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from lmm_classifier.errors import ConfigError
+
+Kind = Literal["step", "encoder", "chooser"]
+
+BUILTINS: Mapping[Kind, Mapping[str, str]] = {
+    "step": {  # in data-flow order
+        "embed": "lmm_classifier.steps.embed:Embed",
+        "retrieve": "lmm_classifier.steps.retrieve:Retrieve",
+        "vote": "lmm_classifier.steps.vote:Vote",
+        "open_set": "lmm_classifier.steps.open_set:OpenSet",
+        "rerank": "lmm_classifier.steps.rerank:Rerank",
+    },
+    "encoder": {
+        "siglip": "lmm_classifier.models.siglip:SiglipEncoder",
+        "descriptor": "lmm_classifier.models.descriptor:DescriptorEncoder",
+        "fake": "lmm_classifier.models.fake:FakeEncoder",
+    },
+    "chooser": {
+        "qwen-vl": "lmm_classifier.models.qwen_vl:QwenVLChooser",
+        "fake": "lmm_classifier.models.fake:FakeChooser",
+    },
+}
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Built-in names in their order, then those of installed plug-ins, sorted."""
+    builtin = BUILTINS[kind]
+    plugins = {entry.name for entry in entry_points(group=f"lmm_classifier.{kind}s")}
+    return (*builtin, *sorted(plugins - builtin.keys()))
+
+
+def resolve(kind: Kind, name: str) -> Any:
+    """Import and return the class registered under `name`.
+
+    Raises:
+        ConfigError: no such name; the message proposes the nearest one.
+    """
+    if target := BUILTINS[kind].get(name):
+        module, _, attribute = target.partition(":")
+        return getattr(import_module(module), attribute)
+    for entry in entry_points(group=f"lmm_classifier.{kind}s", name=name):
+        return entry.load()
+    raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
+
+
+def did_you_mean(wrong: str, known: tuple[str, ...]) -> str:
+    """The tail of an error about a misspelt name: the nearest known one, or all of them."""
+    if near := get_close_matches(wrong, known, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}"

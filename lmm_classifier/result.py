@@ -1,0 +1,112 @@
+"""The public answer for one image: a flat, self-explaining view of a finished sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lmm_classifier.decision.policy import Thresholds
+from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Status, required
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A label that was in the running.
+
+    Attributes:
+        label: the label; UNKNOWN where the reranker was offered it.
+        score: evidence from retrieval, in [0, 1].
+        probability: the reranker's, among the options it was shown; None where it was not asked.
+    """
+
+    label: str
+    score: float
+    probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A labelled image of the corpus that is near: path relative to the corpus root, cosine similarity."""
+
+    path: str
+    label: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What the classifier says of one image, and why.
+
+    Attributes:
+        source: path of the image, or a name like "image-0" for one given in memory.
+        label: the answer; "unknown" when no label of the corpus fits.
+        score: in [0, 1]: evidence from retrieval, or the reranker's probability, as `stage` says.
+        used_reranker: whether a vision-language model decided.
+        status: "known", "uncertain" (a best guess) or "unknown".
+        stage: name of the step that decided.
+        reason: one sentence with the numbers that decided.
+        degraded: why a stage that should have taken part could not; None when all did.
+        retrieval_label: the answer retrieval alone gives.
+        closeness: weighted mean similarity to the neighbours, in [0, 1]: how known the image looks.
+        candidates: best first by evidence.
+        neighbours: nearest first.
+        thresholds: the cuts in force; None when the pipeline has no `open_set` step.
+        timings: step -> seconds, this image's share of its batch.
+    """
+
+    source: str
+    label: str
+    score: float
+    used_reranker: bool
+    status: Status
+    stage: str
+    reason: str
+    degraded: str | None
+    retrieval_label: str
+    closeness: float
+    candidates: tuple[Candidate, ...]
+    neighbours: tuple[Neighbour, ...]
+    thresholds: Thresholds | None
+    timings: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types."""
+        return {**asdict(self), "timings": dict(self.timings)}
+
+
+def summarise(sample: Sample, thresholds: Thresholds | None) -> Classification:
+    """View the whole-image region of a finished sample as a Classification."""
+    verdict = required(sample.verdicts)[0]
+    scores, neighbours = required(sample.scores), required(sample.neighbours)
+    choice = sample.choices[0] if sample.choices else None
+    candidates = _candidates(scores, choice)
+    best_known = next((c.label for c in candidates if c.label != UNKNOWN), UNKNOWN)
+    unknown_by_retrieval = verdict.status == "unknown" and choice is None
+    near = zip(neighbours.paths[0], neighbours.labels[0], neighbours.similarity[0].tolist(), strict=False)
+    return Classification(
+        source=sample.sample_id,
+        label=UNKNOWN if verdict.label is None else verdict.label,
+        score=verdict.score,
+        used_reranker=choice is not None,
+        status=verdict.status,
+        stage=verdict.decided_by,
+        reason=verdict.reason,
+        degraded=verdict.degraded,
+        retrieval_label=UNKNOWN if unknown_by_retrieval else best_known,
+        closeness=float(scores.values[0].sum(dtype=np.float64)),
+        candidates=candidates,
+        neighbours=tuple(Neighbour(*item) for item in near),
+        thresholds=thresholds,
+        timings=dict(sample.timings),
+    )
+
+
+def _candidates(scores: Scores, choice: Choice | None) -> tuple[Candidate, ...]:
+    probabilities = choice.probabilities if choice else {}
+    evidence = dict(zip(scores.labels, scores.values[0].tolist(), strict=True))
+    ranked = sorted(evidence, key=lambda label: -evidence[label])
+    offered = [label for label in probabilities if label not in evidence]
+    return tuple(Candidate(x, evidence.get(x, 0.0), probabilities.get(x)) for x in (*ranked, *offered))

@@ -1,0 +1,41 @@
+"""regions -> embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.pipeline import Step
+from lmm_classifier.types import Sample, read_only
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Embed(Step):
+    """Encode every region of every image in one model call."""
+
+    name: ClassVar[str] = "embed"
+    requires: ClassVar[frozenset[str]] = frozenset({"image", "regions"})
+    provides: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+
+    encoder: ModelSpec
+
+    def load(self) -> None:
+        load_encoder(self.encoder)
+
+    def run(self, batch: Sequence[Sample]) -> list[Sample]:
+        if not batch:
+            return []
+        encoder = load_encoder(self.encoder)
+        vectors = encoder.encode([crop for sample in batch for crop in sample.crops()])  # (sum of r, d)
+        vectors.setflags(write=False)
+        key = encoder.contract.fingerprint
+        ends = np.cumsum([len(sample.regions) for sample in batch])
+        return [
+            replace(sample, embeddings=read_only({**sample.embeddings, key: rows}))
+            for sample, rows in zip(batch, np.split(vectors, ends[:-1]), strict=True)
+        ]

@@ -1,0 +1,93 @@
+"""scores -> verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from lmm_classifier.decision.policy import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_MIN_DELTA,
+    DEFAULT_OPEN_SET,
+    Thresholds,
+    judge,
+    weigh,
+)
+from lmm_classifier.index.calibration import read_calibration
+from lmm_classifier.pipeline import Step
+from lmm_classifier.types import FloatArray, Sample, Verdict, required
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class OpenSet(Step):
+    """Decide known, uncertain or unknown from the evidence.
+
+    Attributes:
+        confidence_threshold, open_set_threshold: None takes the calibrated value, else the documented
+            default (0.6 and 0.35).
+        min_delta: lead over the second label that a confident answer needs.
+        allow_unknown: False gives every image a label (closed set).
+        calibration: index folder whose calibration supplies thresholds that are None.
+    """
+
+    name: ClassVar[str] = "open_set"
+    requires: ClassVar[frozenset[str]] = frozenset({"scores"})
+    provides: ClassVar[frozenset[str]] = frozenset({"verdicts"})
+
+    confidence_threshold: Share | None = None
+    open_set_threshold: Share | None = None
+    min_delta: Share = DEFAULT_MIN_DELTA
+    allow_unknown: bool = True
+    calibration: Path | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        confidence, open_set = self.confidence_threshold, self.open_set_threshold
+        if confidence is not None and open_set is not None and open_set > confidence:
+            raise ValueError(
+                f"open_set_threshold ({open_set}) must not exceed confidence_threshold ({confidence})"
+            )
+        return self
+
+    def load(self) -> None:
+        self.thresholds()
+
+    def thresholds(self) -> Thresholds:
+        """The cuts in force, once configuration, calibration and defaults are put together."""
+        fitted = read_calibration(self.calibration) if self.calibration else None
+        base_confidence, base_open_set = (
+            (fitted.confidence_threshold, fitted.open_set_threshold)
+            if fitted
+            else (DEFAULT_CONFIDENCE, DEFAULT_OPEN_SET)
+        )
+        configured = self.confidence_threshold is not None and self.open_set_threshold is not None
+        return Thresholds(
+            confidence=base_confidence if self.confidence_threshold is None else self.confidence_threshold,
+            open_set=base_open_set if self.open_set_threshold is None else self.open_set_threshold,
+            min_delta=self.min_delta,
+            allow_unknown=self.allow_unknown,
+            source="configured" if configured else "calibrated" if fitted else "default",
+        )
+
+    def run(self, batch: Sequence[Sample]) -> list[Sample]:
+        if not batch:
+            return []
+        cut = self.thresholds()
+        return [replace(sample, verdicts=self._decide(sample, cut)) for sample in batch]
+
+    def _decide(self, sample: Sample, cut: Thresholds) -> tuple[Verdict, ...]:
+        scores = required(sample.scores)
+        return tuple(self._verdict(scores.labels, row, cut) for row in scores.values)
+
+    def _verdict(self, labels: tuple[str, ...], row: FloatArray, cut: Thresholds) -> Verdict:
+        evidence = weigh(row)
+        status, reason = judge(evidence, cut)
+        label = None if status == "unknown" else labels[evidence.best]
+        return Verdict(status, label, evidence.score, self.name, reason)

@@ -1,0 +1,110 @@
+"""uncertain verdicts -> verdicts, by a vision-language model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec, Question, load_chooser
+from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.pipeline import Step
+from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Verdict, required
+
+log = logging.getLogger(__name__)
+
+
+@plain_dataclass(frozen=True, slots=True, eq=False)
+class _Case:
+    """An uncertain region on its way to the model."""
+
+    sample: int
+    region: int
+    question: Question
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Rerank(Step):
+    """Ask a vision-language model about the regions that retrieval left uncertain, and only those.
+
+    The model is opened when the first uncertain region arrives. Where it fails, retrieval's answer
+    stands and the verdict says that it is degraded, and why.
+
+    Attributes:
+        model: the chooser.
+        max_candidates: best labels shown to the model.
+        max_batch_size: (image, candidate) pairs per forward pass.
+        prompt_template: {candidates} and {image_description} are filled in; labels literally.
+        allow_unknown: offer "unknown" beside the candidates.
+    """
+
+    name: ClassVar[str] = "rerank"
+    requires: ClassVar[frozenset[str]] = frozenset({"image", "regions", "scores", "verdicts"})
+    provides: ClassVar[frozenset[str]] = frozenset({"verdicts", "choices"})
+
+    model: ModelSpec
+    max_candidates: Annotated[int, Field(ge=1, le=20)] = 5
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    prompt_template: Annotated[str, Field(min_length=1, pattern=r"\{candidates\}")] = DEFAULT_PROMPT
+    allow_unknown: bool = True
+
+    def load(self) -> None:
+        load_chooser(self.model)
+
+    def run(self, batch: Sequence[Sample]) -> list[Sample]:
+        cases = [case for i, sample in enumerate(batch) for case in self._uncertain(i, sample)]
+        verdicts = [list(required(sample.verdicts)) for sample in batch]
+        choices: list[list[Choice | None]] = [[None] * len(sample.regions) for sample in batch]
+        try:
+            questions = [case.question for case in cases]
+            rated = load_chooser(self.model).log_likelihoods(questions, self.max_batch_size) if cases else []
+        except ModelError as error:
+            # Fail open, visibly: the answer of retrieval is still an answer.
+            log.warning("rerank failed, %d answers stay with retrieval: %s", len(cases), error)
+            for case in cases:
+                old = verdicts[case.sample][case.region]
+                verdicts[case.sample][case.region] = replace(old, degraded=f"rerank: {error}")
+            rated = []
+        for case, log_likelihoods in zip(cases, rated, strict=bool(rated)):
+            choice = Choice(case.question.options, log_likelihoods)
+            choices[case.sample][case.region] = choice
+            verdicts[case.sample][case.region] = self._verdict(choice)
+        return [
+            replace(sample, verdicts=tuple(v), choices=tuple(c))
+            for sample, v, c in zip(batch, verdicts, choices, strict=True)
+        ]
+
+    def _uncertain(self, position: int, sample: Sample) -> Iterator[_Case]:
+        crops = sample.crops()
+        for i, verdict in enumerate(required(sample.verdicts)):
+            if verdict.status == "uncertain":
+                options = self._options(crops[i], required(sample.scores), i)
+                prompt = render_prompt(self.prompt_template, options)
+                yield _Case(position, i, Question(crops[i], prompt, options))
+
+    def _options(self, crop: Image.Image, scores: Scores, region: int) -> tuple[str, ...]:
+        """The best distinct labels, in an order seeded by the image: rank order would give rank 1 away."""
+        ranked = np.argsort(-scores.values[region], kind="stable")[: self.max_candidates]
+        options = sorted(scores.labels[j] for j in ranked)
+        if self.allow_unknown and UNKNOWN not in options:
+            options.append(UNKNOWN)
+        seed = hashlib.sha256(np.ascontiguousarray(crop).data).digest()
+        order = np.random.default_rng(list(seed)).permutation(len(options))
+        return tuple(options[j] for j in order)
+
+    def _verdict(self, choice: Choice) -> Verdict:
+        probabilities = choice.probabilities
+        best = max(probabilities, key=probabilities.__getitem__)
+        reason = f"the model gives {best!r} {probabilities[best]:.3f} among {len(probabilities)} options"
+        if best == UNKNOWN and self.allow_unknown:
+            return Verdict("unknown", None, probabilities[best], self.name, reason)
+        return Verdict("known", best, probabilities[best], self.name, reason)

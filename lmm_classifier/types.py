@@ -1,0 +1,227 @@
+"""What flows through the pipeline: a sample that grows as it passes the steps.
+
+Axes used in every shape comment of this package:
+
+    n  samples (images)
+    r  regions of one image; row 0 is always the whole image
+    d  embedding dimensions
+    k  neighbours kept per region
+    c  labels
+
+Every class is frozen, and arrays are made read-only on entry: a step cannot change what another step
+made, only return `dataclasses.replace(sample, field=...)`. Similarities and scores are always "higher is
+more like". This module imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+Box = tuple[int, int, int, int]
+Status = Literal["known", "uncertain", "unknown"]
+T = TypeVar("T")
+
+UNKNOWN = "unknown"
+"""The label of an answer that no label of the corpus fits; reserved wherever unknowns are allowed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A part of one image.
+
+    Attributes:
+        box: (x0, y0, x1, y1) in pixels, half-open, origin at the top left.
+        kind: what it shows: "image" for the whole frame, else "person", "face", ...
+        source: name of the step that proposed it; "image" for the whole frame.
+        score: detector confidence in [0, 1].
+        mask: bool (h, w) of the whole image, or None for the full box.
+    """
+
+    box: Box
+    kind: str = "image"
+    source: str = "image"
+    score: float = 1.0
+    mask: BoolArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderContract:
+    """Everything that decides which vector an image gets. Vectors of two contracts never mix.
+
+    Attributes:
+        name: encoder family, as in the registry.
+        weights: hub id, local folder name, or "" for an encoder without weights.
+        revision: revision asked of the hub.
+        weights_digest: SHA-256 over the loaded tensors; "" without weights.
+        preprocessing: how an image becomes the model's input, as canonical JSON.
+        dim: d, length of the vectors.
+        dtype: arithmetic of the model, "float32" or "bfloat16". Vectors are always stored as float32.
+    """
+
+    name: str
+    weights: str
+    revision: str
+    weights_digest: str
+    preprocessing: str
+    dim: int
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Short digest of what decides the vectors: `weights` and `revision` only say where from."""
+        identity = asdict(self)
+        if self.weights_digest:
+            del identity["weights"], identity["revision"]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbours:
+    """Nearest labelled images of each region, best first.
+
+    Attributes:
+        similarity: float32 (r, k), cosine in [-1, 1]; 0 where padded.
+        rows: int64 (r, k), row in the index; -1 pads.
+        labels: r tuples of the labels of the rows that are not padding.
+        paths: r tuples of their paths, relative to the corpus root.
+    """
+
+    similarity: FloatArray
+    rows: IntArray
+    labels: tuple[tuple[str, ...], ...]
+    paths: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        if self.similarity.ndim != 2 or self.similarity.shape != self.rows.shape:
+            raise ValueError(
+                f"similarity and rows must both be (r, k), got {self.similarity.shape} and {self.rows.shape}"
+            )
+        self.similarity.setflags(write=False)
+        self.rows.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Evidence per label, never per neighbour.
+
+    Attributes:
+        labels: the c labels that have evidence, sorted.
+        values: float32 (r, c) in [0, 1]: share of the vote times the similarity behind it. A row sums to
+            the weighted mean similarity of the region's neighbours, so the sum says how close the corpus
+            is and the entries say how that closeness is shared out.
+    """
+
+    labels: tuple[str, ...]
+    values: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != len(self.labels):
+            raise ValueError(f"values must be (r, {len(self.labels)}), got {self.values.shape}")
+        self.values.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision for one region.
+
+    Attributes:
+        status: "known", "uncertain" (best guess, not confident) or "unknown".
+        label: the decided label, also when uncertain; None when unknown.
+        score: in [0, 1]: evidence for `label` from retrieval, or the reranker's probability of its choice.
+        decided_by: name of the step that made this decision.
+        reason: one sentence with the numbers that decided.
+        degraded: why a stage that should have taken part could not; None when all did.
+    """
+
+    status: Status
+    label: str | None
+    score: float
+    decided_by: str
+    reason: str
+    degraded: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What a vision-language model made of the options it was shown.
+
+    Attributes:
+        options: labels in the order presented; may include UNKNOWN.
+        log_likelihoods: float32 (len(options),), natural logarithm of each label's likelihood given
+            image and prompt; at most 0.
+    """
+
+    options: tuple[str, ...]
+    log_likelihoods: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.log_likelihoods.shape != (len(self.options),):
+            raise ValueError(
+                f"log_likelihoods must be ({len(self.options)},), got {self.log_likelihoods.shape}"
+            )
+        self.log_likelihoods.setflags(write=False)
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Probability of each option among the options; they sum to 1."""
+        weights = np.exp(self.log_likelihoods.astype(np.float64) - self.log_likelihoods.max())
+        return dict(zip(self.options, (weights / weights.sum()).tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Sample:
+    """One image on its way through the pipeline: one optional field per step.
+
+    Attributes:
+        sample_id: unique within a run; a path for files.
+        image: upright RGB.
+        truth: the right label, where it is known.
+        regions: r regions, the whole image first.
+        embeddings: encoder fingerprint -> float32 (r, d), unit rows.
+        neighbours, scores, verdicts, choices: set by retrieve, vote, open_set and rerank.
+        timings: step name -> seconds this sample took (its share of the batch); kept by the pipeline.
+    """
+
+    sample_id: str
+    image: Image.Image
+    truth: str | None = None
+    regions: tuple[Region, ...]
+    embeddings: Mapping[str, FloatArray] = field(default_factory=lambda: MappingProxyType({}))
+    neighbours: Neighbours | None = None
+    scores: Scores | None = None
+    verdicts: tuple[Verdict, ...] | None = None
+    choices: tuple[Choice | None, ...] | None = None
+    timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def from_image(cls, sample_id: str, image: Image.Image, truth: str | None = None) -> Sample:
+        """Start a sample whose only region is the whole image."""
+        return cls(sample_id=sample_id, image=image, truth=truth, regions=(Region((0, 0, *image.size)),))
+
+    def crops(self) -> list[Image.Image]:
+        """Pixels of each region, in order; the whole image is not copied."""
+        return [self.image if r.kind == "image" else self.image.crop(r.box) for r in self.regions]
+
+
+def required(value: T | None) -> T:
+    """Narrow a field that the step's `requires` guarantees; a bug in the step if it fails."""
+    if value is None:
+        raise AssertionError("a step read a field that it does not list in `requires`")
+    return value
+
+
+def read_only(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A view that cannot be written, over a copy that nobody else holds."""
+    return MappingProxyType(dict(mapping))

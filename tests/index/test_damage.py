@@ -1,0 +1,189 @@
+"""Whatever happens to a file of an index, opening it says which file and never gives wrong answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
+from lmm_classifier.index.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
+from lmm_classifier.index.manifest import MANIFEST, read_manifest
+from lmm_classifier.index.search import open_index
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec
+from synthetic import write_corpus
+
+FILES = ("manifest.json", "index.faiss", "shards/000000.npy", "shards/000000.parquet")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine")
+    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=ModelSpec("fake"))
+    index_corpus(folder / "corpus", folder / "index.npz", encoder=ModelSpec("fake"))
+    return folder
+
+
+@pytest.fixture
+def index(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine / "index", tmp_path / "index"))
+
+
+def damages(content: bytes, rng: np.random.Generator, n: int) -> list[bytes]:
+    """Bit flips, cuts and zeroed runs."""
+    copies = []
+    for i in range(n):
+        at = int(rng.integers(len(content)))
+        copy = bytearray(content)
+        if i % 3 == 0:
+            copy[at] ^= 1 << int(rng.integers(8))
+        elif i % 3 == 1:
+            del copy[at:]
+        else:
+            copy[at : at + 64] = b"\0" * len(copy[at : at + 64])
+        if bytes(copy) != content:
+            copies.append(bytes(copy))
+    return copies
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_damaged_file_is_refused_by_name(index: Path, name: str) -> None:
+    content = (index / name).read_bytes()
+    tried = 0
+    for copy in damages(content, np.random.default_rng(7), 90):
+        (index / name).write_bytes(copy)
+        with pytest.raises(IndexFolderError) as error:
+            open_index(index)
+        assert name.rpartition("/")[2] in str(error.value)
+        assert "\n" not in str(error.value)
+        tried += 1
+    assert tried > 60
+    (index / name).write_bytes(content)
+    assert len(open_index(index)) == 18
+
+
+def test_damaged_npz_is_refused_by_name(pristine: Path, tmp_path: Path) -> None:
+    content = (pristine / "index.npz").read_bytes()
+    path = tmp_path / "copy.npz"
+    refused = 0
+    for copy in damages(content, np.random.default_rng(7), 60):
+        path.write_bytes(copy)
+        refused += _refused_or_equal(path, pristine / "index.npz")
+    assert refused > 40
+
+
+def _refused_or_equal(path: Path, original: Path) -> bool:
+    """Zip headers hold bytes that nobody reads, such as times: damage there changes nothing."""
+    try:
+        index = open_index(path)
+    except IndexFolderError as error:
+        return path.name in str(error)
+    assert index.records == open_index(original).records
+    found = [opened._engine.reconstruct_n(0, 18) for opened in (index, open_index(original))]
+    np.testing.assert_array_equal(*found)
+    return False
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(index: Path, name: str) -> None:
+    (index / name).unlink()
+    with pytest.raises(IndexFolderError, match=name.rpartition("/")[2]):
+        open_index(index)
+
+
+def forge(index: Path, change: Callable[[dict], None]) -> None:
+    """Rewrite the manifest as somebody would who also knows how to compute its digest."""
+    manifest = read_manifest(index)
+    body = json.loads(manifest.to_json())
+    change(body)
+    del body["digest"], body["fingerprint"]
+    import hashlib
+
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (index / MANIFEST).write_text(
+        json.dumps({**body, "digest": digest, "fingerprint": manifest.encoder.fingerprint})
+    )
+
+
+def test_counts_that_disagree_are_refused(index: Path) -> None:
+    forge(index, lambda body: body.update(count=17))
+    with pytest.raises(IndexFolderError, match="manifest.json counts 17"):
+        open_index(index)
+
+
+def test_counts_that_agree_with_themselves_but_not_with_the_shards_are_refused(index: Path) -> None:
+    forge(index, lambda body: body.update(count=17, labels={"red": 17}))
+    with pytest.raises(IndexFolderError, match="counts 17 images, the shards hold 18"):
+        open_index(index)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(index: Path) -> None:
+    forge(index, lambda body: body.update(schema_version=99))
+    with pytest.raises(IndexFolderError, match=r"schema version 99.*upgrade"):
+        open_index(index)
+
+
+def test_a_swapped_encoder_is_refused(index: Path) -> None:
+    forge(index, lambda body: body["encoder"].update(preprocessing="other"))
+    with pytest.raises(IndexFolderError, match="contradicts itself"):
+        open_index(index)
+
+
+def test_what_is_no_index_is_said_to_be_none(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.npz"):
+        with pytest.raises(IndexFolderError, match="not an index"):
+            open_index(path)
+
+
+def test_npz_that_needs_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (canary,))
+
+    metadata = np.asarray([Evil()], dtype=object)
+    np.savez(
+        tmp_path / "old.npz", embeddings=np.ones((1, 4)), labels=["a"], metadata=metadata, metric="cosine"
+    )
+    with pytest.raises(IndexFolderError, match="old.npz"):
+        open_index(tmp_path / "old.npz")
+    assert not canary.exists()
+
+
+def test_npz_that_hides_its_encoder_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", embeddings=np.ones((1, 4)), labels=["a"], metadata=["{}"], metric="cosine")
+    with pytest.raises(IndexFolderError, match="which encoder"):
+        open_index(tmp_path / "x.npz")
+
+
+CALIBRATED = Calibration(0.7, 0.4, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 100, "", "2026-01-01T00:00:00+00:00")
+
+
+def test_calibration_round_trip_and_its_binding_to_the_index(index: Path) -> None:
+    assert read_calibration(index) is None
+    calibration = replace(CALIBRATED, index_digest=read_manifest(index).digest)
+    write_calibration(index, calibration)
+    assert read_calibration(index) == calibration
+    write_calibration(index, replace(calibration, index_digest="another"))
+    with pytest.raises(IndexFolderError, match="another state of this index"):
+        read_calibration(index)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"confidence_threshold": 2}', '{"open_set_threshold": NaN}']
+)
+def test_damaged_calibration_is_refused_by_name(index: Path, text: str) -> None:
+    (index / CALIBRATION).write_text(text)
+    with pytest.raises(IndexFolderError, match=r"calibration\.json"):
+        read_calibration(index)
+
+
+def test_mismatch_is_an_index_error_too() -> None:
+    assert issubclass(EncoderMismatchError, IndexFolderError)

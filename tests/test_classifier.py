@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.result import Classification
+from lmm_classifier.steps.rerank import Rerank
+from synthetic import COLOURS, picture, write_corpus
+
+FAKE = ModelSpec("fake")
+PURPLE = (160, 60, 170)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
+    return folder / "index"
+
+
+def classifier(index: Path, *, rerank: dict[str, Any] | None = None, **settings: Any) -> HybridClassifier:
+    retrieval = {"index_path": index, "confidence_threshold": 0.9, "open_set_threshold": 0.8}
+    retrieval |= settings.pop("retrieval", {})
+    rerank = {"family": "fake", "model_name": ""} | (rerank or {})
+    return HybridClassifier(PipelineConfig(encoder=FAKE, retrieval=retrieval, rerank=rerank, **settings))
+
+
+def test_a_clear_case_is_decided_by_retrieval_and_explains_itself(index: Path) -> None:
+    answer = classifier(index).classify(picture(COLOURS["red"], seed=999))
+    assert (answer.label, answer.status, answer.stage) == ("red", "known", "open_set")
+    assert not answer.used_reranker
+    assert answer.degraded is None
+    assert answer.candidates[0].label == "red"
+    assert answer.score == pytest.approx(answer.candidates[0].score)
+    assert all(n.label == "red" and n.path.startswith("red/") for n in answer.neighbours[:6])
+    similarities = [n.similarity for n in answer.neighbours]
+    assert similarities == sorted(similarities, reverse=True)
+    assert answer.thresholds is not None
+    assert answer.thresholds.confidence == 0.9
+    assert answer.timings.keys() == {"embed", "retrieve", "vote", "open_set", "rerank"}
+    assert all(seconds >= 0 for seconds in answer.timings.values())
+    assert "confidence_threshold 0.900" in answer.reason
+    assert json.loads(json.dumps(answer.to_dict()))["label"] == "red"
+
+
+def test_every_documented_kind_of_image_gets_the_same_answer(index: Path, tmp_path: Path) -> None:
+    image = picture(COLOURS["green"], seed=5)
+    image.save(tmp_path / "photo.png")
+    sources = [
+        image,
+        tmp_path / "photo.png",
+        str(tmp_path / "photo.png"),
+        (tmp_path / "photo.png").read_bytes(),
+        np.asarray(image),
+    ]
+    answers = classifier(index).classify_batch(sources)
+    assert {a.label for a in answers} == {"green"}
+    assert len({round(a.score, 6) for a in answers}) == 1
+    assert [a.source for a in answers] == [
+        "image-0",
+        *[str(tmp_path / "photo.png")] * 2,
+        "image-3",
+        "image-4",
+    ]
+
+
+def test_batch_equals_one_by_one(index: Path) -> None:
+    images = [picture(c, seed=70 + i) for i in range(7) for c in (*COLOURS.values(), PURPLE)]
+    one = classifier(index, batch_size=5)
+    for alone, together in zip(map(one.classify, images), one.classify_batch(images), strict=True):
+        assert (alone.label, alone.stage) == (together.label, together.stage)
+        assert alone.score == pytest.approx(together.score, abs=1e-6)
+
+
+def test_far_from_everything_is_unknown_only_in_an_open_set(index: Path) -> None:
+    strict = {"confidence_threshold": 0.999, "open_set_threshold": 0.995}
+    answer = classifier(index, retrieval=strict).classify(picture(PURPLE))
+    assert (answer.label, answer.status, answer.stage) == ("unknown", "unknown", "open_set")
+    assert answer.retrieval_label == "unknown"
+    closed = classifier(index, retrieval=strict, allow_unknown=False).classify(picture(PURPLE))
+    assert closed.label in COLOURS
+    assert all(c.label != "unknown" for c in closed.candidates)
+
+
+def test_labels_close_the_set_of_answers(index: Path) -> None:
+    only = classifier(index, labels=("blue", "green"), allow_unknown=False)
+    answer = only.classify(picture(COLOURS["red"], seed=3))
+    assert answer.label in {"blue", "green"}
+    assert {n.label for n in answer.neighbours} <= {"blue", "green"}
+    assert classifier(index, labels=("blue", "mauve")).labels_without_images == ("mauve",)
+    with pytest.raises(ConfigError, match="none of the configured labels"):
+        classifier(index, labels=("mauve",)).check_index()
+
+
+UNSURE = {"confidence_threshold": 1.0, "open_set_threshold": 0.1, "top_k": 18}
+
+
+def test_only_uncertain_images_reach_the_reranker(index: Path) -> None:
+    one = classifier(index, retrieval=UNSURE, rerank={"model_name": "green"})
+    answer = one.classify(picture(COLOURS["red"], seed=8))
+    assert (answer.label, answer.stage, answer.used_reranker) == ("green", "rerank", True)
+    assert answer.retrieval_label == "red"
+    shown = {c.label: c.probability for c in answer.candidates if c.probability is not None}
+    assert shown.keys() == {"red", "green", "blue", "unknown"}
+    assert sum(shown.values()) == pytest.approx(1)
+    # -0.1 for the preferred option and -3 for three others, in the fake's own words
+    assert answer.score == pytest.approx(1 / (1 + 3 * np.exp(-2.9)))
+
+
+def test_the_reranker_may_say_unknown_only_in_an_open_set(index: Path) -> None:
+    ask = {"model_name": "unknown"}
+    answer = classifier(index, retrieval=UNSURE, rerank=ask).classify(picture(COLOURS["red"]))
+    assert (answer.label, answer.status, answer.stage) == ("unknown", "unknown", "rerank")
+    closed = classifier(index, retrieval=UNSURE, rerank=ask, allow_unknown=False)
+    assert closed.classify(picture(COLOURS["red"])).label in COLOURS
+
+
+def test_a_failing_reranker_leaves_the_answer_of_retrieval_marked(index: Path) -> None:
+    for model in ({"model_name": "fails"}, {"family": "qwen-vl", "model_name": "./nowhere"}):
+        one = classifier(index, retrieval=UNSURE, rerank=model)
+        answer = one.classify(picture(COLOURS["red"], seed=8))
+        assert (answer.label, answer.status, answer.used_reranker) == ("red", "uncertain", False)
+        assert answer.degraded is not None
+        assert answer.degraded.startswith("rerank: ")
+
+
+def test_without_a_reranker_the_best_label_stands(index: Path) -> None:
+    answer = classifier(index, retrieval=UNSURE, rerank={"enabled": False}).classify(
+        picture(COLOURS["red"], seed=8)
+    )
+    assert (answer.label, answer.status, answer.stage) == ("red", "uncertain", "open_set")
+
+
+def test_the_reranker_is_not_opened_before_it_is_needed(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr("lmm_classifier.steps.rerank.load_chooser", lambda spec: opened.append(spec))
+    one = classifier(index, rerank={"model_name": "not opened yet"})
+    one.load()
+    one.classify(picture(COLOURS["red"], seed=999))
+    assert opened == []
+
+
+def test_candidates_are_shuffled_by_the_image_and_not_ranked(index: Path) -> None:
+    one = classifier(index, retrieval=UNSURE)
+    [rerank] = [step for step in one.pipeline.steps if isinstance(step, Rerank)]
+    first_ranks = []
+    for seed in range(40):
+        [case] = rerank._uncertain(0, _before_rerank(one, picture(COLOURS["red"], seed=seed)))
+        [again] = rerank._uncertain(0, _before_rerank(one, picture(COLOURS["red"], seed=seed)))
+        assert case.question.options == again.question.options
+        assert len(set(case.question.options)) == len(case.question.options)
+        first_ranks.append(case.question.options.index("red"))
+    assert set(first_ranks) == {0, 1, 2, 3}  # the best label stands at every place
+
+
+def _before_rerank(one: HybridClassifier, image: Image.Image) -> Any:
+    from lmm_classifier.pipeline import Pipeline
+    from lmm_classifier.types import Sample
+
+    return next(Pipeline(one.pipeline.steps[:-1]).run([Sample.from_image("x", image)]))
+
+
+def test_another_encoders_index_is_refused(index: Path) -> None:
+    settings = PipelineConfig(encoder=ModelSpec("descriptor"), retrieval={"index_path": index})
+    with pytest.raises(EncoderMismatchError, match=r"was built by encoder fake .*rebuild the index"):
+        HybridClassifier(settings).classify(picture(PURPLE))
+    other = PipelineConfig(encoder=ModelSpec("fake", "other weights"), retrieval={"index_path": index})
+    with pytest.raises(EncoderMismatchError):
+        HybridClassifier(other).classify(picture(PURPLE))
+
+
+def test_missing_index_and_unreadable_images_say_so(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(IndexFolderError, match="index build"):
+        classifier(tmp_path / "nowhere").classify(picture(PURPLE))
+    with pytest.raises(ImageError, match=r"image 1: .*\[not_found\]"):
+        classifier(index).classify_batch([picture(PURPLE), tmp_path / "nowhere.jpg"])
+
+
+def test_files_are_answered_in_order_with_bad_ones_in_their_place(index: Path, tmp_path: Path) -> None:
+    paths = []
+    for i, colour in enumerate([*COLOURS.values()] * 3):
+        paths.append(tmp_path / f"{i}.png")
+        picture(colour, seed=i).save(paths[-1])
+    paths[4].write_bytes(b"no image")
+    answers = list(classifier(index, batch_size=2).classify_files(paths))
+    assert isinstance(answers[4], SkippedFile)
+    assert answers[4].code == "unsupported_format"
+    good = [a for a in answers if isinstance(a, Classification)]
+    assert [a.source for a in good] == [str(p) for p in paths if p != paths[4]]
+    assert [a.label for a in good] == [[*COLOURS][i % 3] for i in range(9) if i != 4]
+
+
+def test_the_reserved_label_is_refused_unless_unknowns_are_off(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    (corpus / "red").rename(corpus / "unknown")
+    index_corpus(corpus, tmp_path / "index", encoder=FAKE)
+    with pytest.raises(ConfigError, match="reserved"):
+        classifier(tmp_path / "index").load()
+    classifier(tmp_path / "index", allow_unknown=False).load()
+
+
+def test_npz_index_works_too(index: Path, tmp_path: Path) -> None:
+    index_corpus(index.parent / "corpus", tmp_path / "index.npz", encoder=FAKE)
+    image = picture(COLOURS["blue"], seed=77)
+    from_npz, from_folder = (
+        classifier(tmp_path / "index.npz").classify(image),
+        classifier(index).classify(image),
+    )
+    assert (from_npz.label, from_npz.neighbours) == (from_folder.label, from_folder.neighbours)
+
+
+def test_a_pipeline_without_a_decision_is_no_classifier() -> None:
+    with pytest.raises(ConfigError, match="neighbours, scores, verdicts"):
+        HybridClassifier(PipelineConfig(pipeline=({"embed": {"encoder": {"family": "fake"}}},)))

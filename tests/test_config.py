@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from lmm_classifier.config import PipelineConfig
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.steps.open_set import OpenSet
+from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.steps.retrieve import Retrieve
+
+ROOT = Path(__file__).parents[1]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("retrieval: {index_path: x, topk: 3}", "retrieval.topk: unknown key; did you mean 'top_k'?"),
+        ("retreival: {index_path: x}", "retreival: unknown key; did you mean 'retrieval'?"),
+        (
+            "rerank: {enabeld: true}\nretrieval: {index_path: x}",
+            "rerank.enabeld: unknown key; did you mean 'enabled'?",
+        ),
+        ("encoder: {family: fake, wieghts: x}\nretrieval: {index_path: x}", "did you mean 'weights'?"),
+        ("retrieval: {index_path: x, top_k: many}", "retrieval.top_k: Input should be a valid integer"),
+        (
+            "retrieval: {index_path: x, top_k: 0}",
+            "retrieval.top_k: Input should be greater than or equal to 1",
+        ),
+        ("retrieval: {index_path: x, confidence_threshold: 1.5}", "retrieval.confidence_threshold: "),
+        ("retrieval: {index_path: x, metric: l2}", "retrieval.metric: Input should be 'cosine'"),
+        (
+            "retrieval: {index_path: x, confidence_threshold: 0.3, open_set_threshold: 0.5}",
+            "open_set_threshold (0.5) must not exceed confidence_threshold (0.3)",
+        ),
+        ("retrieval: {index_path: x}\nrerank: {prompt_template: hello}", "prompt_template"),
+        ("retrieval: {index_path: x}\nlabels: []", "labels"),
+        ("labels: [a]", "retrieval.index_path is required"),
+        ("retrieval:", "retrieval.index_path is required"),
+        ("", "must be a mapping"),
+        ("- a", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("retrieval: {index_path: x}\nretrieval: {index_path: y}", "'retrieval' is given twice, line 2"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("pipeline: [{embedd: {encoder: {family: fake}}}]", "unknown step 'embedd'; did you mean 'embed'?"),
+        ("pipeline: [{embed: {encoder: {family: fake}, sise: 1}}]", "embed.sise: unknown key"),
+        ("pipeline: [{embed: {}, vote: {}}]", "each step is one `name: {options}`"),
+        ("pipeline: [{vote: {}}]\nlabels: [a]", "'labels' has no place beside it"),
+    ],
+)
+def test_bad_settings_get_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        PipelineConfig.from_yaml(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_wiring_is_checked_before_anything_is_opened(tmp_path: Path) -> None:
+    config = PipelineConfig.from_yaml(written(tmp_path, "pipeline: [{vote: {}}]"))
+    with pytest.raises(ConfigError, match="'vote' needs neighbours, which no earlier step provides"):
+        config.build()
+
+
+def test_hostile_files_are_refused_quickly(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 20)}]\n" for i in range(12)
+    )
+    started = time.perf_counter()
+    for text in (bomb, "x: " + "y" * 2_000_000, "[" * 5_000):
+        with pytest.raises(ConfigError):
+            PipelineConfig.from_yaml(written(tmp_path, text))
+    assert time.perf_counter() - started < 5
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    text = (
+        "encoder: {family: siglip, weights: ../models/mine}\n"
+        "retrieval: {index_path: ../indexes/a}\n"
+        "rerank: {model_name: ./judge}\n"
+    )
+    path = written(tmp_path / "deep", text)
+    monkeypatch.chdir(tmp_path)
+    config = PipelineConfig.from_yaml("deep/settings.yaml")
+    assert config.encoder.weights == str(tmp_path / "models/mine")
+    assert config.retrieval is not None
+    assert config.retrieval.index_path.resolve() == tmp_path / "indexes/a"
+    assert config.rerank.model_name == str(tmp_path / "deep/judge")
+    long = "pipeline:\n- retrieve: {index: ../indexes/a}\n- rerank: {model: {family: fake, weights: ../m}}\n"
+    path.write_text(long)
+    retrieve, rerank = PipelineConfig.from_yaml(path).steps()
+    assert isinstance(retrieve, Retrieve)
+    assert retrieve.index.resolve() == tmp_path / "indexes/a"
+    assert isinstance(rerank, Rerank)
+    assert rerank.model.weights == str(tmp_path / "m")
+
+
+def test_hub_ids_and_shipped_names_are_left_alone(tmp_path: Path) -> None:
+    for weights in ("google/siglip-so400m-patch14-384", "shipped:siglip-digits", "/abs/folder"):
+        text = f"encoder: {{family: siglip, weights: '{weights}'}}\nretrieval: {{index_path: x}}"
+        assert PipelineConfig.from_yaml(written(tmp_path, text)).encoder.weights == weights
+
+
+@pytest.mark.parametrize("name", ["default.yaml", "demo.yaml"])
+def test_shipped_settings_round_trip(name: str, tmp_path: Path) -> None:
+    config = PipelineConfig.from_yaml(ROOT / "config" / name)
+    config.to_yaml(tmp_path / "copy.yaml")
+    again = PipelineConfig.from_yaml(tmp_path / "copy.yaml")
+    assert again.build() == config.build()
+
+
+def test_long_form_round_trips(tmp_path: Path) -> None:
+    steps = "- embed: {encoder: {family: fake}}\n- retrieve: {index: a, k: 3}\n- vote: {}\n"
+    long = f"batch_size: 3\npipeline:\n{steps}"
+    config = PipelineConfig.from_yaml(written(tmp_path, long))
+    config.to_yaml(tmp_path / "copy.yaml")
+    assert PipelineConfig.from_yaml(tmp_path / "copy.yaml").build() == config.build()
+
+
+def test_both_spellings_make_the_same_pipeline(tmp_path: Path) -> None:
+    short = """
+labels: [a, b]
+allow_unknown: false
+encoder: {family: fake}
+retrieval: {index_path: idx, top_k: 7, confidence_threshold: 0.7, open_set_threshold: 0.4}
+rerank: {family: fake, model_name: b, min_delta: 0.1, max_batch_size: 4, max_candidates: 3}
+"""
+    long = """
+pipeline:
+- embed: {encoder: {family: fake}}
+- retrieve: {index: idx, k: 7, labels: [a, b]}
+- vote: {}
+- open_set:
+    {confidence_threshold: 0.7, open_set_threshold: 0.4, min_delta: 0.1,
+     allow_unknown: false, calibration: idx}
+- rerank: {model: {family: fake, weights: b}, max_batch_size: 4, max_candidates: 3, allow_unknown: false}
+"""
+    (tmp_path / "long.yaml").write_text(long)
+    assert (
+        PipelineConfig.from_yaml(written(tmp_path, short)).build()
+        == PipelineConfig.from_yaml(tmp_path / "long.yaml").build()
+    )
+
+
+def test_documented_defaults() -> None:
+    # Rows L14 to L23 of the contract: what holds when a key is left out.
+    steps = {step.name: step for step in PipelineConfig(retrieval={"index_path": "x"}).steps()}
+    retrieve, open_set, rerank = steps["retrieve"], steps["open_set"], steps["rerank"]
+    assert isinstance(retrieve, Retrieve)
+    assert isinstance(rerank, Rerank)
+    assert (retrieve.k, rerank.max_batch_size) == (10, 8)
+    assert (rerank.model.family, rerank.model.weights) == ("qwen-vl", "Qwen/Qwen2-VL-7B-Instruct")
+    bare = OpenSet().thresholds()
+    assert (bare.confidence, bare.open_set, bare.min_delta, bare.source) == (0.6, 0.35, 0.05, "default")
+    assert isinstance(open_set, OpenSet)
+    assert open_set.allow_unknown
