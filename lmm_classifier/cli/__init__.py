@@ -1,0 +1,74 @@
+"""The command line: each command parses, calls one function, prints.
+
+Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 failed; 130 interrupted.
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from lmm_classifier import __version__
+from lmm_classifier.cli import classify, config, demo, index
+from lmm_classifier.errors import LmmClassifierError
+from lmm_classifier.logging_config import setup_logging
+from lmm_classifier.text import one_line
+
+app = typer.Typer(
+    name="lmm-classifier",
+    help=__doc__.partition("\n\n")[2],
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.run)
+app.add_typer(index.app, name="index")
+app.command("classify")(classify.run)
+app.add_typer(config.app, name="config")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log what goes well.")] = False,
+    log_json: Annotated[bool, typer.Option(help="Log one JSON object per line.")] = False,
+    version: Annotated[  # noqa: ARG001 -- its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hybrid image classifier: retrieval, calibrated unknowns, and a vision-language model for the rest.
+
+    Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 failed.
+    """
+    setup_logging("INFO" if verbose else "WARNING", json=log_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code; expected errors become one line."""
+    try:
+        code = app(args=arguments, prog_name="lmm-classifier", standalone_mode=False)
+    except LmmClassifierError as error:
+        code = _failed(str(error))
+    except typer.TyperException as error:
+        code = _failed(error.format_message())
+    except typer.Abort:
+        code = _failed("interrupted")
+    except BrokenPipeError:  # the reader has seen enough; nothing is left to flush
+        sys.stdout = None
+        code = 0
+    sys.exit(code)
+
+
+def _failed(message: str) -> int:
+    sys.stderr.write(f"error: {one_line(message)}\n")
+    return 1

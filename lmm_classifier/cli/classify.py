@@ -1,0 +1,95 @@
+"""`classify PATH...`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmm_classifier.cli.output import note
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.errors import CorpusError
+from lmm_classifier.text import printable
+
+if TYPE_CHECKING:
+    from lmm_classifier.result import Classification
+
+
+def run(
+    paths: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON Lines, one per photo; the default when output is piped.")
+    ] = False,
+) -> int:
+    """Classify photos: a table for people, JSON Lines for programs."""
+    from lmm_classifier.classifier import HybridClassifier
+
+    classifier = HybridClassifier.from_yaml(config)
+    classifier.load()
+    photos = list(_expand(paths))
+    if not photos:
+        raise CorpusError(f"there is no photo in {', '.join(map(str, paths))}")
+    show = _json_lines if as_json or not sys.stdout.isatty() else _table
+    skipped, degraded = show(classifier.classify_files(photos))
+    if degraded:
+        note(f"{degraded} answers are degraded: the reranker could not be asked; see the reasons above")
+    if skipped:
+        note(f"{skipped} files were skipped")
+    if skipped == len(photos):
+        return 1
+    return 2 if skipped or degraded else 0
+
+
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    """Files as given; of a folder, all images below it."""
+    from lmm_classifier.corpus.folder import list_images
+
+    for path in paths:
+        if path.is_dir():
+            images, skipped = list_images(path)
+            if skipped:
+                note(f"{path}: {len(skipped)} files that are not photos are left out")
+            yield from (path / image for image in images)
+        else:
+            yield path
+
+
+def _json_lines(answers: Iterator[Classification | SkippedFile]) -> tuple[int, int]:
+    skipped = degraded = 0
+    for answer in answers:
+        if isinstance(answer, SkippedFile):
+            skipped += 1
+            body = {"source": answer.path, "error": answer.reason, "code": answer.code}
+        else:
+            degraded += answer.degraded is not None
+            body = answer.to_dict()
+        sys.stdout.write(json.dumps(body) + "\n")
+        sys.stdout.flush()
+    return skipped, degraded
+
+
+def _table(answers: Iterator[Classification | SkippedFile]) -> tuple[int, int]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("photo", "answer", "score", "by", "nearest", "why")
+    skipped = degraded = 0
+    for answer in answers:
+        if isinstance(answer, SkippedFile):
+            skipped += 1
+            cells = (answer.path, "-", "", "", "", f"{answer.reason} [{answer.code}]")
+        else:
+            degraded += answer.degraded is not None
+            near = answer.neighbours[0] if answer.neighbours else None
+            nearest = f"{near.path} ({near.similarity:.3f})" if near else ""
+            why = f"{answer.reason}; {answer.degraded}" if answer.degraded else answer.reason
+            cells = (answer.source, answer.label, f"{answer.score:.3f}", answer.stage, nearest, why)
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: file names are not markup
+    Console().print(table)
+    return skipped, degraded

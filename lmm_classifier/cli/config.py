@@ -1,0 +1,33 @@
+"""`config check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmm_classifier.cli.output import note
+from lmm_classifier.text import printable
+
+app = typer.Typer(help="Check settings.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Check settings."""
+
+
+@app.command()
+def check(path: Annotated[Path, typer.Argument(help="YAML file.")]) -> int:
+    """Check a settings file and its index, opening no model, and print the settings in force."""
+    from lmm_classifier.classifier import HybridClassifier
+
+    classifier = HybridClassifier.from_yaml(path)
+    classifier.check_index()
+    typer.echo(f"# {printable(str(path))}: " + " -> ".join(step.name for step in classifier.pipeline.steps))
+    typer.echo(classifier.config.to_yaml(), nl=False)
+    missing = classifier.labels_without_images
+    for label in missing:
+        note(f"warning: label {label!r} has no image in the index and will never be answered")
+    return 2 if missing else 0

@@ -1,0 +1,148 @@
+"""The whole path on real scans with the shipped models, from writing the corpus to the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.config import PipelineConfig, RerankSettings, RetrievalSettings
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.corpus.digits import UNKNOWN_FOLDER, write_digits
+from lmm_classifier.corpus.source import read_corpus
+from lmm_classifier.errors import CorpusError
+from lmm_classifier.evaluate.calibrate import calibrate
+from lmm_classifier.evaluate.metrics import Metrics, measure
+from lmm_classifier.evaluate.report import Query, write_report
+from lmm_classifier.index.build import Progress
+from lmm_classifier.index.files import replace_file
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.types import UNKNOWN
+
+ENCODER = ModelSpec("siglip", "shipped:siglip-digits")
+RERANKER = "shipped:qwen2-vl-digits"
+OnStage = Callable[[str, Progress | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSummary:
+    """What the demo measured. Rates are images per second, times seconds.
+
+    Attributes:
+        indexed, calibrated_on: images in the index, and held out to fit the thresholds.
+        index_rate: of building the index, models already open.
+        query_rate: of answering the queries, the opening of the reranker included.
+        seconds: the whole demo.
+        metrics: over the queries.
+    """
+
+    indexed: int
+    calibrated_on: int
+    index_rate: float
+    query_rate: float
+    seconds: float
+    metrics: Metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat JSON types."""
+        body = asdict(self)
+        return {**body, **body.pop("metrics")}
+
+    def figures(self) -> dict[str, str]:
+        """The figures for people, in reading order."""
+        m = self.metrics
+        return {
+            "images in the index": f"{self.indexed} ({self.index_rate:.0f} images/s)",
+            "images the thresholds were fitted on": f"{self.calibrated_on}",
+            "queries": f"{m.n_known} known, {m.n_unknown} unknown ({self.query_rate:.0f} images/s)",
+            "accuracy, retrieval only": _percent(m.retrieval_accuracy),
+            "accuracy, hybrid": _percent(m.hybrid_accuracy),
+            "accuracy on known labels, retrieval only": _percent(m.retrieval_accuracy_known),
+            "accuracy on known labels, hybrid": _percent(m.hybrid_accuracy_known),
+            "share reranked": _percent(m.share_reranked),
+            "corrections by the reranker": f"{m.corrections}",
+            "regressions by the reranker": f"{m.regressions}",
+            "AUROC known against unknown, retrieval only": _decimal(m.retrieval_auroc),
+            "AUROC known against unknown, hybrid": _decimal(m.unknown_auroc),
+            "known queries called unknown": _percent(m.rejected_known),
+            "unknown queries called unknown": _percent(m.rejected_unknown),
+            "seconds in all": f"{self.seconds:.1f}",
+        }
+
+
+def demo_config(index: Path) -> PipelineConfig:
+    """The settings of the demo; config/demo.yaml says the same."""
+    return PipelineConfig(
+        encoder=ENCODER,
+        retrieval=RetrievalSettings(index_path=index, top_k=10),
+        rerank=RerankSettings(model_name=RERANKER, max_candidates=3, max_batch_size=64),
+        batch_size=64,
+    )
+
+
+def run_demo(output: Path, on_stage: OnStage) -> DemoSummary:
+    """Run everything into `output`: corpus/, index/, config.yaml, summary.json and report.html.
+
+    Args:
+        output: a folder; made if missing.
+        on_stage: told the stage, and where it stands.
+
+    Raises:
+        LmmClassifierError: as the stages raise it.
+    """
+    started = time.perf_counter()
+    corpus, index = output / "corpus", output / "index"
+    on_stage("writing the scans as photos", None)
+    write_digits(corpus)
+    config = demo_config(index)
+    load_encoder(ENCODER)
+    indexing_started = time.perf_counter()
+    report = index_corpus(
+        corpus / "index", index, encoder=ENCODER, on_progress=lambda p: on_stage("indexing", p)
+    )
+    index_rate = report.indexed / (time.perf_counter() - indexing_started)
+    on_stage("fitting the thresholds", None)
+    calibration, _ = calibrate(HybridClassifier(config), read_corpus(corpus / "calibration"))
+    query_started = time.perf_counter()
+    queries = list(_answered(HybridClassifier(config), corpus, on_stage))
+    query_rate = len(queries) / (time.perf_counter() - query_started)
+    on_stage("writing the report", None)
+    metrics = measure([q.answer for q in queries], [q.truth for q in queries], tuple(report.labels))
+    summary = DemoSummary(
+        indexed=report.indexed,
+        calibrated_on=calibration.n_images,
+        index_rate=index_rate,
+        query_rate=query_rate,
+        seconds=time.perf_counter() - started,
+        metrics=metrics,
+    )
+    title = "lmm-classifier demo: handwritten digits"
+    write_report(output / "report.html", title, summary.figures(), queries, corpus / "index")
+    replace_file(output / "summary.json", json.dumps(summary.to_dict(), indent=2).encode() + b"\n")
+    replace_file(output / "config.yaml", demo_config(Path("index")).to_yaml().encode())
+    return summary
+
+
+def _answered(classifier: HybridClassifier, corpus: Path, on_stage: OnStage) -> Iterator[Query]:
+    known, unknown = read_corpus(corpus / "query"), read_corpus(corpus / UNKNOWN_FOLDER)
+    asked = [(known.root / item.path, item.label) for item in known.items]
+    asked += [(unknown.root / item.path, UNKNOWN) for item in unknown.items]
+    answers = classifier.classify_files(photo for photo, _ in asked)
+    for done, ((photo, truth), answer) in enumerate(zip(asked, answers, strict=True), start=1):
+        if isinstance(answer, SkippedFile):
+            raise CorpusError(f"{photo}: {answer.reason}; delete {corpus} and run the demo again")
+        on_stage("answering the queries", Progress(done, len(asked), 0))
+        yield Query(photo, truth, answer)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

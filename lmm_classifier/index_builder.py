@@ -1,0 +1,13 @@
+"""`python -m lmm_classifier.index_builder ROOT --output PATH --batch-size N`: the documented entry point."""
+
+from __future__ import annotations
+
+import sys
+
+from lmm_classifier.cli import main
+from lmm_classifier.indexing import build_index_from_directory
+
+__all__ = ["build_index_from_directory"]
+
+if __name__ == "__main__":
+    main(["index", "build", *sys.argv[1:]])
