@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 SHIPPED = "shipped:"
 _CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+_LONGEST_REASON = 250  # characters; some of transformers' list every architecture there is
 _UNUSABLE = (  # what `from_pretrained` raises over files that are damaged or of another kind
     ArithmeticError,
     AttributeError,
@@ -143,8 +145,9 @@ def preprocessing_of(image_processor: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error, or its kind where it says nothing: our messages are one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an error, shortened, or its kind where it says nothing: our messages are one line."""
+    line = str(error).strip().partition("\n")[0]
+    return shorten(line, _LONGEST_REASON, placeholder=" ...") or type(error).__name__
 
 
 @contextmanager
