@@ -88,8 +88,9 @@ class Rerank(Step):
         for i, verdict in enumerate(required(sample.verdicts)):
             if verdict.status == "uncertain":
                 options = self._options(crops[i], required(sample.scores), i)
-                prompt = render_prompt(self.prompt_template, options)
-                yield _Case(position, i, Question(crops[i], prompt, options))
+                if len(options) > 1:  # a single answer needs no asking
+                    prompt = render_prompt(self.prompt_template, options)
+                    yield _Case(position, i, Question(crops[i], prompt, options))
 
     def _options(self, crop: Image.Image, scores: Scores, region: int) -> tuple[str, ...]:
         """The best distinct labels, in an order seeded by the image: rank order would give rank 1 away."""

@@ -1,0 +1,79 @@
+"""A step of another package, installed by entry point: the README's own example, word for word."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec
+from synthetic import COLOURS, picture, write_corpus
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder to put on the path, with the package as pip would leave it."""
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
+        if "(Step)" in block
+    )
+    entry = re.search(r"(\w+ = \"my_package:\w+\")", README.read_text("utf-8"))
+    assert entry is not None
+    folder = tmp_path / "site"
+    (folder / "my_package-1.0.dist-info").mkdir(parents=True)
+    (folder / "my_package.py").write_text(code)
+    (folder / "my_package-1.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n"
+    )
+    (folder / "my_package-1.0.dist-info/entry_points.txt").write_text(
+        f"[lmm_classifier.steps]\n{entry[1].replace(chr(34), '')}\n"
+    )
+    return folder
+
+
+def run(package: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_readmes_step_works_in_settings(package: Path, tmp_path: Path) -> None:
+    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
+    picture(COLOURS["red"], seed=1).save(tmp_path / "photo.png")
+    settings = """
+pipeline:
+- centre_crop: {share: 0.25}
+- embed: {encoder: {family: fake}}
+- retrieve: {index: index}
+- vote: {}
+- open_set: {confidence_threshold: 0.5}
+"""
+    (tmp_path / "s.yaml").write_text(settings)
+    result = run(package, tmp_path, "-m", "lmm_classifier", "classify", "photo.png", "-c", "s.yaml")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert (answer["label"], "centre_crop" in answer["timings"]) == ("red", True)
+    (tmp_path / "s.yaml").write_text(settings.replace("share", "shrae"))
+    result = run(package, tmp_path, "-m", "lmm_classifier", "config", "check", "s.yaml")
+    assert (result.returncode, "did you mean 'share'" in result.stderr) == (1, True)
+
+
+def test_its_regions_are_what_it_says(package: Path, tmp_path: Path) -> None:
+    code = """
+from PIL import Image
+from lmm_classifier import registry
+from lmm_classifier.types import Sample
+[done] = registry.resolve("step", "centre_crop")().run([Sample.from_image("x", Image.new("RGB", (100, 60)))])
+print([r.box for r in done.regions])
+"""
+    result = run(package, tmp_path, "-c", code)
+    assert result.stdout.strip() == "[(0, 0, 100, 60), (25, 15, 75, 45)]", result.stderr
