@@ -51,7 +51,8 @@ class DemoSummary:
     def to_dict(self) -> dict[str, Any]:
         """Flat JSON types."""
         body = asdict(self)
-        return {**body, **body.pop("metrics")}
+        metrics: dict[str, Any] = body.pop("metrics")
+        return body | metrics
 
     def figures(self) -> dict[str, str]:
         """The figures for people, in reading order."""

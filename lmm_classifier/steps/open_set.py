@@ -14,6 +14,7 @@ from lmm_classifier.decision.policy import (
     DEFAULT_CONFIDENCE,
     DEFAULT_MIN_DELTA,
     DEFAULT_OPEN_SET,
+    Source,
     Thresholds,
     judge,
     weigh,
@@ -61,20 +62,15 @@ class OpenSet(Step):
 
     def thresholds(self) -> Thresholds:
         """The cuts in force, once configuration, calibration and defaults are put together."""
-        fitted = read_calibration(self.calibration) if self.calibration else None
-        base_confidence, base_open_set = (
-            (fitted.confidence_threshold, fitted.open_set_threshold)
-            if fitted
-            else (DEFAULT_CONFIDENCE, DEFAULT_OPEN_SET)
-        )
-        configured = self.confidence_threshold is not None and self.open_set_threshold is not None
-        return Thresholds(
-            confidence=base_confidence if self.confidence_threshold is None else self.confidence_threshold,
-            open_set=base_open_set if self.open_set_threshold is None else self.open_set_threshold,
-            min_delta=self.min_delta,
-            allow_unknown=self.allow_unknown,
-            source="configured" if configured else "calibrated" if fitted else "default",
-        )
+        confidence, open_set = self.confidence_threshold, self.open_set_threshold
+        configured = confidence is not None and open_set is not None
+        fitted = read_calibration(self.calibration) if self.calibration and not configured else None
+        if confidence is None:
+            confidence = fitted.confidence_threshold if fitted else DEFAULT_CONFIDENCE
+        if open_set is None:
+            open_set = fitted.open_set_threshold if fitted else DEFAULT_OPEN_SET
+        source: Source = "configured" if configured else "calibrated" if fitted else "default"
+        return Thresholds(confidence, open_set, self.min_delta, self.allow_unknown, source)
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch:
