@@ -29,7 +29,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(summary.to_dict()))
         return 0
-    table = Table("measured", "value", title="handwritten digits, two of ten never seen before")
+    table = Table("handwritten digits", "measured", title="two of ten digits were never seen before")
     for name, value in summary.figures().items():
         table.add_row(name, value)
     Console().print(table)

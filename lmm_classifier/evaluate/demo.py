@@ -58,21 +58,21 @@ class DemoSummary:
         """The figures for people, in reading order."""
         m = self.metrics
         return {
-            "images in the index": f"{self.indexed} ({self.index_rate:.0f} images/s)",
-            "images the thresholds were fitted on": f"{self.calibrated_on}",
-            "queries": f"{m.n_known} known, {m.n_unknown} unknown ({self.query_rate:.0f} images/s)",
+            "index": f"{self.indexed} images ({self.index_rate:.0f} images/s)",
+            "thresholds fitted on": f"{self.calibrated_on} images",
+            "queries": f"{m.n_known} known + {m.n_unknown} unknown ({self.query_rate:.0f} images/s)",
             "accuracy, retrieval only": _percent(m.retrieval_accuracy),
             "accuracy, hybrid": _percent(m.hybrid_accuracy),
-            "accuracy on known labels, retrieval only": _percent(m.retrieval_accuracy_known),
-            "accuracy on known labels, hybrid": _percent(m.hybrid_accuracy_known),
-            "share reranked": _percent(m.share_reranked),
+            "accuracy on knowns, retrieval only": _percent(m.retrieval_accuracy_known),
+            "accuracy on knowns, hybrid": _percent(m.hybrid_accuracy_known),
+            "reranked": _percent(m.share_reranked),
             "corrections by the reranker": f"{m.corrections}",
             "regressions by the reranker": f"{m.regressions}",
-            "AUROC known against unknown, retrieval only": _decimal(m.retrieval_auroc),
-            "AUROC known against unknown, hybrid": _decimal(m.unknown_auroc),
-            "known queries called unknown": _percent(m.rejected_known),
-            "unknown queries called unknown": _percent(m.rejected_unknown),
-            "seconds in all": f"{self.seconds:.1f}",
+            "unknown AUROC, retrieval only": _decimal(m.retrieval_auroc),
+            "unknown AUROC, hybrid": _decimal(m.unknown_auroc),
+            "knowns rejected": _percent(m.rejected_known),
+            "unknowns rejected": _percent(m.rejected_unknown),
+            "time": f"{self.seconds:.1f} s",
         }
 
 
