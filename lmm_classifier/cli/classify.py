@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.output import note
+from lmm_classifier.cli.output import note, progress_bar
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
@@ -34,8 +34,11 @@ def run(
     photos = list(_expand(paths))
     if not photos:
         raise CorpusError(f"there is no photo in {', '.join(map(str, paths))}")
-    show = _json_lines if as_json or not sys.stdout.isatty() else _table
-    skipped, degraded = show(classifier.classify_files(photos))
+    answers = classifier.classify_files(photos)
+    if as_json or not sys.stdout.isatty():
+        skipped, degraded = _json_lines(answers)
+    else:
+        skipped, degraded = _table(answers, len(photos))
     if degraded:
         note(f"{degraded} answers are degraded: the reranker could not be asked; see the reasons above")
     if skipped:
@@ -73,23 +76,32 @@ def _json_lines(answers: Iterator[Classification | SkippedFile]) -> tuple[int, i
     return skipped, degraded
 
 
-def _table(answers: Iterator[Classification | SkippedFile]) -> tuple[int, int]:
+def _table(answers: Iterator[Classification | SkippedFile], total: int) -> tuple[int, int]:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("photo", "answer", "score", "by", "nearest", "why")
+    from lmm_classifier.index.build import Progress
+
+    photo, nearest = Column("photo", overflow="fold"), Column("nearest", overflow="fold")
+    table = Table(photo, "answer", "score", "by", nearest, "why")
     skipped = degraded = 0
-    for answer in answers:
-        if isinstance(answer, SkippedFile):
-            skipped += 1
-            cells = (answer.path, "-", "", "", "", f"{answer.reason} [{answer.code}]")
-        else:
-            degraded += answer.degraded is not None
-            near = answer.neighbours[0] if answer.neighbours else None
-            nearest = f"{near.path} ({near.similarity:.3f})" if near else ""
-            why = f"{answer.reason}; {answer.degraded}" if answer.degraded else answer.reason
-            cells = (answer.source, answer.label, f"{answer.score:.3f}", answer.stage, nearest, why)
-        table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: file names are not markup
+    with progress_bar() as on_stage:
+        for done, answer in enumerate(answers, start=1):
+            if isinstance(answer, SkippedFile):
+                skipped += 1
+                cells: tuple[str, ...] = (answer.path, "-", "", "", "", f"{answer.reason} [{answer.code}]")
+            else:
+                degraded += answer.degraded is not None
+                cells = _cells(answer)
+            table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: file names are not markup
+            on_stage("classifying", Progress(done, total, skipped))
     Console().print(table)
     return skipped, degraded
+
+
+def _cells(answer: Classification) -> tuple[str, ...]:
+    near = answer.neighbours[0] if answer.neighbours else None
+    nearest = f"{near.path} ({near.similarity:.3f})" if near else ""
+    why = f"{answer.reason}; {answer.degraded}" if answer.degraded else answer.reason
+    return answer.source, answer.label, f"{answer.score:.3f}", answer.stage, nearest, why
