@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lmm_classifier.corpus.source import read_corpus
@@ -18,18 +19,28 @@ def index_corpus(
     *,
     encoder: ModelSpec = DEFAULT_ENCODER,
     batch_size: int = 32,
+    workers: int | None = None,
+    rebuild: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
     """Index a labelled folder (`root/<label>/**`) or a CSV or JSONL table with `path` and `label`.
 
-    Arguments and errors are those of `lmm_classifier.index.build.build_index`; in addition a
+    `workers` are the threads that decode, one per processor by default. Other arguments and errors are
+    those of `lmm_classifier.index.build.build_index`; in addition a
     CorpusError is raised for a source that is missing or empty, and a ModelError for an encoder that
     cannot be opened. The corpus is looked at before the model is opened.
     """
     corpus = read_corpus(source)
     model = load_encoder(encoder)
     return build_index(
-        corpus, model.contract, model.encode, Path(output), batch_size=batch_size, on_progress=on_progress
+        corpus,
+        model.contract,
+        model.encode,
+        Path(output),
+        batch_size=batch_size,
+        workers=workers or os.cpu_count() or 1,
+        rebuild=rebuild,
+        on_progress=on_progress,
     )
 
 

@@ -16,10 +16,10 @@ def picture(colour: tuple[int, int, int], seed: int = 0, side: int = 24) -> Imag
     return Image.fromarray((np.asarray(colour) + noise).clip(0, 255).astype(np.uint8))
 
 
-def write_corpus(root: Path, per_label: int = 6) -> Path:
+def write_corpus(root: Path, per_label: int = 6, seed: int = 0) -> Path:
     """root/<colour>/<n>.png for the three colours."""
     for offset, (label, colour) in enumerate(COLOURS.items()):
         (root / label).mkdir(parents=True)
         for i in range(per_label):
-            picture(colour, seed=100 * offset + i).save(root / label / f"{i}.png")
+            picture(colour, seed=seed + 100 * offset + i).save(root / label / f"{i}.png")
     return root

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmm_classifier.cli.output import note, progress_bar
 from lmm_classifier.text import printable
 
+if TYPE_CHECKING:
+    from lmm_classifier.index.build import BuildReport
+
 app = typer.Typer(help="Build an index from labelled photos, and look at one.", no_args_is_help=True)
-SHOWN_SKIPS = 10
+SHOWN = 10  # lines of one kind
 
 
 @app.command()
@@ -31,8 +35,16 @@ def build(
     revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")] = "main",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that decode; one per processor by default.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")] = False,
 ) -> int:
-    """Turn a labelled corpus into an index. Files that cannot be read are skipped and listed."""
+    """Turn a labelled corpus into an index, or bring an index up to date with its corpus.
+
+    Only new and changed photos are encoded. An interrupted build goes on where it was. Files that cannot
+    be read are skipped and listed.
+    """
     from lmm_classifier.config import model_spec
     from lmm_classifier.indexing import index_corpus
 
@@ -40,20 +52,39 @@ def build(
     started = time.perf_counter()
     with progress_bar() as on_stage:
         report = index_corpus(
-            root, output, encoder=spec, batch_size=batch_size, on_progress=lambda p: on_stage("indexing", p)
+            root,
+            output,
+            encoder=spec,
+            batch_size=batch_size,
+            workers=workers,
+            rebuild=rebuild,
+            on_progress=lambda p: on_stage("indexing", p),
         )
-    seconds = time.perf_counter() - started
-    for warning in report.warnings:
-        note(f"warning: {warning}")
-    for skipped in report.skipped[:SHOWN_SKIPS]:
-        note(f"skipped: {skipped.path}: {skipped.reason} [{skipped.code}]")
-    if len(report.skipped) > SHOWN_SKIPS:
-        note(f"... and {len(report.skipped) - SHOWN_SKIPS} more; all are listed by `index info --json`")
+    _tell(report)
     typer.echo(
-        f"{printable(str(output))}: {report.indexed} images of {len(report.labels)} labels in {seconds:.1f} s"
+        f"{printable(str(output))}: {report.indexed} images of {len(report.labels)} labels, "
+        f"{report.encoded} of them encoded now, in {time.perf_counter() - started:.1f} s"
         + (f", {len(report.skipped)} files skipped" if report.skipped else "")
     )
-    return 2 if report.skipped else 0
+    return 2 if report.skipped or report.changed else 0
+
+
+def _tell(report: BuildReport) -> None:
+    """What a person should know of a build beside that it ended."""
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    if report.duplicates:
+        note(f"warning: {report.duplicates} images are exact copies of others")
+    _first("warning: same photo under different labels: {}", [", ".join(c) for c in report.conflicts])
+    _first("changed while the build ran, build again: {}", report.changed)
+    _first("skipped: {}", [f"{s.path}: {s.reason} [{s.code}]" for s in report.skipped])
+
+
+def _first(template: str, lines: Sequence[str]) -> None:
+    for line in lines[:SHOWN]:
+        note(template.format(line))
+    if len(lines) > SHOWN:
+        note(template.format(f"... and {len(lines) - SHOWN} more"))
 
 
 @app.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import faiss
@@ -12,15 +13,29 @@ import numpy as np
 from PIL import Image
 
 from lmm_classifier.corpus.corpus import Corpus, CorpusItem, SkippedFile
-from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, load_image_file
-from lmm_classifier.errors import CorpusError, ImageError, IndexFolderError, ModelError
-from lmm_classifier.index.files import FileRecord, new_folder, write_durably
+from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
+from lmm_classifier.errors import CorpusError, ModelError
+from lmm_classifier.index.calibration import carry_calibration
+from lmm_classifier.index.files import FileRecord, replace_file
+from lmm_classifier.index.intake import Taken, in_order, stat_of, take
 from lmm_classifier.index.manifest import MANIFEST, Manifest
 from lmm_classifier.index.npz import write_npz
+from lmm_classifier.index.previous import NOTHING, STATS, Previous, open_previous
 from lmm_classifier.index.search import FAISS_FILE, flat_index
-from lmm_classifier.index.shards import SHARD_ROWS, Record, write_failures, write_shard
+from lmm_classifier.index.shards import (
+    SHARD_ROWS,
+    Record,
+    map_vectors,
+    read_records,
+    write_failures,
+    write_shard,
+)
+from lmm_classifier.index.workspace import ShardEntry, Workspace, locked_workspace, plan_of
 from lmm_classifier.types import EncoderContract, FloatArray
 
+CALIBRATION_LOST = (
+    "the thresholds were fitted for the former state of this index and are gone; calibrate again"
+)
 Encode = Callable[[Sequence[Image.Image]], FloatArray]
 OnProgress = Callable[["Progress"], None]
 
@@ -41,52 +56,24 @@ class BuildReport:
     Attributes:
         output: the index.
         indexed: number of vectors in it.
+        encoded: how many of them were computed now; the others were there already.
         labels: label -> number of its vectors.
         skipped: files that were not indexed, with code and reason.
+        changed: paths of files that changed while the build ran; the index holds what was read.
+        duplicates: images whose bytes an earlier image of the corpus has too.
+        conflicts: groups of paths with the same bytes and different labels.
         warnings: one line each: what is odd about the corpus, though not fatal.
     """
 
     output: Path
     indexed: int
+    encoded: int
     labels: dict[str, int]
     skipped: tuple[SkippedFile, ...]
+    changed: tuple[str, ...]
+    duplicates: int
+    conflicts: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Intake:
-    """Decodes a corpus into batches, keeping count of what it skipped."""
-
-    corpus: Corpus
-    limits: ImageLimits
-    on_progress: OnProgress | None
-    skipped: list[SkippedFile] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.skipped = list(self.corpus.skipped)
-
-    def batches(self, size: int) -> Iterator[tuple[list[Record], list[Image.Image]]]:
-        """Yield full batches of images that decode, the last one maybe shorter."""
-        records: list[Record] = []
-        images: list[Image.Image] = []
-        for i, item in enumerate(self.corpus.items):
-            self._decode(item, records, images)
-            if len(images) == size:
-                yield records, images
-                records, images = [], []
-            if self.on_progress:
-                self.on_progress(Progress(i + 1, len(self.corpus.items), len(self.skipped)))
-        if images:
-            yield records, images
-
-    def _decode(self, item: CorpusItem, records: list[Record], images: list[Image.Image]) -> None:
-        try:
-            loaded = load_image_file(self.corpus.root / item.path, limits=self.limits)
-        except ImageError as error:
-            self.skipped.append(SkippedFile(item.path, error.code, error.reason))
-            return
-        records.append(Record(item.path, item.label, loaded.sha256))
-        images.append(loaded.image)
 
 
 def build_index(
@@ -96,10 +83,16 @@ def build_index(
     output: Path,
     *,
     batch_size: int = 32,
+    workers: int = 2,
+    rebuild: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
-    """Encode every readable image of a corpus into an index.
+    """Make an index hold exactly the readable images of a corpus.
+
+    An index that is already there is synchronised: vectors of files that have not changed, or that hold
+    the same bytes under another name, are taken over. The result is the same, byte for byte, as that of
+    a build from nothing. A build that was interrupted goes on where it was, a shard at most redone.
 
     Args:
         corpus: what to index; images that cannot be read are skipped and reported.
@@ -108,104 +101,189 @@ def build_index(
         output: a path ending in `.npz` for the documented single file, anything else for the folder.
             An index already there is replaced at the very end, or not at all.
         batch_size: images per model call.
+        workers: threads that read and decode.
+        rebuild: start over, whatever is there.
         limits: what a photo may be.
         on_progress: called after each file.
 
     Raises:
         CorpusError: not one image could be read.
         ModelError: the encoder failed or broke its contract.
-        IndexFolderError: the output cannot be written.
+        IndexFolderError: the output cannot be written, is being written, or holds a damaged index.
+        EncoderMismatchError: the index that is there was built by another encoder.
     """
-    if batch_size < 1:
-        raise CorpusError(f"batch_size must be at least 1, got {batch_size}")
-    intake = _Intake(corpus, limits, on_progress)
-    encoded = _encoded(intake, encoder, encode, batch_size)
-    write = _write_npz if output.suffix.lower() == ".npz" else _write_folder
-    labels = write(output, encoder, encoded, intake)
-    return BuildReport(output, sum(labels.values()), labels, tuple(intake.skipped), corpus.warnings)
+    if batch_size < 1 or workers < 1:
+        raise CorpusError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    single_file = output.suffix.lower() == ".npz"
+    with locked_workspace(output) as workspace:
+        if rebuild:
+            workspace.clear()
+        previous = NOTHING if rebuild or single_file else open_previous(output, encoder)
+        workspace.prepare()
+        build = _Build(corpus, encoder, encode, workspace, previous, batch_size, workers, limits, on_progress)
+        entries = build.shards()
+        files = {name: record for entry in entries for name, record in entry.files.items()}
+        records = read_records(workspace.index, files)
+        skipped = (*corpus.skipped, *(failure for entry in entries for failure in entry.failures))
+        _refuse_empty(records, skipped, corpus)
+        warnings = corpus.warnings
+        if single_file:
+            vectors = np.concatenate(map_vectors(workspace.index, files, encoder.dim))
+            write_npz(output, encoder, vectors, records)
+            workspace.clear()
+        else:
+            _complete(workspace.index, encoder, files, records, skipped, entries)
+            if not carry_calibration(output, workspace.index):
+                warnings = (*warnings, CALIBRATION_LOST)
+            workspace.publish()
+        return _report(output, corpus, entries, records, skipped, warnings)
 
 
-def _encoded(
-    intake: _Intake, encoder: EncoderContract, encode: Encode, batch_size: int
-) -> Iterator[tuple[list[Record], FloatArray]]:
-    """Yield encoded batches, each checked against the encoder's contract."""
-    for records, images in intake.batches(batch_size):
-        vectors = encode(images)
-        expected = (len(images), encoder.dim)
-        if vectors.shape != expected or not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+@dataclass(frozen=True, slots=True)
+class _Build:
+    corpus: Corpus
+    encoder: EncoderContract
+    encode: Encode
+    workspace: Workspace
+    previous: Previous
+    batch_size: int
+    workers: int
+    limits: ImageLimits
+    on_progress: OnProgress | None
+
+    def shards(self) -> list[ShardEntry]:
+        """Make every shard that is not there yet; each covers SHARD_ROWS files, readable or not."""
+        entries: list[ShardEntry] = []
+        source = iter(self.corpus.items)
+        skipped = len(self.corpus.skipped)
+        while items := list(islice(source, SHARD_ROWS)):
+            number = len(entries)
+            stats = tuple(stat_of(self.corpus.root / item.path) for item in items)
+            plan = plan_of(items, self.encoder.fingerprint)
+            entry = self.workspace.finished(number, plan, stats)
+            if entry is None:
+                entry = self._make(number, plan, items, skipped)
+                self.workspace.finish(number, entry)
+            else:
+                self._tell(number * SHARD_ROWS + len(items), skipped + len(entry.failures))
+            skipped += len(entry.failures)
+            entries.append(entry)
+        self.workspace.keep_only(len(entries))
+        return entries
+
+    def _make(self, number: int, plan: str, items: Sequence[CorpusItem], skipped: int) -> ShardEntry:
+        vectors = np.empty((len(items), self.encoder.dim), np.float32)
+        records: list[Record] = []
+        indexed: list[int] = []
+        failures: list[SkippedFile] = []
+        stats: list[tuple[int, int] | None] = []
+        waiting: list[tuple[int, Image.Image]] = []
+        encoded = 0
+        for position, taken in enumerate(self._taken(items)):
+            stats.append(taken.stat)
+            if taken.error is not None:
+                failures.append(SkippedFile(taken.item.path, taken.error.code, taken.error.reason))
+            else:
+                row = len(records)
+                records.append(Record(taken.item.path, taken.item.label, taken.sha256))
+                indexed.append(position)
+                if taken.image is None:
+                    vectors[row] = self.previous.vector(taken.known_row or 0)
+                else:
+                    waiting.append((row, taken.image))
+                    encoded += 1
+            if len(waiting) == self.batch_size:
+                self._encode(waiting, vectors)
+                waiting = []
+            self._tell(number * SHARD_ROWS + position + 1, skipped + len(failures))
+        if waiting:
+            self._encode(waiting, vectors)
+        files = write_shard(self.workspace.index, number, vectors[: len(records)], records)
+        return ShardEntry(plan, files, tuple(stats), tuple(indexed), tuple(failures), encoded)
+
+    def _taken(self, items: Sequence[CorpusItem]) -> Iterator[Taken]:
+        def look(item: CorpusItem) -> Taken:
+            return take(item, self.corpus.root, self.limits, self.previous)
+
+        return in_order(look, items, self.workers)
+
+    def _encode(self, waiting: Sequence[tuple[int, Image.Image]], vectors: FloatArray) -> None:
+        """Encode images into their rows, checking the encoder against its contract."""
+        found = self.encode([image for _, image in waiting])
+        expected = (len(waiting), self.encoder.dim)
+        if found.shape != expected or not np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3):
             raise ModelError(
-                f"encoder {encoder.name!r} must return unit rows {expected}, got {vectors.shape}"
+                f"encoder {self.encoder.name!r} must return unit rows {expected}, got {found.shape}"
             )
-        yield records, np.ascontiguousarray(vectors, np.float32)
+        vectors[[row for row, _ in waiting]] = found
+
+    def _tell(self, seen: int, skipped: int) -> None:
+        if self.on_progress:
+            self.on_progress(Progress(seen, len(self.corpus.items), skipped))
 
 
-def _gather(
-    encoded: Iterator[tuple[list[Record], FloatArray]], rows: int
-) -> Iterator[tuple[list[Record], FloatArray]]:
-    """Regroup batches into shards of exactly `rows` rows, the last one maybe shorter."""
-    records: list[Record] = []
-    parts: list[FloatArray] = []
-    for new_records, new_vectors in encoded:
-        records += new_records
-        parts.append(new_vectors)
-        while len(records) >= rows:
-            joined = np.concatenate(parts)
-            yield records[:rows], joined[:rows]
-            records, parts = records[rows:], [joined[rows:]]
-    if records:
-        yield records, np.concatenate(parts)
-
-
-def _write_folder(
-    output: Path,
+def _complete(
+    folder: Path,
     encoder: EncoderContract,
-    encoded: Iterator[tuple[list[Record], FloatArray]],
-    intake: _Intake,
-) -> dict[str, int]:
-    with new_folder(output, owned_by=MANIFEST) as folder:
-        files: dict[str, FileRecord] = {}
-        labels: Counter[str] = Counter()
-        engine = flat_index(np.empty((0, encoder.dim), np.float32))
-        for number, (records, vectors) in enumerate(_gather(encoded, SHARD_ROWS)):
-            files |= write_shard(folder, number, vectors, records)
-            engine.add(vectors)
-            labels.update(record.label for record in records)
-        _refuse_empty(labels, intake)
-        content = faiss.serialize_index(engine).tobytes()
-        files[FAISS_FILE] = write_durably(folder / FAISS_FILE, content, engine.ntotal)
-        files |= write_failures(folder, ((s.path, s.code, s.reason) for s in intake.skipped))
-        manifest = Manifest(
-            encoder=encoder,
-            count=sum(labels.values()),
-            labels=dict(sorted(labels.items())),
-            files=files,
-            skipped=dict(sorted(Counter(s.code for s in intake.skipped).items())),
-        )
-        write_durably(folder / MANIFEST, manifest.to_json())
-    return dict(sorted(labels.items()))
+    files: dict[str, FileRecord],
+    records: Sequence[Record],
+    skipped: Sequence[SkippedFile],
+    entries: Sequence[ShardEntry],
+) -> None:
+    """Add to the shards what makes them an index; the manifest last."""
+    engine = flat_index(np.empty((0, encoder.dim), np.float32))
+    for part in map_vectors(folder, files, encoder.dim):
+        engine.add(np.asarray(part))
+    content = faiss.serialize_index(engine).tobytes()
+    files = files | {FAISS_FILE: replace(replace_file(folder / FAISS_FILE, content), rows=engine.ntotal)}
+    files |= write_failures(folder, ((s.path, s.code, s.reason) for s in skipped))
+    stats = np.asarray([entry.stats[i] for entry in entries for i in entry.indexed], np.int64)
+    with (folder / STATS).open("wb") as file:  # a cache: it need not survive a crash
+        np.save(file, stats.reshape(-1, 2), allow_pickle=False)
+    manifest = Manifest(
+        encoder=encoder,
+        count=len(records),
+        labels=dict(sorted(Counter(record.label for record in records).items())),
+        files=files,
+        skipped=dict(sorted(Counter(s.code for s in skipped).items())),
+    )
+    replace_file(folder / MANIFEST, manifest.to_json())
 
 
-def _write_npz(
+def _report(
     output: Path,
-    encoder: EncoderContract,
-    encoded: Iterator[tuple[list[Record], FloatArray]],
-    intake: _Intake,
-) -> dict[str, int]:
-    if output.is_dir():
-        raise IndexFolderError(f"{output} is a folder; an output ending in .npz is written as one file")
-    records: list[Record] = []
-    parts: list[FloatArray] = []
-    for new_records, new_vectors in encoded:
-        records += new_records
-        parts.append(new_vectors)
-    labels = Counter(record.label for record in records)
-    _refuse_empty(labels, intake)
-    write_npz(output, encoder, np.concatenate(parts), records)
-    return dict(sorted(labels.items()))
+    corpus: Corpus,
+    entries: Sequence[ShardEntry],
+    records: Sequence[Record],
+    skipped: tuple[SkippedFile, ...],
+    warnings: tuple[str, ...],
+) -> BuildReport:
+    same_bytes: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        same_bytes[record.sha256].append(record)
+    groups = [group for group in same_bytes.values() if len(group) > 1]
+    read = [stat for entry in entries for stat in entry.stats]
+    return BuildReport(
+        output=output,
+        indexed=len(records),
+        encoded=sum(entry.encoded for entry in entries),
+        labels=dict(sorted(Counter(record.label for record in records).items())),
+        skipped=skipped,
+        changed=tuple(
+            item.path
+            for item, stat in zip(corpus.items, read, strict=True)
+            if stat_of(corpus.root / item.path) != stat
+        ),
+        duplicates=sum(len(group) - 1 for group in groups),
+        conflicts=tuple(
+            tuple(record.path for record in group) for group in groups if len({r.label for r in group}) > 1
+        ),
+        warnings=warnings,
+    )
 
 
-def _refuse_empty(labels: Counter[str], intake: _Intake) -> None:
-    if not labels:
-        codes = Counter(item.code for item in intake.skipped)
+def _refuse_empty(records: Sequence[Record], skipped: Sequence[SkippedFile], corpus: Corpus) -> None:
+    if not records:
+        codes = Counter(item.code for item in skipped)
         seen = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-        raise CorpusError(f"no image of {intake.corpus.root} could be read ({seen}); nothing was written")
+        raise CorpusError(f"no image of {corpus.root} could be read ({seen}); nothing was written")

@@ -54,6 +54,25 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     replace_file(folder / CALIBRATION, body.encode())
 
 
+def carry_calibration(old: Path, new: Path) -> bool:
+    """Copy the calibration of an index to its successor, if that is the same state of the index.
+
+    Returns:
+        False if there is one that does not fit any more and is left behind.
+    """
+    path = old / CALIBRATION
+    if not path.is_file():
+        return True
+    try:
+        content = path.read_bytes()
+        fits = TypeAdapter(Calibration).validate_json(content).index_digest == read_manifest(new).digest
+    except (OSError, ValidationError):
+        return False
+    if fits:
+        replace_file(new / CALIBRATION, content)
+    return fits
+
+
 def read_calibration(folder: Path) -> Calibration | None:
     """The calibration of an index folder; None where it was never calibrated.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import shutil
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,57 +32,22 @@ def write_durably(path: Path, content: bytes, rows: int = 0) -> FileRecord:
     return FileRecord(hashlib.sha256(content).hexdigest(), len(content), rows)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> FileRecord:
     """Put a file in place of an older one; a crash leaves the one or the other, never a mix.
 
     Raises:
         IndexFolderError: it cannot be written there.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            write_durably(temporary, content)
-            temporary.chmod(0o666 & ~_umask())
+            record = write_durably(temporary, content)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(target: Path, *, owned_by: str) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that takes its place when the block ends well.
-
-    Whatever goes wrong in the block, Ctrl-C included, the folder is removed and the target untouched.
-
-    Args:
-        target: where the folder shall be.
-        owned_by: file whose presence shows that a folder already there is one of ours; a folder with
-            other content is never replaced.
-
-    Raises:
-        IndexFolderError: the target is something else, or the disk refuses.
-    """
-    if (
-        target.exists()
-        and not (target / owned_by).is_file()
-        and (not target.is_dir() or any(target.iterdir()))
-    ):
-        raise IndexFolderError(f"{target} exists and is not an index folder; choose another output path")
-    with _explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            for folder in (*(p for p in temporary.rglob("*") if p.is_dir()), temporary):
-                _sync_folder(folder)
-            _swap(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    return record
 
 
 def read_verified(folder: Path, name: str, record: FileRecord) -> bytes:
@@ -96,47 +61,49 @@ def read_verified(folder: Path, name: str, record: FileRecord) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise IndexFolderError(f"{path}: {error.strerror}; rebuild the index") from error
-    if len(content) != record.size:
-        raise IndexFolderError(f"{path} has {len(content)} bytes instead of {record.size}; rebuild the index")
-    if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise IndexFolderError(
-            f"{path} is damaged: its SHA-256 differs from the manifest's; rebuild the index"
-        )
+    _compare(path, len(content), hashlib.sha256(content).hexdigest(), record)
     return content
 
 
-def _swap(new: Path, target: Path) -> None:
-    if not target.exists():
-        new.rename(target)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        target.rename(old)  # an empty folder may be renamed over
-        try:
-            new.rename(target)
-        except OSError:
-            old.rename(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(target.parent)
+def verify(folder: Path, name: str, record: FileRecord) -> None:
+    """As `read_verified`, without keeping the content: for files that are too large for that.
+
+    Raises:
+        IndexFolderError: as `read_verified`.
+    """
+    path = folder / name
+    try:
+        with path.open("rb") as file:
+            size, digest = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise IndexFolderError(f"{path}: {error.strerror}; rebuild the index") from error
+    _compare(path, size, digest, record)
 
 
-def _sync_folder(folder: Path) -> None:
+def _compare(path: Path, size: int, digest: str, record: FileRecord) -> None:
+    if size != record.size:
+        raise IndexFolderError(f"{path} has {size} bytes instead of {record.size}; rebuild the index")
+    if digest != record.sha256:
+        raise IndexFolderError(
+            f"{path} is damaged: its SHA-256 differs from the manifest's; rebuild the index"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems cannot sync a folder
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
     finally:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Say in one line what the disk refused."""
     try:
         yield
     except OSError as error:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import FileRecord, read_verified, write_durably
+from lmm_classifier.index.files import FileRecord, read_verified, replace_file, verify
 from lmm_classifier.types import FloatArray
 
 SHARD_ROWS = 8192  # 36 MiB of vectors at d = 1152
@@ -51,11 +51,11 @@ def write_shard(
     pq.write_table(table, parquet, compression="zstd")
     npy = io.BytesIO()
     np.lib.format.write_array(npy, vectors, allow_pickle=False)
-    (folder / FOLDER).mkdir(exist_ok=True)
     name = f"{FOLDER}/{number:06d}"
+    contents = {f"{name}.npy": npy.getvalue(), f"{name}.parquet": parquet.getvalue()}
     return {
-        f"{name}.npy": write_durably(folder / f"{name}.npy", npy.getvalue(), len(vectors)),
-        f"{name}.parquet": write_durably(folder / f"{name}.parquet", parquet.getvalue(), len(records)),
+        name: replace(replace_file(folder / name, content), rows=len(records))
+        for name, content in contents.items()
     }
 
 
@@ -79,6 +79,28 @@ def read_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> Flo
             )
         parts.append(part)
     return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
+
+
+def map_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> tuple[FloatArray, ...]:
+    """Vectors of each shard, float32 (rows, dim), verified and then mapped from disk instead of loaded.
+
+    Raises:
+        IndexFolderError: as `read_vectors`.
+    """
+    parts = []
+    for name in sorted(name for name in files if name.endswith(".npy")):
+        verify(folder, name, files[name])
+        try:
+            part = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise IndexFolderError(f"{folder / name} is not an array file; rebuild the index") from error
+        if part.dtype != np.float32 or part.shape != (files[name].rows, dim):
+            raise IndexFolderError(
+                f"{folder / name} must hold float32 ({files[name].rows}, {dim}), "
+                f"it holds {part.dtype} {part.shape}; rebuild the index"
+            )
+        parts.append(part)
+    return tuple(parts)
 
 
 def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record, ...]:
@@ -116,4 +138,4 @@ def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[dict[s
 def write_failures(folder: Path, failures: Iterable[tuple[str, str, str]]) -> dict[str, FileRecord]:
     """Write failures.jsonl from (path, code, reason) triples; returns its manifest entry."""
     lines = [json.dumps(dict(zip(("path", "code", "reason"), item, strict=True))) + "\n" for item in failures]
-    return {FAILURES: write_durably(folder / FAILURES, "".join(lines).encode(), len(lines))}
+    return {FAILURES: replace(replace_file(folder / FAILURES, "".join(lines).encode()), rows=len(lines))}

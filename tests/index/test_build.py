@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import faiss
@@ -37,7 +38,7 @@ def test_folder_holds_what_its_manifest_says(corpus: Path, tmp_path: Path) -> No
     assert manifest["count"] == 18
     assert manifest["labels"] == {"blue": 6, "green": 6, "red": 6}
     on_disk = tree(tmp_path / "index")
-    assert manifest["files"].keys() == on_disk.keys() - {"manifest.json"}
+    assert manifest["files"].keys() == on_disk.keys() - {"manifest.json", "file-stats.npy"}
     for name, record in manifest["files"].items():
         assert record["sha256"] == hashlib.sha256(on_disk[name]).hexdigest()
         assert record["size"] == len(on_disk[name])
@@ -125,6 +126,8 @@ def test_a_failing_build_leaves_the_old_index_and_nothing_else(
     output = tmp_path / "out" / name
     index_corpus(corpus, output, encoder=FAKE)
     before = tree(tmp_path / "out")
+    shutil.rmtree(corpus)
+    write_corpus(corpus, per_label=7, seed=10_000)
     contract = load_encoder(FAKE).contract
     calls = iter(range(3))
 

@@ -1,0 +1,85 @@
+"""Files of a corpus on their way to the encoder: looked at by several threads, handed on in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from lmm_classifier.corpus.corpus import CorpusItem
+from lmm_classifier.corpus.images import ImageLimits, open_image, read_image_bytes
+from lmm_classifier.errors import ImageError
+from lmm_classifier.index.previous import Previous
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+QUEUED_PER_WORKER = 8  # decoded images in memory: enough that neither threads nor model wait for the other
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """What became of one file. Exactly one of `error`, `known_row` and `image` is set.
+
+    Attributes:
+        item: path and label.
+        stat: size in bytes and modification time in ns, from before the file was read; None if missing.
+        sha256: of the very bytes that were decoded.
+        error: why it cannot be indexed.
+        known_row: row of the previous index that holds the vector of the same bytes.
+        image: the decoded image, still to be encoded.
+    """
+
+    item: CorpusItem
+    stat: tuple[int, int] | None
+    sha256: str = ""
+    error: ImageError | None = None
+    known_row: int | None = None
+    image: Image.Image | None = None
+
+
+def take(item: CorpusItem, root: Path, limits: ImageLimits, previous: Previous) -> Taken:
+    """Look at one file; decode it only if the previous index does not know its content."""
+    path = root / item.path
+    stat = stat_of(path)
+    if stat and (row := previous.row_of_unchanged(item.path, stat)) is not None:
+        return Taken(item, stat, previous.records[row].sha256, known_row=row)
+    try:
+        content = read_image_bytes(path, limits)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if (row := previous.row_by_content.get(sha256)) is not None:
+            return Taken(item, stat, sha256, known_row=row)
+        return Taken(item, stat, sha256, image=open_image(content, limits=limits))
+    except ImageError as error:
+        return Taken(item, stat, error=error)
+
+
+def stat_of(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and modification time in ns; None where there is nothing to look at."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
+    """Do the tasks in threads, a bounded number ahead, and yield the results in the tasks' order."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(work, task))
+                if len(waiting) >= workers * QUEUED_PER_WORKER:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,255 @@
+"""Repeated, interrupted and disturbed builds: the index always ends as a build from nothing would make it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmm_classifier.corpus.source import read_corpus
+from lmm_classifier.errors import EncoderMismatchError, IndexFolderError, ModelError
+from lmm_classifier.index.build import BuildReport, build_index
+from lmm_classifier.index.search import open_index
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec, load_encoder
+from synthetic import COLOURS, picture, write_corpus
+
+FAKE = ModelSpec("fake")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmm_classifier.index.build.SHARD_ROWS", 5)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def build(corpus: Path, output: Path, **options: bool) -> BuildReport:
+    return index_corpus(corpus, output, encoder=FAKE, batch_size=2, **options)
+
+
+def test_synchronising_encodes_only_what_is_new_and_ends_as_a_build_from_nothing(
+    corpus: Path, tmp_path: Path
+) -> None:
+    assert build(corpus, tmp_path / "index").encoded == 18
+    (corpus / "blue/0.png").unlink()
+    (corpus / "green/1.png").rename(corpus / "green/renamed.png")
+    (corpus / "red/2.png").rename(corpus / "blue/moved.png")
+    picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
+    picture(COLOURS["red"], seed=778).save(corpus / "red/new.png")
+    (corpus / "red/touched.png").write_bytes((corpus / "red/4.png").read_bytes())
+    report = build(corpus, tmp_path / "index")
+    assert (report.indexed, report.encoded) == (19, 2)
+    build(corpus, tmp_path / "fresh")
+    assert tree(tmp_path / "index") == tree(tmp_path / "fresh")
+    assert build(corpus, tmp_path / "index").encoded == 0
+    assert build(corpus, tmp_path / "index", rebuild=True).encoded == 19
+    assert tree(tmp_path / "index") == tree(tmp_path / "fresh")
+
+
+def test_same_size_and_time_is_trusted_and_other_content_is_seen_without_the_cache(
+    corpus: Path, tmp_path: Path
+) -> None:
+    build(corpus, tmp_path / "index")
+    (tmp_path / "index/file-stats.npy").unlink()
+    assert build(corpus, tmp_path / "index").encoded == 0  # contents are compared instead
+    (tmp_path / "index/file-stats.npy").write_bytes(b"nonsense")
+    assert build(corpus, tmp_path / "index").encoded == 0
+
+
+def test_copies_and_conflicting_labels_are_reported(corpus: Path, tmp_path: Path) -> None:
+    shutil.copy(corpus / "red/0.png", corpus / "red/copy.png")
+    shutil.copy(corpus / "red/1.png", corpus / "blue/wrong.png")
+    report = build(corpus, tmp_path / "index")
+    assert report.duplicates == 2
+    assert report.conflicts == (("blue/wrong.png", "red/1.png"),)
+
+
+def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path) -> None:
+    build(corpus, tmp_path / "undisturbed")
+    encoder = load_encoder(FAKE)
+    calls = 0
+
+    def dies(images: list[Image.Image]) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 7:  # two shards of three batches are done
+            raise ModelError("out of memory")
+        return encoder.encode(images)
+
+    with pytest.raises(ModelError):
+        build_index(read_corpus(corpus), encoder.contract, dies, tmp_path / "index", batch_size=2)
+    assert not (tmp_path / "index").exists()
+    report = build(corpus, tmp_path / "index")
+    assert report.encoded == 18 - 10
+    assert tree(tmp_path / "index") == tree(tmp_path / "undisturbed")
+    assert not list(tmp_path.glob(".index*"))
+
+
+def test_finished_shards_whose_photos_changed_since_are_done_again(corpus: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(FAKE)
+
+    def dies_late(images: list[Image.Image], calls: list[int] = [0]) -> np.ndarray:  # noqa: B006
+        calls[0] += 1
+        if calls[0] == 7:
+            raise ModelError("out of memory")
+        return encoder.encode(images)
+
+    with pytest.raises(ModelError):
+        build_index(read_corpus(corpus), encoder.contract, dies_late, tmp_path / "index", batch_size=2)
+    picture(COLOURS["blue"], seed=31).save(corpus / "blue/0.png")
+    assert build(corpus, tmp_path / "index").encoded == 18 - 5
+    build(corpus, tmp_path / "fresh")
+    assert tree(tmp_path / "index") == tree(tmp_path / "fresh")
+
+
+def test_a_file_that_changes_while_the_build_runs_is_reported(corpus: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(FAKE)
+
+    def meddles(images: list[Image.Image]) -> np.ndarray:
+        picture(COLOURS["blue"], seed=99).save(corpus / "blue/0.png")
+        return encoder.encode(images)
+
+    report = build_index(read_corpus(corpus), encoder.contract, meddles, tmp_path / "index", batch_size=2)
+    assert report.changed == ("blue/0.png",)
+    assert build(corpus, tmp_path / "index").changed == ()
+
+
+def test_two_builders_at_once(corpus: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(FAKE)
+
+    def builds_again(images: list[Image.Image]) -> np.ndarray:
+        with pytest.raises(IndexFolderError, match="another build is writing"):
+            build(corpus, tmp_path / "index")
+        return encoder.encode(images)
+
+    build_index(read_corpus(corpus), encoder.contract, builds_again, tmp_path / "index", batch_size=18)
+    assert len(open_index(tmp_path / "index")) == 18
+
+
+def test_what_cannot_be_synchronised_says_rebuild(corpus: Path, tmp_path: Path) -> None:
+    build(corpus, tmp_path / "index")
+    with pytest.raises(EncoderMismatchError, match="--rebuild"):
+        index_corpus(corpus, tmp_path / "index", encoder=ModelSpec("descriptor"))
+    shard = tmp_path / "index/shards/000000.npy"
+    shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(IndexFolderError, match=r"000000\.npy is damaged.*--rebuild"):
+        build(corpus, tmp_path / "index")
+    assert build(corpus, tmp_path / "index", rebuild=True).indexed == 18
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "shards/notes.txt", "deep/er/notes.txt"])
+def test_a_strangers_file_in_an_index_folder_is_never_deleted(
+    corpus: Path, tmp_path: Path, stranger: str
+) -> None:
+    build(corpus, tmp_path / "index")
+    (tmp_path / "index" / stranger).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "index" / stranger).write_text("only copy")
+    with pytest.raises(IndexFolderError, match="not an index folder"):
+        build(corpus, tmp_path / "index", rebuild=True)
+    assert (tmp_path / "index" / stranger).read_text() == "only copy"
+
+
+def test_another_programs_manifest_makes_no_index(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "webapp").mkdir()
+    (tmp_path / "webapp/manifest.json").write_text('{"name": "my app"}')
+    with pytest.raises(IndexFolderError, match="not an index folder"):
+        build(corpus, tmp_path / "webapp")
+    assert (tmp_path / "webapp/manifest.json").read_text() == '{"name": "my app"}'
+
+
+# What the child does: build, and die without any clean-up at the n-th call that changes the disk.
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+import lmm_classifier.index.build as b
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec, load_encoder
+b.SHARD_ROWS = 5
+load_encoder(ModelSpec("fake"))
+corpus, output, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+changes = 0
+def hook(event, arguments):
+    global changes
+    if event == "open" and isinstance(arguments[2], int) and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return
+    names = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+    if event in names and str(output.parent) in str(arguments[0]):
+        changes += 1
+        if changes == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+index_corpus(corpus, output, encoder=ModelSpec("fake"), batch_size=2)
+print(changes)
+"""
+
+
+def child(corpus: Path, output: Path, last: int) -> subprocess.CompletedProcess[str]:
+    output.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", CHILD, str(corpus), str(output), str(last)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def sweep(corpus: Path, folder: Path, points: range) -> None:
+    """Kill at each point, building from nothing and synchronising in turn; build again and compare."""
+    build(corpus, folder / "former/index")
+    picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
+    picture(COLOURS["green"], seed=778).save(corpus / "green/0new.png")
+    build(corpus, folder / "undisturbed/index")
+    expected = tree(folder / "undisturbed")
+    for point in points:
+        output = folder / f"{point}" / "index"
+        if point % 2:
+            shutil.copytree(folder / "former", output.parent)
+        killed = child(corpus, output, point)
+        assert killed.returncode == -9, killed.stderr
+        if (output / "manifest.json").exists():
+            assert len(open_index(output)) in (18, 19)  # the former or the new one, whole
+        build(corpus, output)
+        assert tree(output.parent) == expected, point
+        shutil.rmtree(output.parent)
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_every_change_of_the_disk(corpus: Path, tmp_path: Path) -> None:
+    total = int(child(corpus, tmp_path / "count/index", 0).stdout)
+    assert total > 60
+    sweep(corpus, tmp_path, range(1, total))
+
+
+def test_a_full_disk_is_said_and_survived(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(corpus, tmp_path / "out/index")
+    picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
+    build(corpus, tmp_path / "undisturbed/index")
+    real = os.fsync
+    for fails_at in range(1, 12):
+        left = [fails_at]
+
+        def full(descriptor: int, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(28, "No space left on device")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(IndexFolderError, match="No space left on device"):
+            build(corpus, tmp_path / "out/index", rebuild=True)
+        monkeypatch.setattr(os, "fsync", real)
+        assert len(open_index(tmp_path / "out/index")) == 18
+    build(corpus, tmp_path / "out/index")
+    assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
