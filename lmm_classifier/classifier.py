@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TypeVar
 
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, ImageSource, open_image
 from lmm_classifier.decision.policy import Thresholds
-from lmm_classifier.errors import ConfigError, ImageError
-from lmm_classifier.index.search import open_index
+from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError
+from lmm_classifier.index.calibration import read_calibration
+from lmm_classifier.index.search import describe_encoder, open_index
+from lmm_classifier.models.base import load_encoder
 from lmm_classifier.result import Classification, summarise
+from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.steps.vote import Vote
 from lmm_classifier.types import UNKNOWN, Sample
 
+S = TypeVar("S")
 NEEDED = frozenset({"neighbours", "scores", "verdicts"})
 
 
@@ -58,40 +64,52 @@ class HybridClassifier:
         for step in self.pipeline.steps:
             if not isinstance(step, Rerank):
                 step.load()
+        for embed, retrieve in product(self._steps(Embed), self._steps(Retrieve)):
+            open_index(retrieve.index).refuse_other(load_encoder(embed.encoder).contract)
 
     def check_index(self) -> None:
         """Open and verify the index, and check that it fits the settings. Opens no model.
 
         Raises:
-            IndexFolderError: it is missing or damaged.
-            ConfigError: it has none of the configured labels, or uses the reserved label "unknown"
-                although unknowns are allowed.
+            IndexFolderError: it is missing or damaged, or its calibration is.
+            EncoderMismatchError: it was built by an encoder of another family.
+            ConfigError: it has none of the configured labels, uses the reserved label "unknown" although
+                unknowns are allowed, or was calibrated for other settings.
         """
-        for step in self.pipeline.steps:
-            if not isinstance(step, Retrieve):
-                continue
-            labels = open_index(step.index).labels
-            if step.labels and not set(step.labels) & set(labels):
-                raise ConfigError(
-                    f"{step.index} has none of the configured labels; it has {', '.join(labels)}"
+        allow_unknown = any(step.allow_unknown for step in self._steps(OpenSet))
+        families = {step.encoder.family for step in self._steps(Embed)}
+        for step in self._steps(Retrieve):
+            index = open_index(step.index)
+            if families and index.encoder.name not in families:
+                raise EncoderMismatchError(
+                    f"{step.index} was built by encoder {describe_encoder(index.encoder)}, the settings say "
+                    f"{', '.join(sorted(families))}; set `encoder` to match, or rebuild the index"
                 )
-            if self.config.allow_unknown and UNKNOWN in labels:
+            if step.labels and not set(step.labels) & set(index.labels):
+                raise ConfigError(
+                    f"{step.index} has none of the configured labels; it has {', '.join(index.labels)}"
+                )
+            if allow_unknown and UNKNOWN in index.labels:
                 raise ConfigError(
                     f"{step.index} has a label named {UNKNOWN!r}, which is reserved: rename it, or set "
                     "allow_unknown: false"
                 )
+        if (cut := self.thresholds) and cut.source == "calibrated":
+            self._refuse_foreign_calibration()
 
     @property
     def thresholds(self) -> Thresholds | None:
         """The cuts in force; None when the pipeline has no `open_set` step."""
-        return next((step.thresholds() for step in self.pipeline.steps if isinstance(step, OpenSet)), None)
+        return next((step.thresholds() for step in self._steps(OpenSet)), None)
 
     @property
     def labels_without_images(self) -> tuple[str, ...]:
         """Configured labels that the index has no image of, and which thus are never answered."""
-        steps = [step for step in self.pipeline.steps if isinstance(step, Retrieve) and step.labels]
         return tuple(
-            label for s in steps for label in s.labels or () if label not in open_index(s.index).labels
+            label
+            for step in self._steps(Retrieve)
+            for label in step.labels or ()
+            if label not in open_index(step.index).labels
         )
 
     def classify(self, image: ImageSource) -> Classification:
@@ -115,7 +133,7 @@ class HybridClassifier:
             try:
                 samples.append(self._sample(image, i))
             except ImageError as error:
-                raise ImageError(error.code, f"image {i}: {error.reason}") from error
+                raise ImageError(error.code, f"{_name(image, i)}: {error.reason}") from error
         return list(self._run(samples))
 
     def classify_files(self, paths: Iterable[str | Path]) -> Iterator[Classification | SkippedFile]:
@@ -141,5 +159,27 @@ class HybridClassifier:
             return SkippedFile(str(path), error.code, error.reason)
 
     def _sample(self, image: ImageSource, position: int) -> Sample:
-        name = fspath(image) if isinstance(image, str | PathLike) else f"image-{position}"
-        return Sample.from_image(name, open_image(image, limits=self.limits))
+        return Sample.from_image(_name(image, position), open_image(image, limits=self.limits))
+
+    def _steps(self, kind: type[S]) -> list[S]:
+        return [step for step in self.pipeline.steps if isinstance(step, kind)]
+
+    def _refuse_foreign_calibration(self) -> None:
+        """Thresholds hold for the vote they were fitted under, and no other."""
+        for open_set, retrieve, vote in product(
+            self._steps(OpenSet), self._steps(Retrieve), self._steps(Vote)
+        ):
+            fitted = read_calibration(open_set.calibration) if open_set.calibration else None
+            if fitted is None:
+                continue
+            used = (retrieve.k, vote.temperature, open_set.min_delta)
+            if used != (fitted.k, fitted.temperature, fitted.min_delta):
+                raise ConfigError(
+                    f"{open_set.calibration} was calibrated for top_k {fitted.k}, temperature "
+                    f"{fitted.temperature} and min_delta {fitted.min_delta}, the settings say {used[0]}, "
+                    f"{used[1]} and {used[2]}: calibrate again, or set both thresholds"
+                )
+
+
+def _name(image: ImageSource, position: int) -> str:
+    return fspath(image) if isinstance(image, str | PathLike) else f"image-{position}"

@@ -7,7 +7,7 @@ Two spellings of the same pipeline are understood: the documented short form (`l
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,14 +18,15 @@ from lmm_classifier import registry
 from lmm_classifier.decision.policy import DEFAULT_MIN_DELTA
 from lmm_classifier.decision.vote import DEFAULT_TEMPERATURE
 from lmm_classifier.errors import ConfigError
+from lmm_classifier.index.files import is_single_file
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.prompt import DEFAULT_PROMPT
 from lmm_classifier.pipeline import Pipeline, Step
+from lmm_classifier.ranges import BatchSize, Candidates, Device, Dtype, Flag, Share, Temperature, TopK
 
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 50
 MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -39,8 +40,8 @@ class RetrievalSettings(_Section):
     """
 
     index_path: Path
-    top_k: Annotated[int, Field(ge=1, le=10_000)] = 10
-    temperature: Annotated[float, Field(gt=0)] = DEFAULT_TEMPERATURE
+    top_k: TopK = 10
+    temperature: Temperature = DEFAULT_TEMPERATURE
     confidence_threshold: Share | None = None
     open_set_threshold: Share | None = None
     metric: Literal["cosine"] = "cosine"
@@ -49,20 +50,26 @@ class RetrievalSettings(_Section):
 class RerankSettings(_Section):
     """`rerank:` whether and how a vision-language model decides the uncertain cases."""
 
-    enabled: bool = True
+    enabled: Flag = True
     model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
     family: str = "qwen-vl"
     revision: str = "main"
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Device = "auto"
+    dtype: Dtype = "auto"
     min_delta: Share = DEFAULT_MIN_DELTA
-    max_candidates: int = 5
-    max_batch_size: int = 8
+    max_candidates: Candidates = 5
+    max_batch_size: BatchSize = 8
     prompt_template: str = DEFAULT_PROMPT
 
     def spec(self) -> ModelSpec:
         """The model these settings mean."""
-        return ModelSpec(self.family, self.model_name, self.revision, self.device, self.dtype)
+        return ModelSpec(
+            family=self.family,
+            weights=self.model_name,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
 
 class PipelineConfig(_Section):
@@ -77,12 +84,12 @@ class PipelineConfig(_Section):
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    allow_unknown: bool = True
+    allow_unknown: Flag = True
     encoder: ModelSpec = ModelSpec("siglip")
     retrieval: RetrievalSettings | None = None
     rerank: RerankSettings = RerankSettings()
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
-    pipeline: tuple[dict[str, Any], ...] | None = None
+    batch_size: BatchSize = 16
+    pipeline: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -127,39 +134,36 @@ class PipelineConfig(_Section):
         Raises:
             ConfigError: an unknown step or option.
         """
-        specs = self._short_form() if self.pipeline is None else self.pipeline
-        return tuple(_step(spec) for spec in specs)
+        return tuple(map(_step, self._short_form() if self.pipeline is None else _linked(self.pipeline)))
 
     def build(self) -> Pipeline:
         """The pipeline these settings mean, its wiring checked. Free, as `steps` is."""
         return Pipeline(self.steps(), self.batch_size)
 
-    def _short_form(self) -> tuple[dict[str, Any], ...]:
+    def _short_form(self) -> Sequence[Mapping[str, Any]]:
         retrieval = self.retrieval
         if retrieval is None:
             raise ConfigError("retrieval.index_path is required")
-        calibrated = None if retrieval.index_path.suffix == ".npz" else retrieval.index_path
         open_set = {
             "confidence_threshold": retrieval.confidence_threshold,
             "open_set_threshold": retrieval.open_set_threshold,
             "min_delta": self.rerank.min_delta,
             "allow_unknown": self.allow_unknown,
-            "calibration": calibrated,
         }
         rerank = {
             "model": self.rerank.spec(),
             "max_candidates": self.rerank.max_candidates,
             "max_batch_size": self.rerank.max_batch_size,
             "prompt_template": self.rerank.prompt_template,
-            "allow_unknown": self.allow_unknown,
         }
-        return (
+        steps: tuple[Mapping[str, Any], ...] = (
             {"embed": {"encoder": self.encoder}},
             {"retrieve": {"index": retrieval.index_path, "k": retrieval.top_k, "labels": self.labels}},
             {"vote": {"temperature": retrieval.temperature}},
             {"open_set": open_set},
             *([{"rerank": rerank}] if self.rerank.enabled else []),
         )
+        return _linked(steps)
 
 
 def model_spec(**options: str) -> ModelSpec:
@@ -197,6 +201,25 @@ def _keys_at(model: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
     if hasattr(model, "model_fields"):
         return tuple(model.model_fields)
     return tuple(field.name for field in dataclasses.fields(model)) if dataclasses.is_dataclass(model) else ()
+
+
+def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Fill in what one step takes from another unless it says otherwise.
+
+    `open_set` takes the calibration of the index that `retrieve` searches, `rerank` whether unknowns
+    are allowed from `open_set`.
+    """
+    linked = []
+    inherited: dict[str, dict[str, Any]] = {"open_set": {}, "rerank": {}}
+    for spec in specs:
+        options = {name: {**inherited.get(name, {}), **(given or {})} for name, given in spec.items()}
+        for name, given in options.items():
+            if name == "retrieve" and "index" in given and not is_single_file(Path(given["index"])):
+                inherited["open_set"]["calibration"] = given["index"]
+            if name == "open_set" and "allow_unknown" in given:
+                inherited["rerank"]["allow_unknown"] = given["allow_unknown"]
+        linked.append(options)
+    return linked
 
 
 def _step(spec: Mapping[str, Any]) -> Step:

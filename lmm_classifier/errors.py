@@ -7,8 +7,7 @@
     ├── IndexFolderError           an index on disk is missing, damaged or inconsistent
     │   └── EncoderMismatchError       the index was built by another encoder
     ├── ModelError                 a model cannot be loaded or run
-    │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
-    │   └── MissingDependencyError     an optional package is not installed
+    │   └── ModelUnavailableError      its weights are neither on this machine nor reachable
     └── StepError                  a pipeline step broke its contract
 
 Each message is one line that says what is wrong, where, and what to do about it.
@@ -79,13 +78,6 @@ class ModelError(LmmClassifierError):
 
 class ModelUnavailableError(ModelError):
     """The weights of a model are neither on this machine nor reachable."""
-
-
-class MissingDependencyError(ModelError):
-    """An optional package is not installed."""
-
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package!r} is not installed; run: pip install 'lmm-classifier[{extra}]'")
 
 
 class StepError(LmmClassifierError):

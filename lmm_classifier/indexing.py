@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lmm_classifier.corpus.source import read_corpus
+from lmm_classifier.errors import CorpusError
 from lmm_classifier.index.build import BuildReport, OnProgress, build_index
 from lmm_classifier.index.search import VectorIndex, open_index
 from lmm_classifier.models.base import ModelSpec, load_encoder
@@ -31,6 +32,10 @@ def index_corpus(
     cannot be opened. The corpus is looked at before the model is opened.
     """
     corpus = read_corpus(source)
+    if Path(source).is_dir() and Path(output).resolve().is_relative_to(Path(source).resolve()):
+        raise CorpusError(
+            f"{output} lies inside the corpus {source} and would become a part of it; choose another output"
+        )
     model = load_encoder(encoder)
     return build_index(
         corpus,

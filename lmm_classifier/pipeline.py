@@ -60,11 +60,6 @@ class Pipeline:
                 )
             available |= step.provides
 
-    def load(self) -> None:
-        """Open every step's models and files now."""
-        for step in self.steps:
-            step.load()
-
     def run(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield finished samples in input order, `batch_size` at a time."""
         source = iter(samples)

@@ -57,6 +57,17 @@ def resolve(kind: Kind, name: str) -> Any:
     raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
 
 
+def known(kind: Kind, name: str) -> str:
+    """The name, if it is in the table; for settings, which are checked before anything is opened.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if name not in names(kind):
+        raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
+    return name
+
+
 def did_you_mean(wrong: str, known: tuple[str, ...]) -> str:
     """The tail of an error about a misspelt name: the nearest known one, or all of them."""
     if near := get_close_matches(wrong, known, n=1):

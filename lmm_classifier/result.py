@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from lmm_classifier.decision.policy import Thresholds
+from lmm_classifier.decision.policy import Thresholds, weigh
 from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Status, required
 
 
@@ -43,7 +41,8 @@ class Classification:
     Attributes:
         source: path of the image, or a name like "image-0" for one given in memory.
         label: the answer; "unknown" when no label of the corpus fits.
-        score: in [0, 1]: evidence from retrieval, or the reranker's probability, as `stage` says.
+        score: in [0, 1], for the answer given: evidence from retrieval (for "unknown", 1 - closeness), or the
+            reranker's probability, as `stage` says.
         used_reranker: whether a vision-language model decided.
         status: "known", "uncertain" (a best guess) or "unknown".
         stage: name of the step that decided.
@@ -96,7 +95,7 @@ def summarise(sample: Sample, thresholds: Thresholds | None) -> Classification:
         reason=verdict.reason,
         degraded=verdict.degraded,
         retrieval_label=UNKNOWN if unknown_by_retrieval else best_known,
-        closeness=float(scores.values[0].sum(dtype=np.float64)),
+        closeness=weigh(scores.values[0]).closeness,
         candidates=candidates,
         neighbours=tuple(Neighbour(*item) for item in near),
         thresholds=thresholds,

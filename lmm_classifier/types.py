@@ -139,7 +139,8 @@ class Verdict:
     Attributes:
         status: "known", "uncertain" (best guess, not confident) or "unknown".
         label: the decided label, also when uncertain; None when unknown.
-        score: in [0, 1]: evidence for `label` from retrieval, or the reranker's probability of its choice.
+        score: in [0, 1]: evidence for `label` from retrieval (1 - closeness where it says unknown), or the
+            reranker's probability of its choice.
         decided_by: name of the step that made this decision.
         reason: one sentence with the numbers that decided.
         degraded: why a stage that should have taken part could not; None when all did.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier import HybridClassifier, PipelineConfig, registry
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError
+from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError, ModelError
+from lmm_classifier.index.calibration import Calibration, write_calibration
+from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.indexing import index_corpus
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.result import Classification
 from lmm_classifier.steps.rerank import Rerank
 from synthetic import COLOURS, picture, write_corpus
@@ -134,6 +138,70 @@ def test_a_failing_reranker_leaves_the_answer_of_retrieval_marked(index: Path) -
         assert answer.degraded.startswith("rerank: ")
 
 
+class OddChooser:
+    """Answers as its weights say, in ways that the protocol does not allow."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._how = spec.weights
+
+    def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[Any]:
+        if self._how == "raises":
+            raise KeyError("surprise")
+        if self._how == "dark" and any(np.asarray(q.image).mean() < 60 for q in questions):
+            raise ModelError("cannot see in the dark")
+        answers = {"nothing": [], "short": [np.zeros(1)] * len(questions)}
+        right = [np.zeros(len(q.options), np.float32) for q in questions]
+        nan = [values * np.nan for values in right]
+        return {**answers, "nan": nan, "dark": right}[self._how]
+
+
+@pytest.fixture
+def odd_chooser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "odd", f"{__name__}:OddChooser")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("odd_chooser")
+@pytest.mark.parametrize("how", ["nothing", "short", "nan", "raises"])
+def test_a_reranker_that_breaks_its_promise_degrades_and_nothing_else(index: Path, how: str) -> None:
+    one = classifier(index, retrieval=UNSURE, rerank={"family": "odd", "model_name": how})
+    for answer in one.classify_batch([picture(COLOURS["red"], seed=8), picture(COLOURS["blue"], seed=8)]):
+        assert answer.status == "uncertain"
+        assert answer.degraded is not None
+        assert "'odd'" in answer.degraded
+        assert answer.label == answer.retrieval_label
+
+
+@pytest.mark.usefixtures("odd_chooser")
+def test_one_picture_the_reranker_cannot_take_costs_the_others_nothing(index: Path) -> None:
+    one = classifier(index, retrieval=UNSURE, rerank={"family": "odd", "model_name": "dark"})
+    images = [picture(COLOURS["red"], seed=8), picture((5, 5, 5)), picture(COLOURS["blue"], seed=8)]
+    together = one.classify_batch(images)
+    assert [a.degraded is not None for a in together] == [False, True, False]
+    assert [a.label for a in together] == [one.classify(image).label for image in images]
+
+
+def test_a_label_without_a_majority_stays_uncertain(index: Path) -> None:
+    # Four options at the same likelihood: a quarter each.
+    ask = {"family": "odd", "model_name": "dark"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.BUILTINS["chooser"], "odd", f"{__name__}:OddChooser")  # type: ignore[arg-type]
+        answer = classifier(index, retrieval=UNSURE, rerank=ask).classify(picture(COLOURS["red"], seed=8))
+    assert answer.score == pytest.approx(0.25)
+    assert answer.status == ("unknown" if answer.label == "unknown" else "uncertain")
+
+
+def test_a_calibration_for_other_settings_is_refused(index: Path, tmp_path: Path) -> None:
+    shutil.copytree(index, tmp_path / "index")
+    digest = read_manifest(index).digest
+    fitted = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
+    write_calibration(tmp_path / "index", fitted)
+    unset = {"confidence_threshold": None, "open_set_threshold": None}
+    classifier(tmp_path / "index", retrieval=unset).check_index()
+    with pytest.raises(ConfigError, match="was calibrated for top_k 10.*the settings say 5"):
+        classifier(tmp_path / "index", retrieval={**unset, "top_k": 5}).check_index()
+    classifier(tmp_path / "index", retrieval={"top_k": 5}).check_index()  # both thresholds are set
+
+
 def test_without_a_reranker_the_best_label_stands(index: Path) -> None:
     answer = classifier(index, retrieval=UNSURE, rerank={"enabled": False}).classify(
         picture(COLOURS["red"], seed=8)
@@ -182,7 +250,7 @@ def test_another_encoders_index_is_refused(index: Path) -> None:
 def test_missing_index_and_unreadable_images_say_so(index: Path, tmp_path: Path) -> None:
     with pytest.raises(IndexFolderError, match="index build"):
         classifier(tmp_path / "nowhere").classify(picture(PURPLE))
-    with pytest.raises(ImageError, match=r"image 1: .*\[not_found\]"):
+    with pytest.raises(ImageError, match=r"nowhere\.jpg: .*\[not_found\]"):
         classifier(index).classify_batch([picture(PURPLE), tmp_path / "nowhere.jpg"])
 
 
@@ -210,10 +278,10 @@ def test_the_reserved_label_is_refused_unless_unknowns_are_off(tmp_path: Path) -
 
 
 def test_npz_index_works_too(index: Path, tmp_path: Path) -> None:
-    index_corpus(index.parent / "corpus", tmp_path / "index.npz", encoder=FAKE)
+    index_corpus(index.parent / "corpus", tmp_path / "index.NPZ", encoder=FAKE)
     image = picture(COLOURS["blue"], seed=77)
     from_npz, from_folder = (
-        classifier(tmp_path / "index.npz").classify(image),
+        classifier(tmp_path / "index.NPZ").classify(image),
         classifier(index).classify(image),
     )
     assert (from_npz.label, from_npz.neighbours) == (from_folder.label, from_folder.neighbours)

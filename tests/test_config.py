@@ -53,6 +53,24 @@ def written(folder: Path, text: str) -> Path:
         ("pipeline: [{embedd: {encoder: {family: fake}}}]", "unknown step 'embedd'; did you mean 'embed'?"),
         ("pipeline: [{embed: {encoder: {family: fake}, sise: 1}}]", "embed.sise: unknown key"),
         ("pipeline: [{embed: {}, vote: {}}]", "each step is one `name: {options}`"),
+        ("retrieval: {index_path: x, top_k: yes}", "retrieval.top_k: Input should be a valid integer"),
+        ("retrieval: {index_path: x, confidence_threshold: on}", "retrieval.confidence_threshold: "),
+        ("retrieval: {index_path: x}\nbatch_size: '8'", "batch_size: Input should be a valid integer"),
+        (
+            "retrieval: {index_path: x}\nallow_unknown: 'off'",
+            "allow_unknown: Input should be a valid boolean",
+        ),
+        ("retrieval: {index_path: x}\nrerank: {enabled: 0}", "rerank.enabled: "),
+        ("retrieval: {index_path: x}\nrerank: {device: gpu}", "rerank.device: "),
+        (
+            "retrieval: {index_path: x}\nencoder: {family: sigilp}",
+            "unknown encoder 'sigilp'; did you mean 'siglip'?",
+        ),
+        (
+            "retrieval: {index_path: x}\nrerank: {family: qwen}",
+            "unknown chooser 'qwen'; did you mean 'qwen-vl'?",
+        ),
+        ("pipeline: []", "pipeline: "),
         ("pipeline: [{vote: {}}]\nlabels: [a]", "'labels' has no place beside it"),
     ],
 )
@@ -164,3 +182,25 @@ def test_documented_defaults() -> None:
     assert (bare.confidence, bare.open_set, bare.min_delta, bare.source) == (0.6, 0.35, 0.05, "default")
     assert isinstance(open_set, OpenSet)
     assert open_set.allow_unknown
+
+
+@pytest.mark.parametrize("options", [{"open_set_threshold": 0.9}, {"confidence_threshold": 0.2}])
+def test_one_threshold_may_not_contradict_the_default_of_the_other(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="one of them is a default: set both"):
+        OpenSet(**options).thresholds()
+
+
+def test_the_long_form_links_its_steps_as_the_short_form_does() -> None:
+    long = PipelineConfig(
+        pipeline=(
+            {"retrieve": {"index": "idx"}},
+            {"vote": {}},
+            {"open_set": {"allow_unknown": False}},
+            {"rerank": {"model": {"family": "fake"}}},
+        )
+    )
+    _, _, open_set, rerank = long.steps()
+    assert isinstance(open_set, OpenSet)
+    assert isinstance(rerank, Rerank)
+    assert open_set.calibration == Path("idx")
+    assert not rerank.allow_unknown

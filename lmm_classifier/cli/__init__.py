@@ -14,14 +14,15 @@ import typer
 
 from lmm_classifier import __version__
 from lmm_classifier.cli import classify, config, demo, index
+from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.logging_config import setup_logging
 from lmm_classifier.text import one_line
 
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
 app = typer.Typer(
     name="lmm-classifier",
-    help=__doc__.partition("\n\n")[2],
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,8 +39,9 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def common(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log what goes well.")] = False,
     log_json: Annotated[bool, typer.Option(help="Log one JSON object per line.")] = False,
     version: Annotated[  # noqa: ARG001 -- its callback does the work
@@ -51,21 +53,26 @@ def common(
     Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 failed.
     """
     setup_logging("INFO" if verbose else "WARNING", json=log_json)
+    help_without_command(context)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code; expected errors become one line."""
     try:
         code = app(args=arguments, prog_name="lmm-classifier", standalone_mode=False)
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            note("interrupted")
     except LmmClassifierError as error:
         code = _failed(str(error))
     except typer.TyperException as error:
         code = _failed(error.format_message())
-    except typer.Abort:
-        code = _failed("interrupted")
     except BrokenPipeError:  # the reader has seen enough; nothing is left to flush
         sys.stdout = None
         code = 0
+    except OSError as error:
+        sys.stdout = None
+        code = _failed(f"{error.filename or 'output'}: {error.strerror or error}")
     sys.exit(code)
 
 

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from lmm_classifier.result import Classification
 
 
+NO_PHOTOS = ("unsupported_format", "hidden", "linked_folder")  # by name or kind; nothing was refused
+
+
 def run(
-    paths: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.")],
+    paths: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", readable=False)],
     config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON Lines, one per photo; the default when output is piped.")
@@ -31,6 +34,8 @@ def run(
 
     classifier = HybridClassifier.from_yaml(config)
     classifier.load()
+    for label in classifier.labels_without_images:
+        note(f"warning: label {label!r} has no image in the index and will never be answered")
     photos = list(_expand(paths))
     if not photos:
         raise CorpusError(f"there is no photo in {', '.join(map(str, paths))}")
@@ -49,17 +54,18 @@ def run(
 
 
 def _expand(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as given; of a folder, all images below it."""
+    """Files as given; of a folder, all images below it, and what could not be looked at."""
     from lmm_classifier.corpus.folder import list_images
 
     for path in paths:
-        if path.is_dir():
-            images, skipped = list_images(path)
-            if skipped:
-                note(f"{path}: {len(skipped)} files that are not photos are left out")
-            yield from (path / image for image in images)
-        else:
+        if not path.is_dir():
             yield path
+            continue
+        images, skipped = list_images(path)
+        refused = [entry.path for entry in skipped if entry.code not in NO_PHOTOS]
+        if left_out := len(skipped) - len(refused):
+            note(f"{path}: {left_out} files that are not photos are left out")
+        yield from (path / name for name in (*images, *refused))
 
 
 def _json_lines(answers: Iterator[Classification | SkippedFile]) -> tuple[int, int]:
@@ -71,7 +77,7 @@ def _json_lines(answers: Iterator[Classification | SkippedFile]) -> tuple[int, i
         else:
             degraded += answer.degraded is not None
             body = answer.to_dict()
-        sys.stdout.write(json.dumps(body) + "\n")
+        sys.stdout.write(json.dumps(body, allow_nan=False) + "\n")
         sys.stdout.flush()
     return skipped, degraded
 
@@ -104,4 +110,5 @@ def _cells(answer: Classification) -> tuple[str, ...]:
     near = answer.neighbours[0] if answer.neighbours else None
     nearest = f"{near.path} ({near.similarity:.3f})" if near else ""
     why = f"{answer.reason}; {answer.degraded}" if answer.degraded else answer.reason
-    return answer.source, answer.label, f"{answer.score:.3f}", answer.stage, nearest, why
+    label = f"{answer.label} (uncertain)" if answer.status == "uncertain" else answer.label
+    return answer.source, label, f"{answer.score:.3f}", answer.stage, nearest, why

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lmm_classifier.cli.output import note
+from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.text import printable
 
-app = typer.Typer(help="Check settings.", no_args_is_help=True)
+app = typer.Typer()
 
 
-@app.callback()
-def group() -> None:
+@app.callback(invoke_without_command=True)
+def group(context: typer.Context) -> None:
     """Check settings."""
+    help_without_command(context)
 
 
 @app.command()
@@ -26,6 +27,9 @@ def check(path: Annotated[Path, typer.Argument(help="YAML file.")]) -> int:
     classifier = HybridClassifier.from_yaml(path)
     classifier.check_index()
     typer.echo(f"# {printable(str(path))}: " + " -> ".join(step.name for step in classifier.pipeline.steps))
+    if cut := classifier.thresholds:
+        cuts = f"confidence {cut.confidence:.3f}, open set {cut.open_set:.3f}"
+        typer.echo(f"# thresholds: {cuts} ({cut.source})")
     typer.echo(classifier.config.to_yaml(), nl=False)
     missing = classifier.labels_without_images
     for label in missing:

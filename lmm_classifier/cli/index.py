@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.output import note, progress_bar
+from lmm_classifier.cli.output import help_without_command, note, progress_bar
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.index.build import BuildReport
 
-app = typer.Typer(help="Build an index from labelled photos, and look at one.", no_args_is_help=True)
+app = typer.Typer()
 SHOWN = 10  # lines of one kind
+
+
+@app.callback(invoke_without_command=True)
+def group(context: typer.Context) -> None:
+    """Build an index from labelled photos, and look at one."""
+    help_without_command(context)
 
 
 @app.command()

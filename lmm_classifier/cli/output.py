@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 from lmm_classifier.text import one_line
 
 if TYPE_CHECKING:
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 def note(text: str) -> None:
     """Tell the person something, on standard error."""
     sys.stderr.write(f"{one_line(text)}\n")
+
+
+def help_without_command(context: typer.Context) -> None:
+    """For the callback of a command group: show its help when no command was given."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 @contextmanager
@@ -43,7 +52,8 @@ def progress_bar() -> Iterator[OnStage]:
             if bar.tasks[0].description != stage:
                 bar.reset(task, description=stage, total=None, rate="", skipped=0)
             if state:
-                rate = f"{bar.tasks[0].speed:.0f}/s" if bar.tasks[0].speed else ""
+                per_second = state.seen / max(bar.tasks[0].elapsed or 0, 1e-3)
+                rate = f"{per_second:.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
                 bar.update(task, completed=state.seen, total=state.total, skipped=state.skipped, rate=rate)
 
         yield update

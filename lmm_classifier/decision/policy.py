@@ -59,7 +59,8 @@ def weigh(row: FloatArray) -> Evidence:
         return Evidence(-1, 0.0, 0.0, 0.0)
     best = int(np.argmax(row))
     second = float(np.delete(row, best).max(initial=0.0))
-    return Evidence(best, float(row[best]), float(row[best]) - second, float(row.sum(dtype=np.float64)))
+    closeness = min(1.0, float(row.sum(dtype=np.float64)))  # rounding may carry it past 1
+    return Evidence(best, float(row[best]), float(row[best]) - second, closeness)
 
 
 def judge(evidence: Evidence, cut: Thresholds) -> tuple[Status, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
-from lmm_classifier.corpus.images import open_image
+from lmm_classifier.corpus.images import load_image_file
 from lmm_classifier.decision.policy import Evidence, weigh
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
 from lmm_classifier.index.calibration import Calibration, write_calibration
+from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.manifest import read_manifest
+from lmm_classifier.index.search import open_index
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.types import Sample, required
 
@@ -55,13 +57,13 @@ def calibrate(
 
     Raises:
         ConfigError: a target outside (0, 1), or a classifier without an index folder.
-        CorpusError: too few images.
+        CorpusError: too few images, images of the index among them, or labels it does not have.
     """
     for name, target in (("keep_known", keep_known), ("precision", precision), ("second_look", second_look)):
         if not 0 < target < 1:
             raise ConfigError(f"{name} must lie between 0 and 1, got {target}")
     retrieval = classifier.config.retrieval
-    if retrieval is None or retrieval.index_path.suffix == ".npz":
+    if retrieval is None or is_single_file(retrieval.index_path):
         raise ConfigError("calibration is kept in an index folder; set retrieval.index_path to one")
     judged, skipped = _judge(classifier, held_out)
     if len(judged) < MIN_IMAGES:
@@ -115,17 +117,35 @@ def fit_confidence(judged: Sequence[Judged], precision: float, min_delta: float)
 
 def _judge(classifier: HybridClassifier, held_out: Corpus) -> tuple[list[Judged], tuple[SkippedFile, ...]]:
     steps = tuple(step for step in classifier.pipeline.steps if step.name in EVIDENCE_STEPS)
-    samples, skipped = [], []
-    for item in held_out.items:
-        try:
-            image = open_image(held_out.root / item.path, limits=classifier.limits)
-            samples.append(Sample.from_image(item.path, image, truth=item.label))
-        except ImageError as error:
-            skipped.append(SkippedFile(item.path, error.code, error.reason))
+    skipped: list[SkippedFile] = []
     judged = []
+    samples = _samples(classifier, held_out, skipped)
     for sample in Pipeline(steps, classifier.pipeline.batch_size).run(samples):
         scores = required(sample.scores)
         evidence = weigh(scores.values[0])
         label = scores.labels[evidence.best] if evidence.best >= 0 else None
         judged.append(Judged(evidence, label == sample.truth))
     return judged, tuple(skipped)
+
+
+def _samples(classifier: HybridClassifier, held_out: Corpus, skipped: list[SkippedFile]) -> Iterator[Sample]:
+    """Open the held-out images one after the other, refusing those that would teach nothing."""
+    index = open_index(required(classifier.config.retrieval).index_path)
+    if strangers := sorted(set(held_out.labels) - set(index.labels)):
+        raise CorpusError(
+            f"{held_out.root}: the index has no label {', '.join(map(repr, strangers[:3]))}; thresholds are "
+            "fitted on images of known labels, so leave these out"
+        )
+    indexed = {record.sha256: record.path for record in index.records}
+    for item in held_out.items:
+        try:
+            loaded = load_image_file(held_out.root / item.path, limits=classifier.limits)
+        except ImageError as error:
+            skipped.append(SkippedFile(item.path, error.code, error.reason))
+            continue
+        if loaded.sha256 in indexed:
+            raise CorpusError(
+                f"{held_out.root}: {item.path} is in the index too, as {indexed[loaded.sha256]}; thresholds "
+                "fitted on indexed images would be too high"
+            )
+        yield Sample.from_image(item.path, loaded.image, truth=item.label)

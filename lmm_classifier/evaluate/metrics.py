@@ -27,6 +27,7 @@ class Metrics:
             is called unknown counts as wrong.
         share_reranked: queries that the reranker decided.
         corrections, regressions: wrong answers it made right, and right ones it made wrong.
+        corrections_known, regressions_known: those among the known queries.
         unknown_auroc: probability that a known query looks more known (`known_score`) than an unknown
             one; None without both kinds.
         retrieval_auroc: the same from retrieval's closeness alone.
@@ -42,6 +43,8 @@ class Metrics:
     share_reranked: float
     corrections: int
     regressions: int
+    corrections_known: int
+    regressions_known: int
     unknown_auroc: float | None
     retrieval_auroc: float | None
     rejected_known: float
@@ -77,6 +80,8 @@ def measure(answers: Sequence[Classification], truths: Sequence[str], labels: Se
         share_reranked=float(np.mean([a.used_reranker for a in answers])),
         corrections=int((hybrid & ~retrieval).sum()),
         regressions=int((retrieval & ~hybrid).sum()),
+        corrections_known=int((hybrid & ~retrieval & known).sum()),
+        regressions_known=int((retrieval & ~hybrid & known).sum()),
         unknown_auroc=float(roc_auc_score(known, [known_score(a) for a in answers])) if both_kinds else None,
         retrieval_auroc=float(roc_auc_score(known, [a.closeness for a in answers])) if both_kinds else None,
         rejected_known=float(rejected[known].mean()),

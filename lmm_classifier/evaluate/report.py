@@ -119,7 +119,7 @@ def _near(neighbours: Iterable[Neighbour], root: Path) -> list[tuple[Neighbour, 
 
 def _picture(path: Path) -> str:
     """A small PNG of the photo as a data URL."""
-    image = open_image(path)
+    image = open_image(path, target_size=THUMBNAIL)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

@@ -16,7 +16,7 @@ from lmm_classifier.corpus.corpus import Corpus, CorpusItem, SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
 from lmm_classifier.errors import CorpusError, ModelError
 from lmm_classifier.index.calibration import carry_calibration
-from lmm_classifier.index.files import FileRecord, replace_file
+from lmm_classifier.index.files import FileRecord, is_single_file, replace_file
 from lmm_classifier.index.intake import Taken, in_order, stat_of, take
 from lmm_classifier.index.manifest import MANIFEST, Manifest
 from lmm_classifier.index.npz import write_npz
@@ -114,7 +114,7 @@ def build_index(
     """
     if batch_size < 1 or workers < 1:
         raise CorpusError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
-    single_file = output.suffix.lower() == ".npz"
+    single_file = is_single_file(output)
     with locked_workspace(output) as workspace:
         if rebuild:
             workspace.clear()

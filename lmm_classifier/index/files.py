@@ -32,6 +32,11 @@ def write_durably(path: Path, content: bytes, rows: int = 0) -> FileRecord:
     return FileRecord(hashlib.sha256(content).hexdigest(), len(content), rows)
 
 
+def is_single_file(index: Path) -> bool:
+    """Whether an index path means the documented single file, `.npz`, and not a folder."""
+    return index.suffix.lower() == ".npz"
+
+
 def replace_file(path: Path, content: bytes) -> FileRecord:
     """Put a file in place of an older one; a crash leaves the one or the other, never a mix.
 
@@ -60,7 +65,7 @@ def read_verified(folder: Path, name: str, record: FileRecord) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise IndexFolderError(f"{path}: {error.strerror}; rebuild the index") from error
+        raise _unreadable(path, error) from error
     _compare(path, len(content), hashlib.sha256(content).hexdigest(), record)
     return content
 
@@ -76,8 +81,13 @@ def verify(folder: Path, name: str, record: FileRecord) -> None:
         with path.open("rb") as file:
             size, digest = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise IndexFolderError(f"{path}: {error.strerror}; rebuild the index") from error
+        raise _unreadable(path, error) from error
     _compare(path, size, digest, record)
+
+
+def _unreadable(path: Path, error: OSError) -> IndexFolderError:
+    remedy = "check its permissions" if isinstance(error, PermissionError) else "rebuild the index"
+    return IndexFolderError(f"{path}: {error.strerror}; {remedy}")
 
 
 def _compare(path: Path, size: int, digest: str, record: FileRecord) -> None:

@@ -92,7 +92,9 @@ def _checked(path: Path, body: Any) -> Manifest:
     if fingerprint != manifest.encoder.fingerprint:
         raise IndexFolderError(f"{path} contradicts itself: fingerprint {fingerprint!r}; rebuild the index")
     if sum(manifest.labels.values()) != manifest.count:
-        raise IndexFolderError(f"{path} counts {manifest.count} vectors but its labels add up otherwise")
+        raise IndexFolderError(
+            f"{path} counts {manifest.count} vectors and {sum(manifest.labels.values())} labels; rebuild it"
+        )
     return manifest
 
 

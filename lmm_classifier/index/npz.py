@@ -71,6 +71,8 @@ def _checked(path: Path, arrays: dict[str, Any]) -> tuple[EncoderContract, Float
         raise IndexFolderError(
             f"{path}: embeddings must be finite float32 {expected}, they are {vectors.dtype} {vectors.shape}"
         )
+    if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+        raise IndexFolderError(f"{path}: embeddings must be unit rows; rebuild it")
     if [record.label for record in records] != arrays["labels"].tolist():
         raise IndexFolderError(f"{path}: labels and metadata disagree; rebuild it")
     return contract, vectors, records

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,10 +14,10 @@ import faiss
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, IndexFolderError
-from lmm_classifier.index.files import read_verified
+from lmm_classifier.index.files import is_single_file, read_verified
 from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
 from lmm_classifier.index.npz import read_npz
-from lmm_classifier.index.shards import Record, read_records, read_vectors
+from lmm_classifier.index.shards import Record, map_vectors, read_records
 from lmm_classifier.types import EncoderContract, FloatArray, IntArray, Neighbours
 
 FAISS_FILE = "index.faiss"
@@ -75,7 +77,8 @@ class VectorIndex:
             raise EncoderMismatchError("queries hold numbers that are not finite: the encoder failed")
         selection = None if labels is None else self._selection(labels)
         similarity, rows = self._engine.search(queries, min(k, len(self)), params=selection)
-        return Found(np.where(rows < 0, np.float32(0), similarity), rows)
+        similarity = np.where(rows < 0, np.float32(0), similarity.clip(-1, 1))  # rounding goes past 1
+        return Found(similarity, rows)
 
     def describe(self, similarity: FloatArray, rows: IntArray) -> Neighbours:
         """Add labels and paths to rows (r, k) that a search found."""
@@ -99,6 +102,18 @@ class VectorIndex:
                 f"{', '.join(sorted(embeddings)) or 'none'}; set `encoder` to match, or rebuild the index"
             )
         return embeddings[self.encoder.fingerprint]
+
+    def refuse_other(self, encoder: EncoderContract) -> None:
+        """Raise EncoderMismatchError, saying what differs, unless this encoder made the vectors."""
+        if encoder.fingerprint == self.encoder.fingerprint:
+            return
+        fields = ("name", "weights", "weights_digest", "preprocessing", "dim", "dtype")
+        differing = [f for f in fields if getattr(encoder, f) != getattr(self.encoder, f)]
+        raise EncoderMismatchError(
+            f"{self._name} was built by encoder {describe_encoder(self.encoder)}, the settings give "
+            f"{describe_encoder(encoder)}; they differ in {', '.join(differing)}: set `encoder` to match, "
+            "or rebuild the index"
+        )
 
     def _selection(self, labels: tuple[str, ...]) -> faiss.SearchParameters:
         if labels not in self._selections:
@@ -129,6 +144,7 @@ def flat_index(vectors: FloatArray) -> faiss.IndexFlatIP:
     return engine
 
 
+log = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
@@ -140,7 +156,7 @@ def open_index(path: Path) -> VectorIndex:
     Raises:
         IndexFolderError: missing, damaged or inconsistent; the message names the file.
     """
-    marker = path if path.suffix == ".npz" else path / MANIFEST
+    marker = path if is_single_file(path) else path / MANIFEST
     try:
         status = marker.stat()
     except OSError as error:
@@ -153,18 +169,23 @@ def open_index(path: Path) -> VectorIndex:
 
 @lru_cache(maxsize=4)
 def _open(path: Path, _changed_ns: int, _inode: int) -> VectorIndex:
-    if path.suffix == ".npz":
+    if is_single_file(path):
         contract, vectors, records = read_npz(path)
         return VectorIndex(contract, records, flat_index(vectors), str(path))
     manifest = read_manifest(path)
     records = read_records(path, manifest.files)
-    vectors = read_vectors(path, manifest.files, manifest.encoder.dim)
+    n_vectors = sum(map(len, map_vectors(path, manifest.files, manifest.encoder.dim)))
     engine = _read_engine(path, manifest)
-    if not manifest.count == len(records) == len(vectors):
+    if not manifest.count == len(records) == n_vectors:
         raise IndexFolderError(
             f"{path / MANIFEST} counts {manifest.count} images, the shards hold {len(records)} records and "
-            f"{len(vectors)} vectors; rebuild the index"
+            f"{n_vectors} vectors; rebuild the index"
         )
+    if Counter(record.label for record in records) != manifest.labels:
+        raise IndexFolderError(
+            f"{path / MANIFEST} counts other labels than the shards hold; rebuild the index"
+        )
+    log.info("opened index %s: %d images, %d labels", path, manifest.count, len(manifest.labels))
     return VectorIndex(manifest.encoder, records, engine, str(path))
 
 

@@ -59,33 +59,11 @@ def write_shard(
     }
 
 
-def read_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> FloatArray:
-    """Vectors of all shards, float32 (n, dim), in order.
-
-    Raises:
-        IndexFolderError: a file is damaged, of another shape, or holds numbers that are not finite.
-    """
-    parts = []
-    for name in sorted(name for name in files if name.endswith(".npy")):
-        content = read_verified(folder, name, files[name])
-        try:
-            part = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise IndexFolderError(f"{folder / name} is not an array file; rebuild the index") from error
-        if part.dtype != np.float32 or part.shape != (files[name].rows, dim) or not np.isfinite(part).all():
-            raise IndexFolderError(
-                f"{folder / name} must hold finite float32 ({files[name].rows}, {dim}), "
-                f"it holds {part.dtype} {part.shape}; rebuild the index"
-            )
-        parts.append(part)
-    return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
-
-
 def map_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> tuple[FloatArray, ...]:
     """Vectors of each shard, float32 (rows, dim), verified and then mapped from disk instead of loaded.
 
     Raises:
-        IndexFolderError: as `read_vectors`.
+        IndexFolderError: a file is damaged or of another shape.
     """
     parts = []
     for name in sorted(name for name in files if name.endswith(".npy")):
@@ -132,6 +110,8 @@ def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record,
 
 def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[dict[str, str], ...]:
     """What `write_failures` wrote: path, code and reason of every file that was not indexed."""
+    if FAILURES not in files:
+        raise IndexFolderError(f"{folder}: the manifest does not list {FAILURES}; rebuild the index")
     return tuple(json.loads(line) for line in read_verified(folder, FAILURES, files[FAILURES]).splitlines())
 
 

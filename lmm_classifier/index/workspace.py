@@ -24,7 +24,14 @@ from filelock import FileLock, Timeout
 
 from lmm_classifier.corpus.corpus import CorpusItem, SkippedFile
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import FileRecord, explained, replace_file, sync_folder, verify
+from lmm_classifier.index.files import (
+    FileRecord,
+    explained,
+    is_single_file,
+    replace_file,
+    sync_folder,
+    verify,
+)
 from lmm_classifier.index.manifest import MANIFEST
 
 Stat = tuple[int, int] | None
@@ -139,7 +146,7 @@ def locked_workspace(output: Path) -> Iterator[Workspace]:
     Raises:
         IndexFolderError: another build is at it, the output is something else, or the disk refuses.
     """
-    if output.suffix.lower() == ".npz":
+    if is_single_file(output):
         if output.is_dir():
             raise IndexFolderError(f"{output} is a folder; an output ending in .npz is written as one file")
     elif output.exists() and not _may_be_replaced(output):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 from PIL import Image
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.errors import ModelError
+from lmm_classifier.errors import LmmClassifierError, ModelError
+from lmm_classifier.ranges import Device, Dtype
 from lmm_classifier.types import EncoderContract, FloatArray
+
+log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 60.0
 """A model that failed to open is not tried again for this long: offline, a try may wait for the network."""
@@ -36,8 +40,8 @@ class ModelSpec:
     family: str
     weights: str = ""
     revision: str = "main"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Device = "auto"
+    dtype: Dtype = "auto"
 
 
 class Encoder(Protocol):
@@ -111,6 +115,25 @@ def load_chooser(spec: ModelSpec) -> Chooser:
     return cast("Chooser", _load("chooser", spec))
 
 
+def rate(spec: ModelSpec, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
+    """Ask the chooser of this spec, and take from it only what its protocol promises.
+
+    Raises:
+        ModelError: it cannot be opened, failed, or gave anything but a finite number per option.
+    """
+    chooser = load_chooser(spec)
+    try:
+        rated = chooser.log_likelihoods(questions, batch_size)
+    except LmmClassifierError:
+        raise
+    except Exception as error:
+        raise ModelError(f"chooser {spec.family!r} failed: {type(error).__name__}: {error}") from error
+    shapes = [np.shape(values) for values in rated]
+    if shapes != [(len(q.options),) for q in questions] or not all(np.isfinite(v).all() for v in rated):
+        raise ModelError(f"chooser {spec.family!r} must give one finite number per option, got {shapes}")
+    return rated
+
+
 def _load(kind: registry.Kind, spec: ModelSpec) -> Any:
     key = (kind, spec)
     with _lock:  # two first requests must not open a model twice
@@ -119,10 +142,12 @@ def _load(kind: registry.Kind, spec: ModelSpec) -> Any:
         failed_at, error = _failed.get(key, (float("-inf"), None))
         if error is not None and time.monotonic() - failed_at < RETRY_AFTER_S:
             raise error.with_traceback(None)
+        started = time.monotonic()
         try:
             _opened[key] = registry.resolve(kind, spec.family)(spec)
         except ModelError as new_error:
             _failed[key] = (time.monotonic(), new_error)
             raise
         _failed.pop(key, None)
+        log.info("opened %s %s %s in %.1f s", kind, spec.family, spec.weights, time.monotonic() - started)
         return _opened[key]

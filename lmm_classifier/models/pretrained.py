@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def pretrained(loader: Callable[..., T], spec: ModelSpec, weights: str, **option
             raise ModelError(f"{unusable}: {first_line(error)}") from error
         raise ModelUnavailableError(
             f"model {weights!r} is neither on this machine nor reachable: connect once so that it can be "
-            "downloaded, or set `weights` to a local folder"
+            f"downloaded, or set `weights` to a local folder ({first_line(error)})"
         ) from error
     except _UNUSABLE as error:
         raise ModelError(f"{unusable}: {first_line(error)}") from error
@@ -152,10 +153,11 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bars, no retries one by one, no list of the text tower's weights that stay unused."""
+    """No bars in files and pipes, no retries one by one, no list of the text tower's unused weights."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_verbosity = hub_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():  # a person waiting for gigabytes wants to see them come
+        transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     try:

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = "Qwen/Qwen2-VL-7B-Instruct"
+# 1280 visual tokens of 28 x 28 px: the bound that Qwen2-VL's model card proposes to balance cost and
+# quality. The processor's own limit would let a 12-megapixel photo take 16,000.
+MAX_PIXELS = 1280 * 28 * 28
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
 _MAX_ASPECT_RATIO = 200  # the image processor refuses longer slivers
@@ -62,9 +66,8 @@ class QwenVLChooser:
         values: list[list[float]] = [[] for _ in questions]
         try:
             with self._lock, torch.inference_mode():
-                rows = [row for i, question in enumerate(questions) for row in self._rows(i, question)]
-                for start in range(0, len(rows), batch_size):
-                    batch = rows[start : start + batch_size]
+                rows = (row for i, question in enumerate(questions) for row in self._rows(i, question))
+                while batch := list(islice(rows, batch_size)):
                     for row, value in zip(batch, self._score(batch), strict=True):
                         values[row.question].append(value)
         except (RuntimeError, ValueError) as error:  # torch's out-of-memory is a RuntimeError
@@ -75,7 +78,7 @@ class QwenVLChooser:
 
     def _rows(self, position: int, question: Question) -> Iterator[_Row]:
         tokenizer = self._processor.tokenizer
-        image = self._processor.image_processor(images=[_no_sliver(question.image)], return_tensors="pt")
+        image = self._processor.image_processor(images=[_affordable(question.image)], return_tensors="pt")
         prefix = tokenizer.encode(self._prefix, add_special_tokens=False)
         prompt = [
             *self._with_image(prefix, image["image_grid_thw"][0]),
@@ -133,8 +136,10 @@ class QwenVLChooser:
         return [-value for value in losses.sum(dim=1).tolist()]
 
 
-def _no_sliver(image: Image.Image) -> Image.Image:
-    """Widen an image that is too long and thin for the image processor."""
+def _affordable(image: Image.Image) -> Image.Image:
+    """Shrink an image to MAX_PIXELS, and widen one that is too long and thin for the image processor."""
+    if (shrink := math.sqrt(image.width * image.height / MAX_PIXELS)) > 1:
+        image = image.resize((max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
     least = math.ceil(max(image.size) / _MAX_ASPECT_RATIO)
     if min(image.size) >= least:
         return image

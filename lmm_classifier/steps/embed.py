@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
+from lmm_classifier import registry
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.pipeline import Step
 from lmm_classifier.types import Sample, read_only
@@ -23,6 +25,12 @@ class Embed(Step):
     provides: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     encoder: ModelSpec
+
+    @field_validator("encoder")
+    @classmethod
+    def _registered(cls, encoder: ModelSpec) -> ModelSpec:
+        registry.known("encoder", encoder.family)
+        return encoder
 
     def load(self) -> None:
         load_encoder(self.encoder)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier.decision.policy import (
@@ -19,11 +19,11 @@ from lmm_classifier.decision.policy import (
     judge,
     weigh,
 )
+from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.pipeline import Step
+from lmm_classifier.ranges import Flag, Share
 from lmm_classifier.types import FloatArray, Sample, Verdict, required
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -45,7 +45,7 @@ class OpenSet(Step):
     confidence_threshold: Share | None = None
     open_set_threshold: Share | None = None
     min_delta: Share = DEFAULT_MIN_DELTA
-    allow_unknown: bool = True
+    allow_unknown: Flag = True
     calibration: Path | None = None
 
     @model_validator(mode="after")
@@ -61,7 +61,12 @@ class OpenSet(Step):
         self.thresholds()
 
     def thresholds(self) -> Thresholds:
-        """The cuts in force, once configuration, calibration and defaults are put together."""
+        """The cuts in force, once configuration, calibration and defaults are put together.
+
+        Raises:
+            IndexFolderError: the calibration is damaged or of another state of the index.
+            ConfigError: one configured threshold contradicts the other, which was left out.
+        """
         confidence, open_set = self.confidence_threshold, self.open_set_threshold
         configured = confidence is not None and open_set is not None
         fitted = read_calibration(self.calibration) if self.calibration and not configured else None
@@ -70,6 +75,11 @@ class OpenSet(Step):
         if open_set is None:
             open_set = fitted.open_set_threshold if fitted else DEFAULT_OPEN_SET
         source: Source = "configured" if configured else "calibrated" if fitted else "default"
+        if open_set > confidence:
+            raise ConfigError(
+                f"open_set_threshold ({open_set:.3f}) must not exceed confidence_threshold "
+                f"({confidence:.3f}); one of them is {'calibrated' if fitted else 'a default'}: set both"
+            )
         return Thresholds(confidence, open_set, self.min_delta, self.allow_unknown, source)
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
@@ -85,5 +95,6 @@ class OpenSet(Step):
     def _verdict(self, labels: tuple[str, ...], row: FloatArray, cut: Thresholds) -> Verdict:
         evidence = weigh(row)
         status, reason = judge(evidence, cut)
-        label = None if status == "unknown" else labels[evidence.best]
-        return Verdict(status, label, evidence.score, self.name, reason)
+        if status == "unknown":
+            return Verdict(status, None, 1 - evidence.closeness, self.name, reason)
+        return Verdict(status, labels[evidence.best], evidence.score, self.name, reason)

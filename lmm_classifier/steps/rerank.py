@@ -7,20 +7,25 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from lmm_classifier import registry
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question, load_chooser
+from lmm_classifier.models.base import ModelSpec, Question, load_chooser, rate
 from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.pipeline import Step
-from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Verdict, required
+from lmm_classifier.ranges import BatchSize, Candidates, Flag
+from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Status, Verdict, required
 
 log = logging.getLogger(__name__)
+
+MAJORITY = 0.5
+"""A label the model gives less than this is its best guess among the options, not more."""
 
 
 @plain_dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +57,17 @@ class Rerank(Step):
     provides: ClassVar[frozenset[str]] = frozenset({"verdicts", "choices"})
 
     model: ModelSpec
-    max_candidates: Annotated[int, Field(ge=1, le=20)] = 5
-    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
-    prompt_template: Annotated[str, Field(min_length=1, pattern=r"\{candidates\}")] = DEFAULT_PROMPT
-    allow_unknown: bool = True
+    max_candidates: Candidates = 5
+    max_batch_size: BatchSize = 8
+    prompt_template: str = DEFAULT_PROMPT
+    allow_unknown: Flag = True
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        registry.known("chooser", self.model.family)
+        if "{candidates}" not in self.prompt_template:
+            raise ValueError("prompt_template must hold {candidates}, where the labels go")
+        return self
 
     def load(self) -> None:
         load_chooser(self.model)
@@ -64,24 +76,30 @@ class Rerank(Step):
         cases = [case for i, sample in enumerate(batch) for case in self._uncertain(i, sample)]
         verdicts = [list(required(sample.verdicts)) for sample in batch]
         choices: list[list[Choice | None]] = [[None] * len(sample.regions) for sample in batch]
-        try:
-            questions = [case.question for case in cases]
-            rated = load_chooser(self.model).log_likelihoods(questions, self.max_batch_size) if cases else []
-        except ModelError as error:
-            # Fail open, visibly: the answer of retrieval is still an answer.
-            log.warning("rerank failed, %d answers stay with retrieval: %s", len(cases), error)
-            for case in cases:
+        for case, answer in zip(cases, self._ask([case.question for case in cases]), strict=True):
+            if isinstance(answer, ModelError):  # fail open, visibly: the answer of retrieval is still one
                 old = verdicts[case.sample][case.region]
-                verdicts[case.sample][case.region] = replace(old, degraded=f"rerank: {error}")
-            rated = []
-        for case, log_likelihoods in zip(cases, rated, strict=bool(rated)):
-            choice = Choice(case.question.options, log_likelihoods)
-            choices[case.sample][case.region] = choice
-            verdicts[case.sample][case.region] = self._verdict(choice)
+                verdicts[case.sample][case.region] = replace(old, degraded=f"rerank: {answer}")
+            else:
+                choices[case.sample][case.region] = answer
+                verdicts[case.sample][case.region] = self._verdict(answer)
         return [
             replace(sample, verdicts=tuple(v), choices=tuple(c))
             for sample, v, c in zip(batch, verdicts, choices, strict=True)
         ]
+
+    def _ask(self, questions: Sequence[Question]) -> list[Choice | ModelError]:
+        """What the model makes of each question, or why it could not be asked."""
+        if not questions:
+            return []
+        try:
+            rated = rate(self.model, questions, self.max_batch_size)
+        except ModelError as error:
+            if len(questions) > 1:  # one bad picture must not cost the others their answer
+                return [answer for question in questions for answer in self._ask([question])]
+            log.warning("rerank failed, the answer stays with retrieval: %s", error)
+            return [error]
+        return [Choice(q.options, values) for q, values in zip(questions, rated, strict=True)]
 
     def _uncertain(self, position: int, sample: Sample) -> Iterator[_Case]:
         crops = sample.crops()
@@ -105,7 +123,9 @@ class Rerank(Step):
     def _verdict(self, choice: Choice) -> Verdict:
         probabilities = choice.probabilities
         best = max(probabilities, key=probabilities.__getitem__)
-        reason = f"the model gives {best!r} {probabilities[best]:.3f} among {len(probabilities)} options"
+        probability = probabilities[best]
+        reason = f"the model gives {best!r} {probability:.3f} among {len(probabilities)} options"
         if best == UNKNOWN and self.allow_unknown:
-            return Verdict("unknown", None, probabilities[best], self.name, reason)
-        return Verdict("known", best, probabilities[best], self.name, reason)
+            return Verdict("unknown", None, probability, self.name, reason)
+        status: Status = "known" if probability >= MAJORITY else "uncertain"
+        return Verdict(status, best, probability, self.name, reason)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier.index.search import open_index
 from lmm_classifier.pipeline import Step
+from lmm_classifier.ranges import TopK
 from lmm_classifier.types import Sample
 
 
@@ -31,7 +31,7 @@ class Retrieve(Step):
     provides: ClassVar[frozenset[str]] = frozenset({"neighbours"})
 
     index: Path
-    k: Annotated[int, Field(ge=1, le=10_000)] = 10
+    k: TopK = 10
     labels: tuple[str, ...] | None = None
 
     def load(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier.decision.vote import DEFAULT_TEMPERATURE, weighted_vote
 from lmm_classifier.pipeline import Step
+from lmm_classifier.ranges import Temperature
 from lmm_classifier.types import Neighbours, Sample, Scores, required
 
 
@@ -22,7 +22,7 @@ class Vote(Step):
     requires: ClassVar[frozenset[str]] = frozenset({"neighbours"})
     provides: ClassVar[frozenset[str]] = frozenset({"scores"})
 
-    temperature: Annotated[float, Field(gt=0)] = DEFAULT_TEMPERATURE
+    temperature: Temperature = DEFAULT_TEMPERATURE
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         return [replace(sample, scores=self._count(required(sample.neighbours))) for sample in batch]

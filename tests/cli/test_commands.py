@@ -141,6 +141,9 @@ def test_nothing_answered_is_a_failure(work: Path, tmp_path: Path) -> None:
         (["index", "build", "corpus", "-o", "photos", "--encoder", "fake"], "is not an index folder"),
         (["index", "info", "photos"], "photos is not an index"),
         (["config", "check", "corpus"], "Is a directory"),
+        (["demo", "--output", "settings.yaml"], "settings.yaml"),
+        (["demo", "--output", "/dev/null/x"], "/dev/null/x"),
+        (["index", "build", "corpus", "-o", "corpus/index", "--encoder", "fake"], "lies inside the corpus"),
         (["index", "bulid"], "bulid"),
         (["classify", "x", "--config", "settings.yaml", "--jsn"], "--jsn"),
     ],
@@ -271,3 +274,13 @@ def test_version_and_help(tmp_path: Path) -> None:
     text = run("--help", cwd=tmp_path).stdout
     for command in ("demo", "index", "classify", "config"):
         assert command in text
+    assert "Exit codes: 0 all good" in " ".join(text.split())
+    assert run(cwd=tmp_path).stdout == text
+    assert "build" in run("index", cwd=tmp_path).stdout
+
+
+def test_a_full_disk_under_the_answers_is_one_line(work: Path) -> None:
+    command = f"{sys.executable} -m lmm_classifier classify photos -c settings.yaml > /dev/full"
+    result = subprocess.run(["bash", "-c", command], cwd=work, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: output: No space left on device\n"

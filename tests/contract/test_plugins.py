@@ -51,29 +51,27 @@ def test_the_readmes_step_works_in_settings(package: Path, tmp_path: Path) -> No
     picture(COLOURS["red"], seed=1).save(tmp_path / "photo.png")
     settings = """
 pipeline:
-- centre_crop: {share: 0.25}
 - embed: {encoder: {family: fake}}
 - retrieve: {index: index}
 - vote: {}
-- open_set: {confidence_threshold: 0.5}
+- discount: {labels: [red], factor: 0.25}
+- open_set: {confidence_threshold: 0.5, open_set_threshold: 0.1}
 """
-    (tmp_path / "s.yaml").write_text(settings)
-    result = run(package, tmp_path, "-m", "lmm_classifier", "classify", "photo.png", "-c", "s.yaml")
-    assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
-    assert (answer["label"], "centre_crop" in answer["timings"]) == ("red", True)
-    (tmp_path / "s.yaml").write_text(settings.replace("share", "shrae"))
+    scores = []
+    for text in (settings, settings.replace("0.25", "1")):
+        (tmp_path / "s.yaml").write_text(text)
+        result = run(package, tmp_path, "-m", "lmm_classifier", "classify", "photo.png", "-c", "s.yaml")
+        assert result.returncode == 0, result.stderr
+        scores.append({c["label"]: c["score"] for c in json.loads(result.stdout)["candidates"]}["red"])
+    assert scores[0] == pytest.approx(0.25 * scores[1])
+    (tmp_path / "s.yaml").write_text(settings.replace("factor", "fcator"))
     result = run(package, tmp_path, "-m", "lmm_classifier", "config", "check", "s.yaml")
-    assert (result.returncode, "did you mean 'share'" in result.stderr) == (1, True)
+    assert (result.returncode, "did you mean 'factor'" in result.stderr) == (1, True)
 
 
-def test_its_regions_are_what_it_says(package: Path, tmp_path: Path) -> None:
-    code = """
-from PIL import Image
-from lmm_classifier import registry
-from lmm_classifier.types import Sample
-[done] = registry.resolve("step", "centre_crop")().run([Sample.from_image("x", Image.new("RGB", (100, 60)))])
-print([r.box for r in done.regions])
-"""
-    result = run(package, tmp_path, "-c", code)
-    assert result.stdout.strip() == "[(0, 0, 100, 60), (25, 15, 75, 45)]", result.stderr
+def test_the_battery_holds_an_installed_step_to_the_contract(package: Path) -> None:
+    battery = str(Path(__file__).with_name("test_steps.py"))
+    options = ("-q", "-p", "no:cacheprovider", "-k", "discount")
+    result = run(package, README.parent, "-m", "pytest", *options, battery)
+    assert result.returncode == 0, result.stdout
+    assert "5 passed" in result.stdout

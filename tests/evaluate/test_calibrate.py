@@ -95,7 +95,12 @@ def test_wrong_targets_and_too_few_images_are_refused(work: Path) -> None:
     with pytest.raises(ConfigError, match="keep_known must lie between 0 and 1"):
         calibrate(classifier, read_corpus(work / "held_out"), keep_known=1.0)
     with pytest.raises(CorpusError, match="at least 20"):
-        calibrate(classifier, read_corpus(write_corpus(work / "few", per_label=2)))
+        calibrate(classifier, read_corpus(write_corpus(work / "few", per_label=2, seed=9000)))
+    with pytest.raises(CorpusError, match=r"blue/0\.png is in the index too"):
+        calibrate(classifier, read_corpus(work / "corpus"))
+    (work / "held_out/red").rename(work / "held_out/mauve")
+    with pytest.raises(CorpusError, match="the index has no label 'mauve'"):
+        calibrate(classifier, read_corpus(work / "held_out"))
     index_corpus(work / "corpus", work / "i.npz", encoder=FAKE)
     with pytest.raises(ConfigError, match="index folder"):
         calibrate(HybridClassifier(settings(work / "i.npz")), read_corpus(work / "held_out"))

@@ -48,6 +48,7 @@ def test_by_hand() -> None:
     assert found.retrieval_accuracy_known == pytest.approx(2 / 4)
     assert found.hybrid_accuracy_known == pytest.approx(2 / 4)
     assert (found.corrections, found.regressions) == (2, 1)
+    assert (found.corrections_known, found.regressions_known) == (1, 1)
     assert found.share_reranked == pytest.approx(3 / 6)
     assert found.rejected_known == pytest.approx(1 / 4)
     assert found.rejected_unknown == pytest.approx(1 / 2)

@@ -113,7 +113,7 @@ def forge(index: Path, change: Callable[[dict], None]) -> None:
 
 def test_counts_that_disagree_are_refused(index: Path) -> None:
     forge(index, lambda body: body.update(count=17))
-    with pytest.raises(IndexFolderError, match="manifest.json counts 17"):
+    with pytest.raises(IndexFolderError, match="manifest.json counts 17 vectors"):
         open_index(index)
 
 
@@ -160,6 +160,13 @@ def test_npz_that_needs_pickle_is_refused_and_not_executed(tmp_path: Path) -> No
 def test_npz_that_hides_its_encoder_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", embeddings=np.ones((1, 4)), labels=["a"], metadata=["{}"], metric="cosine")
     with pytest.raises(IndexFolderError, match="which encoder"):
+        open_index(tmp_path / "x.npz")
+
+
+def test_npz_of_vectors_that_are_not_unit_is_refused(pristine: Path, tmp_path: Path) -> None:
+    with np.load(pristine / "index.npz") as arrays:
+        np.savez(tmp_path / "x.npz", **{**arrays, "embeddings": 5 * arrays["embeddings"]})
+    with pytest.raises(IndexFolderError, match="unit rows"):
         open_index(tmp_path / "x.npz")
 
 

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.errors import EncoderMismatchError, IndexFolderError, ModelError
+from lmm_classifier.errors import CorpusError, EncoderMismatchError, IndexFolderError, ModelError
 from lmm_classifier.index.build import BuildReport, build_index
+from lmm_classifier.index.calibration import Calibration, read_calibration, write_calibration
+from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
@@ -169,6 +171,24 @@ def test_another_programs_manifest_makes_no_index(corpus: Path, tmp_path: Path) 
     with pytest.raises(IndexFolderError, match="not an index folder"):
         build(corpus, tmp_path / "webapp")
     assert (tmp_path / "webapp/manifest.json").read_text() == '{"name": "my app"}'
+
+
+def test_the_calibration_stays_with_its_state_of_the_index(corpus: Path, tmp_path: Path) -> None:
+    build(corpus, tmp_path / "index")
+    digest = read_manifest(tmp_path / "index").digest
+    fitted = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
+    write_calibration(tmp_path / "index", fitted)
+    assert build(corpus, tmp_path / "index").warnings == ()
+    assert read_calibration(tmp_path / "index") == fitted
+    picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
+    assert any("calibrate again" in line for line in build(corpus, tmp_path / "index").warnings)
+    assert read_calibration(tmp_path / "index") is None
+
+
+def test_an_index_inside_its_own_corpus_is_refused(corpus: Path) -> None:
+    with pytest.raises(CorpusError, match="lies inside the corpus"):
+        build(corpus, corpus / "index")
+    assert not (corpus / "index").exists()
 
 
 # What the child does: build, and die without any clean-up at the n-th call that changes the disk.

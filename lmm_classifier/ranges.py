@@ -1,0 +1,19 @@
+"""What a setting may be, said once for YAML, Python and command line.
+
+Numbers and switches are strict: `top_k: yes` or `allow_unknown: "off"` is a mistake, not a 1 or a False.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Flag = Annotated[bool, Field(strict=True)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+TopK = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Candidates = Annotated[int, Field(strict=True, ge=1, le=20)]
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=4096)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
