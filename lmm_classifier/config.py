@@ -1,4 +1,4 @@
-"""YAML to settings to pipeline. The only file that reads or writes YAML.
+"""Settings to pipeline, read from YAML and written to it.
 
 Two spellings of the same pipeline are understood: the documented short form (`labels`, `encoder`,
 `retrieval`, `rerank`) and a list of named steps under `pipeline`.
@@ -23,10 +23,7 @@ from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.prompt import DEFAULT_PROMPT
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.ranges import BatchSize, Candidates, Device, Dtype, Flag, Share, Temperature, TopK
-
-MAX_YAML_BYTES = 1 << 20
-MAX_YAML_DEPTH = 50
-MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
+from lmm_classifier.yaml_file import explain, read_yaml
 
 
 class _Section(BaseModel):
@@ -109,7 +106,7 @@ class PipelineConfig(_Section):
         """
         path = Path(path)
         try:
-            raw: PipelineConfig = cls.model_validate(_read_yaml(path))
+            raw: PipelineConfig = cls.model_validate(read_yaml(path))
             config: PipelineConfig = _anchored(raw, path.absolute().parent)
             config.steps()
         except ValidationError as error:
@@ -178,31 +175,6 @@ def model_spec(**options: str) -> ModelSpec:
         raise ConfigError(explain(error, ModelSpec)) from error
 
 
-def explain(error: ValidationError, model: Any) -> str:
-    """The first problem of a ValidationError in one line, with the nearest key for a misspelt one."""
-    first, *others = error.errors()
-    where = ".".join(str(part) for part in first["loc"])
-    problem = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        problem = (
-            f"unknown key{registry.did_you_mean(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
-        )
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{where}: {problem}{more}" if where else f"{problem}{more}"
-
-
-def _keys_at(model: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    for part in loc:
-        default = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        candidates = [default, *getattr(default, "__args__", ())]
-        model = next(
-            (c for c in candidates if hasattr(c, "model_fields") or dataclasses.is_dataclass(c)), None
-        )
-    if hasattr(model, "model_fields"):
-        return tuple(model.model_fields)
-    return tuple(field.name for field in dataclasses.fields(model)) if dataclasses.is_dataclass(model) else ()
-
-
 def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Fill in what one step takes from another unless it says otherwise.
 
@@ -261,50 +233,3 @@ def _anchored_weights(weights: str, base: Path) -> str:
 
 def _options(step: Any) -> dict[str, Any]:
     return {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_YAML_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}") from error
-    if len(content) > MAX_YAML_BYTES:
-        raise ConfigError(f"larger than {MAX_YAML_BYTES} bytes; this is not a settings file")
-    try:
-        text = content.decode("utf-8-sig")
-        _refuse_bombs(text)
-        body = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
-    except UnicodeDecodeError as error:
-        raise ConfigError("not UTF-8 text") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(body, dict):
-        raise ConfigError("must be a mapping of settings, such as `retrieval: {index_path: ...}`")
-    return body
-
-
-def _refuse_bombs(text: str) -> None:
-    """Look at the events of the text, which costs nothing, before building what they ask for."""
-    aliases = depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        aliases += isinstance(event, yaml.AliasEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if aliases > MAX_YAML_ALIASES or depth > MAX_YAML_DEPTH:
-            raise ConfigError(
-                f"more than {MAX_YAML_ALIASES} aliases or {MAX_YAML_DEPTH} levels; no settings need these"
-            )
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.YAMLError(
-                    f"key {key_node.value!r} is given twice, line {key_node.start_mark.line + 1}"
-                )
-            seen.add(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
-        return super().construct_mapping(node, deep)

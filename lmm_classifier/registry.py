@@ -26,6 +26,12 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     },
     "encoder": {
         "siglip": "lmm_classifier.models.siglip:SiglipEncoder",
+        "clip": "lmm_classifier.models.clip:ClipEncoder",
+        "dinov2": "lmm_classifier.models.dinov2:DinoV2Encoder",
+        "dinov2-timm": "lmm_classifier.models.dinov2_timm:TimmDinoV2Encoder",
+        "dinov3": "lmm_classifier.models.dinov3:DinoV3Encoder",
+        "dinov3-patch": "lmm_classifier.models.dinov3:DinoV3PatchEncoder",
+        "onnx": "lmm_classifier.models.onnx:OnnxEncoder",
         "descriptor": "lmm_classifier.models.descriptor:DescriptorEncoder",
         "fake": "lmm_classifier.models.fake:FakeEncoder",
     },

@@ -65,7 +65,8 @@ class EncoderContract:
         weights: hub id, local folder name, or "" for an encoder without weights.
         revision: revision asked of the hub.
         weights_digest: SHA-256 over the loaded tensors; "" without weights.
-        preprocessing: how an image becomes the model's input, as canonical JSON.
+        preprocessing: canonical JSON of what decides the vectors beside the weights: how an image becomes
+            the model's input and, where a family leaves a choice, activation and pooling.
         dim: d, length of the vectors.
         dtype: arithmetic of the model, "float32" or "bfloat16". Vectors are always stored as float32.
     """

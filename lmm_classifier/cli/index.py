@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmm_classifier import registry
 from lmm_classifier.cli.output import help_without_command, note, progress_bar
 from lmm_classifier.text import printable
 
@@ -34,9 +35,11 @@ def build(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")],
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Images per model call.")] = 32,
-    encoder: Annotated[str, typer.Option(help="Encoder family: siglip, descriptor, ...")] = "siglip",
+    encoder: Annotated[
+        str, typer.Option(help=f"Encoder family: {', '.join(registry.names('encoder'))}.")
+    ] = "siglip",
     weights: Annotated[
-        str, typer.Option(help="Hub id, folder, or shipped:NAME; default of the family.")
+        str, typer.Option(help="Hub id, ./folder, ./file or shipped:NAME; default of the family.")
     ] = "",
     revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")] = "main",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",

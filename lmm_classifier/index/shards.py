@@ -91,7 +91,8 @@ def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record,
     for name in sorted(name for name in files if name.endswith(".parquet")):
         content = read_verified(folder, name, files[name])
         try:
-            table = pq.read_table(io.BytesIO(content), schema=_SCHEMA)
+            # Threads would be pointless here, and theirs are now and then alive at exit: a crash.
+            table = pq.read_table(io.BytesIO(content), schema=_SCHEMA, use_threads=False, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise IndexFolderError(
                 f"{folder / name} does not hold index records; rebuild the index"

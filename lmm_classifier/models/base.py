@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,8 @@ class ModelSpec:
     Attributes:
         family: name in the registry, such as "siglip".
         weights: hub id ("google/siglip-so400m-patch14-384"), local folder ("./my-model"), shipped
-            checkpoint ("shipped:siglip-digits"), or "" for the family's default.
+            checkpoint ("shipped:siglip-digits"), or "" for the family's default; `clip` also takes
+            open_clip's "architecture/tag", and `onnx` a file.
         revision: branch, tag or commit on the hub; ignored for local weights.
         device: "auto" (first CUDA device, else Apple's, else the processor) or a torch device.
         dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or the arithmetic to force.
@@ -61,6 +62,24 @@ class Encoder(Protocol):
 
         Raises:
             ModelError: the model failed.
+        """
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Encoder, Protocol):
+    """An encoder that puts texts into the space of its images, so that a name can stand for examples."""
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        """Encode texts; what goes beyond the model's length is cut off.
+
+        The text tower is opened by the first call.
+
+        Returns:
+            float32 (len(texts), contract.dim), each row of L2 norm 1.
+
+        Raises:
+            ModelError: the weights hold no text tower, or it failed.
         """
         ...
 
@@ -103,6 +122,19 @@ def load_encoder(spec: ModelSpec) -> Encoder:
         ModelError: it cannot be opened.
     """
     return cast("Encoder", _load("encoder", spec))
+
+
+def load_text_encoder(spec: ModelSpec) -> TextEncoder:
+    """`load_encoder`, for an encoder that must take texts as well; its text tower is not opened yet.
+
+    Raises:
+        ConfigError: unknown family.
+        ModelError: it cannot be opened, or its family has no text tower.
+    """
+    encoder = load_encoder(spec)
+    if not isinstance(encoder, TextEncoder):
+        raise ModelError(f"encoder {spec.family!r} takes no texts; use siglip or clip")
+    return encoder
 
 
 def load_chooser(spec: ModelSpec) -> Chooser:

@@ -1,18 +1,20 @@
-"""Opening Hugging Face checkpoints: where the weights are, on which device, and what goes wrong in words."""
+"""Opening checkpoints: where the weights are, on which device, and what goes wrong in words."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
@@ -26,8 +28,9 @@ T = TypeVar("T")
 SHIPPED = "shipped:"
 _CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 _LONGEST_REASON = 250  # characters; some of transformers' list every architecture there is
-_UNUSABLE = (  # what `from_pretrained` raises over files that are damaged or of another kind
+_UNUSABLE = (  # what the libraries raise over files that are damaged or of another kind
     ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
     LookupError,
@@ -54,7 +57,7 @@ def locate(weights: str) -> str:
             )
             raise ModelUnavailableError(f"no shipped checkpoint {weights!r}; shipped are {known}")
         return str(folder)
-    if weights.startswith(("/", "./", "../", "~")):
+    if is_local(weights):
         folder = Path(weights).expanduser()
         if not folder.is_dir():
             raise ModelUnavailableError(f"model folder {weights!r} does not exist; check `weights`")
@@ -62,8 +65,51 @@ def locate(weights: str) -> str:
     return weights
 
 
+def is_local(weights: str) -> bool:
+    """Whether weights are written as a path, and not as a name on the hub."""
+    return weights.startswith(("/", "./", "../", "~"))
+
+
+def local_path(weights: str) -> Path:
+    """The path that weights are written as; the home of a user who does not exist is no place either."""
+    with suppress(RuntimeError):
+        return Path(weights).expanduser()
+    return Path(weights)
+
+
 def pretrained(loader: Callable[..., T], spec: ModelSpec, weights: str, **options: Any) -> T:
-    """Call a `from_pretrained`, never running code that came with the weights.
+    """Call a `from_pretrained` of transformers, never running code that came with the weights.
+
+    Raises:
+        ModelUnavailableError: neither on this machine nor reachable.
+        ModelError: the files are there, but are no usable checkpoint of this kind.
+    """
+    with opening(spec, weights):
+        return loader(locate(weights), revision=spec.revision, trust_remote_code=False, **options)
+
+
+def checkpoint_folder(spec: ModelSpec, weights: str, files: Collection[str], hub_id: str = "") -> Path:
+    """The folder of a checkpoint that is not transformers'; of one on the hub, `files` are fetched.
+
+    Args:
+        spec: says which revision.
+        weights: local folder or hub id.
+        files: names or patterns.
+        hub_id: where the weights are, if they go by another name.
+
+    Raises:
+        ModelUnavailableError: neither on this machine nor reachable.
+    """
+    with opening(spec, weights):
+        where = locate(hub_id or weights)
+        if not Path(where).is_dir():
+            where = snapshot_download(where, revision=spec.revision, allow_patterns=list(files))
+        return Path(where)
+
+
+@contextmanager
+def opening(spec: ModelSpec, weights: str) -> Iterator[None]:
+    """Keep the model libraries quiet, and say in our words why they cannot open the weights.
 
     Raises:
         ModelUnavailableError: neither on this machine nor reachable.
@@ -71,11 +117,10 @@ def pretrained(loader: Callable[..., T], spec: ModelSpec, weights: str, **option
     """
     unusable = f"model {weights!r} cannot be opened as {spec.family!r}"
     try:
-        where = locate(weights)
         with _quietly():
-            return loader(where, revision=spec.revision, trust_remote_code=False, **options)
+            yield
     except OSError as error:
-        if Path(where).is_dir():
+        if is_local(weights) or weights.startswith(SHIPPED) or Path(weights).is_dir():
             raise ModelError(f"{unusable}: {first_line(error)}") from error
         raise ModelUnavailableError(
             f"model {weights!r} is neither on this machine nor reachable: connect once so that it can be "
@@ -90,14 +135,24 @@ def pretrained_model(loader: Callable[..., Any], spec: ModelSpec, weights: str) 
 
     transformers fills missing weights with random numbers and only logs it.
     """
-    device = device_of(spec)
     model, report = pretrained(
         loader, spec, weights, dtype=dtype_of(spec), use_safetensors=True, output_loading_info=True
     )
-    if missing := sorted(report["missing_keys"]):
+    refuse_missing(weights, report["missing_keys"])
+    return for_inference(model, spec, weights)
+
+
+def refuse_missing(weights: str, missing: Collection[str]) -> None:
+    """Raise a ModelError if a checkpoint lacks weights, which its library would leave random."""
+    if missing:
         raise ModelError(
-            f"model {weights!r} lacks {len(missing)} weights of its architecture, such as {missing[0]!r}"
+            f"model {weights!r} lacks {len(missing)} weights of its architecture, such as {min(missing)!r}"
         )
+
+
+def for_inference(model: torch.nn.Module, spec: ModelSpec, weights: str) -> Any:
+    """The model in evaluation mode, without gradients, on the spec's device."""
+    device = device_of(spec)
     try:
         return model.eval().requires_grad_(False).to(device)
     except RuntimeError as error:  # torch's out-of-memory is one
@@ -153,16 +208,22 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No bars in files and pipes, no retries one by one, no list of the text tower's unused weights."""
+    """No bars in files and pipes, no retries one by one, no list of the text tower's unused weights.
+
+    open_clip logs to the root logger, to which Python would then add a handler of its own.
+    """
+    root, nowhere = logging.getLogger(), logging.NullHandler()
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_verbosity = hub_logging.get_verbosity()
     if not sys.stderr.isatty():  # a person waiting for gigabytes wants to see them come
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
+    root.addHandler(nowhere)
     try:
         yield
     finally:
+        root.removeHandler(nowhere)
         hub_logging.set_verbosity(hub_verbosity)
         transformers_logging.set_verbosity(verbosity)
         if shown:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
+from lmm_classifier.models.tower import running
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = "Qwen/Qwen2-VL-7B-Instruct"
@@ -64,16 +65,11 @@ class QwenVLChooser:
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
         values: list[list[float]] = [[] for _ in questions]
-        try:
-            with self._lock, torch.inference_mode():
-                rows = (row for i, question in enumerate(questions) for row in self._rows(i, question))
-                while batch := list(islice(rows, batch_size)):
-                    for row, value in zip(batch, self._score(batch), strict=True):
-                        values[row.question].append(value)
-        except (RuntimeError, ValueError) as error:  # torch's out-of-memory is a RuntimeError
-            raise ModelError(
-                f"{self._weights!r} failed on {len(questions)} questions: {first_line(error)}"
-            ) from error
+        with self._lock, running(self._weights, f"{len(questions)} questions"):
+            rows = (row for i, question in enumerate(questions) for row in self._rows(i, question))
+            while batch := list(islice(rows, batch_size)):
+                for row, value in zip(batch, self._score(batch), strict=True):
+                    values[row.question].append(value)
         return [np.asarray(row, np.float32) for row in values]
 
     def _rows(self, position: int, question: Question) -> Iterator[_Row]:

@@ -1,73 +1,70 @@
-"""SigLIP and SigLIP 2 vision towers."""
+"""SigLIP and SigLIP 2: photos and texts in one space."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, Siglip2VisionModel, SiglipVisionModel
+from transformers import (
+    AutoTokenizer,
+    Siglip2TextModel,
+    Siglip2VisionModel,
+    SiglipTextModel,
+    SiglipVisionModel,
+)
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.models.pretrained import (
-    first_line,
-    preprocessing_of,
-    pretrained,
-    pretrained_model,
-    weights_digest,
-)
-from lmm_classifier.types import EncoderContract, FloatArray
+from lmm_classifier.models.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.tower import OnFirstUse, VisionTower, running, unit_rows
+from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = "google/siglip-so400m-patch14-384"
-# SigLIP 2 of fixed resolution is of the first type, of native aspect ratio of the second.
-TOWERS: dict[str, Any] = {
-    "siglip": SiglipVisionModel,
-    "siglip_vision_model": SiglipVisionModel,
-    "siglip2": Siglip2VisionModel,
-    "siglip2_vision_model": Siglip2VisionModel,
-}
+TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}
 
 
-class SiglipEncoder:
-    """The pooled output of the vision tower, L2-normalised. The text tower is not loaded."""
+class SiglipEncoder(VisionTower):
+    """The pooled outputs of the two towers, L2-normalised. The text tower is opened when it is asked."""
+
+    family: ClassVar = "siglip"
+    title: ClassVar = "SigLIP"
+    default_weights: ClassVar = "google/siglip-so400m-patch14-384"
+    # SigLIP 2 of fixed resolution is of the first type, of native aspect ratio of the second.
+    towers: ClassVar = {
+        "siglip": SiglipVisionModel,
+        "siglip_vision_model": SiglipVisionModel,
+        "siglip2": Siglip2VisionModel,
+        "siglip2_vision_model": Siglip2VisionModel,
+    }
 
     def __init__(self, spec: ModelSpec) -> None:
-        weights = spec.weights or DEFAULT_WEIGHTS
-        config = pretrained(AutoConfig.from_pretrained, spec, weights)
-        if config.model_type not in TOWERS:
-            raise ModelError(f"model {weights!r} is a {config.model_type!r} checkpoint, not a SigLIP one")
-        self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, weights)
-        self._model = pretrained_model(TOWERS[config.model_type].from_pretrained, spec, weights)
+        super().__init__(spec)
         if not self._model.use_head:
-            raise ModelError(f"model {weights!r} has no pooling head, hence no vector of an image")
-        self._contract = EncoderContract(
-            name="siglip",
-            weights=weights,
-            revision=spec.revision,
-            weights_digest=weights_digest(self._model),
-            preprocessing=preprocessing_of(self._processor),
-            dim=self._model.config.hidden_size,
-            dtype=str(self._model.dtype).removeprefix("torch."),
-        )
+            raise ModelError(f"model {self._weights!r} has no pooling head, hence no vector of an image")
+        self._text = OnFirstUse(self._open_text)
+        self._lock = threading.Lock()  # a tokenizer keeps padding and truncation as state
 
-    @property
-    def contract(self) -> EncoderContract:
-        return self._contract
-
-    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
-        if not images:
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        if not texts:
             return np.empty((0, self._contract.dim), np.float32)
-        try:
-            inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
-            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-            with torch.inference_mode():
-                pooled = self._model(**inputs).pooler_output  # (n, d)
-        except (RuntimeError, ValueError) as error:  # torch's out-of-memory is a RuntimeError
+        tokenizer, model = self._text()
+        with self._lock, running(self._weights, f"{len(texts)} texts"):
+            tokens = tokenizer(
+                # Trained on lower case only, which the tokenizers of some checkpoints leave to the caller.
+                [text.lower() for text in texts],
+                padding="max_length",  # as trained: the towers attend to padding
+                truncation=True,
+                max_length=model.config.max_position_embeddings,
+                return_tensors="pt",
+            )
+            return unit_rows(model(**tokens.to(model.device)).pooler_output)
+
+    def _open_text(self) -> tuple[Any, Any]:
+        if self._model_type not in TEXT_TOWERS:
             raise ModelError(
-                f"{self._contract.weights!r} failed on {len(images)} images: {first_line(error)}"
-            ) from error
-        unit = torch.nn.functional.normalize(pooled.float(), dim=-1)
-        return np.asarray(unit.cpu().numpy(), dtype=np.float32)
+                f"model {self._weights!r} is a {self._model_type!r} checkpoint without a text tower"
+            )
+        tokenizer = pretrained(AutoTokenizer.from_pretrained, self._spec, self._weights)
+        tower = TEXT_TOWERS[self._model_type]
+        return tokenizer, pretrained_model(tower.from_pretrained, self._spec, self._weights)

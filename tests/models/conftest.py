@@ -7,12 +7,12 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tokenizers import pre_tokenizers
 from tokenizers.trainers import BpeTrainer
@@ -34,15 +34,10 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
-    Siglip2Config,
-    Siglip2ImageProcessor,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
 )
 
 from lmm_classifier.models import base
+from tiny_models import TEXT_TOWER, VISION_TOWER, WRITERS, randomised, write_siglip, write_siglip2
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -98,56 +93,25 @@ def noise() -> Callable[..., Image.Image]:
     return make
 
 
-def randomised(model: PreTrainedModel, scale: float) -> PreTrainedModel:
-    """Fill every weight with noise: as initialised, biases are 0 and an image hardly changes the output."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            centre = 1.0 if parameter.ndim == 1 and bool((parameter == 1).all()) else 0.0  # of a norm
-            parameter.copy_(centre + scale * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Encoder family -> weights of a tiny checkpoint, written once."""
 
+    @cache
+    def written(family: str) -> str:
+        return WRITERS[family](tmp_path_factory.mktemp("tiny") / family)
 
-TEXT_TOWER: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 16,
-    "pad_token_id": 1,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
-VISION_TOWER: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
+    return written
 
 
 @pytest.fixture(scope="session")
 def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole SigLIP, text tower included, as on the hub."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "siglip"
-    model = SiglipModel(SiglipConfig(text_config=TEXT_TOWER, vision_config=VISION_TOWER))
-    randomised(model, 0.15).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return Path(write_siglip(tmp_path_factory.mktemp("checkpoints") / "siglip"))
 
 
 @pytest.fixture(scope="session")
 def siglip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SigLIP 2 of native aspect ratio (NaFlex)."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "siglip2"
-    vision = {key: value for key, value in VISION_TOWER.items() if key != "image_size"} | {"num_patches": 16}
-    model = Siglip2Model(Siglip2Config(text_config=TEXT_TOWER, vision_config=vision))
-    randomised(model, 0.15).save_pretrained(folder)
-    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
-    return folder
+    return Path(write_siglip2(tmp_path_factory.mktemp("checkpoints") / "siglip2"))
 
 
 @pytest.fixture(scope="session")

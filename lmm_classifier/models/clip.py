@@ -1,0 +1,180 @@
+"""CLIP models of open_clip: photos and texts in one space."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
+
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.pretrained import (
+    checkpoint_folder,
+    dtype_of,
+    for_inference,
+    is_local,
+    local_path,
+    opening,
+    refuse_missing,
+    weights_digest,
+)
+from lmm_classifier.models.tower import OnFirstUse, dtype_name, running, unit_rows, without_sliver
+from lmm_classifier.registry import did_you_mean
+from lmm_classifier.types import EncoderContract, FloatArray
+
+DEFAULT_WEIGHTS = "ViT-B-32-quickgelu/openai"
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # today's name, an older one
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
+
+
+class ClipEncoder:
+    """The projected outputs of the two towers, L2-normalised. The text tower is kept when it is asked.
+
+    Weights are "architecture/tag" of open_clip, a hub id ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K"), or a
+    local folder with `open_clip_config.json` and safetensors, or that safetensors file.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._weights = (spec.weights or DEFAULT_WEIGHTS).removeprefix("hf-hub:")
+        self._checkpoint = _find(spec, self._weights)
+        visual = self._open("visual.").visual
+        self._visual = for_inference(visual.to(dtype_of(spec)), spec, self._weights)
+        settings = merge_preprocess_dict(
+            PreprocessCfg(), {**self._checkpoint.preprocessing, "size": visual.image_size}
+        )
+        with opening(spec, self._weights):
+            self._transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        self._crops = settings["resize_mode"] == "shortest"
+        self._contract = EncoderContract(
+            name="clip",
+            weights=self._weights,
+            revision=spec.revision,
+            weights_digest=weights_digest(self._visual),
+            preprocessing=json.dumps(
+                {"transform": settings, "tower": _tower(self._checkpoint.architecture)}, sort_keys=True
+            ),
+            dim=self._checkpoint.architecture["embed_dim"],
+            dtype=dtype_name(dtype_of(spec)),
+        )
+        self._text = OnFirstUse(self._open_text)
+        self._lock = threading.Lock()  # a tokenizer keeps padding and truncation as state
+
+    @property
+    def contract(self) -> EncoderContract:
+        return self._contract
+
+    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
+        if not images:
+            return np.empty((0, self._contract.dim), np.float32)
+        with running(self._weights, f"{len(images)} images"):
+            shown = [without_sliver(image) for image in images] if self._crops else images
+            pixels = torch.stack([self._transform(image) for image in shown])  # (n, 3, h, w)
+            return unit_rows(self._visual(pixels.to(next(self._visual.parameters()))))
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        if not texts:
+            return np.empty((0, self._contract.dim), np.float32)
+        tokenizer, model = self._text()
+        with self._lock, running(self._weights, f"{len(texts)} texts"):
+            return unit_rows(model.encode_text(tokenizer(list(texts)).to(model.logit_scale.device)))
+
+    def _open(self, part: str) -> Any:
+        """The whole model as open_clip builds it, with every weight of the part that is asked for."""
+        with opening(self._spec, self._weights):
+            settings = deepcopy(dict(self._checkpoint.architecture))
+            custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+            settings["text_cfg"]["hf_model_pretrained"] = False  # its weights come with the others
+            settings["vision_cfg"]["timm_model_pretrained"] = False
+            model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+            # Never a pickle: by its name the file is safetensors, and open_clip goes by the name.
+            report = open_clip.load_checkpoint(model, str(self._checkpoint.file), strict=False)
+        refuse_missing(self._weights, [name for name in report.missing_keys if name.startswith(part)])
+        return model
+
+    def _open_text(self) -> tuple[Any, Any]:
+        model = self._open("")
+        model.visual = None
+        with opening(self._spec, self._weights):
+            tokenizer = open_clip.get_tokenizer(self._checkpoint.name)
+        return tokenizer, for_inference(model.to(dtype_of(self._spec)), self._spec, self._weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """One set of weights: what open_clip calls its architecture, settings, and the safetensors file."""
+
+    name: str
+    architecture: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    file: Path
+
+
+def _find(spec: ModelSpec, weights: str) -> _Checkpoint:
+    architecture, _, tag = weights.partition("/")
+    if architecture in open_clip.list_models():
+        return _tagged(spec, weights, architecture, tag)
+    path = local_path(weights) if is_local(weights) else None
+    if path is not None and path.is_file():
+        if path.suffix != ".safetensors":
+            raise ModelError(
+                f"model file {weights!r} is no .safetensors, and others may run code; convert it"
+            )
+        folder, file = path.parent, path
+    else:
+        folder = checkpoint_folder(spec, weights, (CONFIG, *WEIGHTS, *TOKENIZER))
+        file = _safetensors(folder, weights)
+    with opening(spec, weights):
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        checkpoint = _Checkpoint(
+            f"local-dir:{folder}", dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {})), file
+        )
+        if "multimodal_cfg" in checkpoint.architecture:
+            raise ModelError(f"model {weights!r} is a CoCa checkpoint, not a CLIP one")
+        return checkpoint
+
+
+def _tagged(spec: ModelSpec, weights: str, architecture: str, tag: str) -> _Checkpoint:
+    settings = open_clip.get_model_config(architecture)
+    tags = tuple(open_clip.list_pretrained_tags_by_model(architecture))
+    if tag not in tags or "multimodal_cfg" in settings:
+        raise ModelError(
+            f"open_clip has no CLIP weights {weights!r}, written architecture/tag{did_you_mean(tag, tags)}"
+        )
+    published = open_clip.get_pretrained_cfg(architecture, tag)
+    if published.get("quick_gelu") and not settings.get("quick_gelu"):  # open_clip only warns
+        raise ModelError(
+            f"model {weights!r} would compute wrong vectors: these weights were trained with QuickGELU; "
+            f"use '{architecture}-quickgelu/{tag}'"
+        )
+    hub_id = "/".join(published["hf_hub"].split("/")[:2])
+    folder = checkpoint_folder(spec, weights, WEIGHTS, hub_id)
+    return _Checkpoint(architecture, settings, published, _safetensors(folder, weights))
+
+
+def _safetensors(folder: Path, weights: str) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelError(
+        f"model {weights!r} has no {WEIGHTS[0]}: it is not of open_clip, or its weights are pickled, and "
+        "such are never opened; convert them"
+    )
+
+
+def _tower(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the vectors beside the weights, such as the activation; the same however it is spelt."""
+    tower = asdict(open_clip.CLIPVisionCfg(**architecture["vision_cfg"]))
+    tower.pop("timm_model_pretrained")
+    return {**tower, "quick_gelu": bool(architecture.get("quick_gelu"))}

@@ -1,0 +1,95 @@
+"""Reading what a person wrote: strict YAML, and what is wrong with it in one line.
+
+The only file that parses YAML: settings (`config.py`) and the description of an ONNX model share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.registry import did_you_mean
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 50
+MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
+
+
+def read_yaml(path: Path) -> Any:
+    """The mapping that a file holds; JSON is YAML too.
+
+    Raises:
+        ConfigError: unreadable, too large, not UTF-8, not YAML, a key given twice, or no mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_YAML_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
+    if len(content) > MAX_YAML_BYTES:
+        raise ConfigError(f"larger than {MAX_YAML_BYTES} bytes; this is not a settings file")
+    try:
+        text = content.decode("utf-8-sig")
+        _refuse_bombs(text)
+        body = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
+    except UnicodeDecodeError as error:
+        raise ConfigError("not UTF-8 text") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(body, dict):
+        raise ConfigError("must be a mapping of settings, such as `retrieval: {index_path: ...}`")
+    return body
+
+
+def _refuse_bombs(text: str) -> None:
+    """Look at the events of the text, which costs nothing, before building what they ask for."""
+    aliases = depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if aliases > MAX_YAML_ALIASES or depth > MAX_YAML_DEPTH:
+            raise ConfigError(
+                f"more than {MAX_YAML_ALIASES} aliases or {MAX_YAML_DEPTH} levels; no settings need these"
+            )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(
+                    f"key {key_node.value!r} is given twice, line {key_node.start_mark.line + 1}"
+                )
+            seen.add(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
+        return super().construct_mapping(node, deep)
+
+
+def explain(error: ValidationError, model: Any) -> str:
+    """The first problem of a ValidationError in one line, with the nearest key for a misspelt one."""
+    first, *others = error.errors()
+    where = ".".join(str(part) for part in first["loc"])
+    problem = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        problem = f"unknown key{did_you_mean(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where}: {problem}{more}" if where else f"{problem}{more}"
+
+
+def _keys_at(model: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    for part in loc:
+        default = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        candidates = [default, *getattr(default, "__args__", ())]
+        model = next(
+            (c for c in candidates if hasattr(c, "model_fields") or dataclasses.is_dataclass(c)), None
+        )
+    if hasattr(model, "model_fields"):
+        return tuple(model.model_fields)
+    return tuple(field.name for field in dataclasses.fields(model)) if dataclasses.is_dataclass(model) else ()

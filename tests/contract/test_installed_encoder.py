@@ -1,0 +1,109 @@
+"""An encoder of another package, really installed by pip: our code is not touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthetic import COLOURS, picture, write_corpus
+
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "mean-colour"
+version = "1.0"
+
+[project.entry-points."lmm_classifier.encoders"]
+mean-colour = "mean_colour:MeanColourEncoder"
+
+[tool.setuptools]
+py-modules = ["mean_colour"]
+"""
+CODE = '''
+"""The mean colour of a photo: three numbers."""
+
+import numpy as np
+
+from lmm_classifier.types import EncoderContract
+
+
+class MeanColourEncoder:
+    def __init__(self, spec):
+        self._spec = spec
+
+    @property
+    def contract(self):
+        return EncoderContract("mean-colour", self._spec.weights, "", "", "{}", 3, "float32")
+
+    def encode(self, images):
+        rows = np.empty((len(images), 3), np.float32)
+        for row, image in zip(rows, images, strict=True):
+            row[:] = np.asarray(image, np.float32).mean(axis=(0, 1)) + 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+'''
+SETTINGS = """
+encoder: {family: mean-colour}
+retrieval: {index_path: index, top_k: 3}
+rerank: {enabled: false}
+allow_unknown: false
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that pip installed the package into, without any index to ask."""
+    root = tmp_path_factory.mktemp("plugin")
+    (root / "project").mkdir()
+    (root / "project/pyproject.toml").write_text(PROJECT)
+    (root / "project/mean_colour.py").write_text(CODE)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(root / "site")]
+    command = [sys.executable, "-m", "pip", "install", *options, str(root / "project")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return root / "site"
+
+
+def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_it_builds_an_index_and_classifies_through_the_command_line(site: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    picture(COLOURS["red"], seed=1).save(tmp_path / "photo.png")
+    (tmp_path / "s.yaml").write_text(SETTINGS)
+    cli = ("-m", "lmm_classifier")
+    built = run(site, tmp_path, *cli, "index", "build", "corpus", "-o", "index", "--encoder", "mean-colour")
+    assert built.returncode == 0, built.stderr
+    info = run(site, tmp_path, *cli, "index", "info", "index", "--json")
+    assert json.loads(info.stdout)["encoder"]["name"] == "mean-colour"
+    answer = run(site, tmp_path, *cli, "classify", "photo.png", "-c", "s.yaml")
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["label"] == "red"
+
+
+def test_the_contract_battery_finds_it(site: Path) -> None:
+    battery = str(Path(__file__).with_name("test_encoders.py"))
+    root = Path(__file__).parents[2]
+    result = run(site, root, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "mean-colour", battery)
+    assert result.returncode == 0, result.stdout
+    assert "7 passed" in result.stdout
+
+
+def test_without_the_package_its_name_is_unknown(site: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    command = ("index", "build", "corpus", "-o", "index", "--encoder", "mean-colour")
+    result = run(tmp_path, tmp_path, "-m", "lmm_classifier", *command)
+    assert result.returncode == 1
+    assert "unknown encoder 'mean-colour'" in result.stderr
+    assert "Traceback" not in result.stderr
