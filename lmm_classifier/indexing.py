@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.index.build import BuildReport, OnProgress, build_index
 from lmm_classifier.index.search import VectorIndex, open_index
 from lmm_classifier.models.base import ModelSpec, load_encoder
+
+log = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = ModelSpec("siglip")
 
@@ -59,7 +62,13 @@ def build_index_from_directory(
 ) -> VectorIndex:
     """The documented builder: index `image_root` into `output_path` and return the opened index.
 
-    Files that cannot be read are skipped; `index_corpus` also tells which, and why.
+    Files that cannot be read are skipped and logged; `index_corpus` returns which, and why.
     """
-    index_corpus(image_root, output_path, encoder=encoder, batch_size=batch_size, on_progress=on_progress)
+    report = index_corpus(
+        image_root, output_path, encoder=encoder, batch_size=batch_size, on_progress=on_progress
+    )
+    for warning in report.warnings:
+        log.warning("%s: %s", image_root, warning)
+    for skipped in report.skipped:
+        log.warning("skipped %s: %s [%s]", skipped.path, skipped.reason, skipped.code)
     return open_index(Path(output_path))

@@ -88,6 +88,14 @@ def test_every_file_is_indexed_or_skipped_with_a_code(corpus: Path, tmp_path: Pa
     assert {(line["path"], line["code"]) for line in lines} == {(s.path, s.code) for s in report.skipped}
 
 
+def test_the_documented_builder_logs_what_it_skips(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (corpus / "red/broken.jpg").write_bytes(b"no photo")
+    assert len(build_index_from_directory(corpus, 4, tmp_path / "index", encoder=FAKE)) == 18
+    assert "skipped red/broken.jpg" in caplog.text
+
+
 def test_progress_counts_every_file(corpus: Path, tmp_path: Path) -> None:
     (corpus / "red/broken.jpg").write_bytes(b"\xff\xd8\xff")
     seen: list[Progress] = []
