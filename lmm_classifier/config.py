@@ -181,15 +181,19 @@ def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     `open_set` takes the calibration of the index that `retrieve` searches, `rerank` whether unknowns
     are allowed from `open_set`.
     """
-    linked = []
+    linked: list[Mapping[str, Any]] = []
     inherited: dict[str, dict[str, Any]] = {"open_set": {}, "rerank": {}}
     for spec in specs:
-        options = {name: {**inherited.get(name, {}), **(given or {})} for name, given in spec.items()}
-        for name, given in options.items():
-            if name == "retrieve" and "index" in given and not is_single_file(Path(given["index"])):
-                inherited["open_set"]["calibration"] = given["index"]
-            if name == "open_set" and "allow_unknown" in given:
-                inherited["rerank"]["allow_unknown"] = given["allow_unknown"]
+        options: dict[str, Any] = {}
+        for name, given in spec.items():
+            if not isinstance(given, Mapping | None):
+                raise ConfigError(f"pipeline: the options of {name!r} must be a mapping, got {given!r}")
+            options[name] = {**inherited.get(name, {}), **(given or {})}
+        index = options.get("retrieve", {}).get("index")
+        if isinstance(index, str | Path) and not is_single_file(Path(index)):
+            inherited["open_set"]["calibration"] = index
+        if "allow_unknown" in options.get("open_set", {}):
+            inherited["rerank"]["allow_unknown"] = options["open_set"]["allow_unknown"]
         linked.append(options)
     return linked
 

@@ -71,6 +71,11 @@ def written(folder: Path, text: str) -> Path:
             "unknown chooser 'qwen'; did you mean 'qwen-vl'?",
         ),
         ("pipeline: []", "pipeline: "),
+        ("pipeline: [{retrieve: 5}]", "the options of 'retrieve' must be a mapping, got 5"),
+        ("pipeline: [{retrieve: {index: 5}}]", "retrieve.index: "),
+        ("pipeline: [{vote: }]\nbatch_size: 0", "batch_size: "),
+        ("pipeline: vote", "pipeline: "),
+        ("pipeline: [{5: {}}]", "pipeline.0"),
         ("pipeline: [{vote: {}}]\nlabels: [a]", "'labels' has no place beside it"),
     ],
 )
