@@ -114,29 +114,41 @@ def build_index(
     """
     if batch_size < 1 or workers < 1:
         raise CorpusError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
-    single_file = is_single_file(output)
     with locked_workspace(output) as workspace:
         if rebuild:
             workspace.clear()
-        previous = NOTHING if rebuild or single_file else open_previous(output, encoder)
+        fresh = rebuild or is_single_file(output)
+        previous = NOTHING if fresh else open_previous(output, encoder)
         workspace.prepare()
         build = _Build(corpus, encoder, encode, workspace, previous, batch_size, workers, limits, on_progress)
-        entries = build.shards()
-        files = {name: record for entry in entries for name, record in entry.files.items()}
-        records = read_records(workspace.index, files)
-        skipped = (*corpus.skipped, *(failure for entry in entries for failure in entry.failures))
-        _refuse_empty(records, skipped, corpus)
-        warnings = corpus.warnings
-        if single_file:
-            vectors = np.concatenate(map_vectors(workspace.index, files, encoder.dim))
-            write_npz(output, encoder, vectors, records)
-            workspace.clear()
-        else:
-            _complete(workspace.index, encoder, files, records, skipped, entries)
-            if not carry_calibration(output, workspace.index):
-                warnings = (*warnings, CALIBRATION_LOST)
-            workspace.publish()
-        return _report(output, corpus, entries, records, skipped, warnings)
+        return _published(output, corpus, encoder, workspace, build.shards())
+
+
+def _published(
+    output: Path,
+    corpus: Corpus,
+    encoder: EncoderContract,
+    workspace: Workspace,
+    entries: Sequence[ShardEntry],
+) -> BuildReport:
+    """Make an index of finished shards and put it in its place."""
+    files = {name: record for entry in entries for name, record in entry.files.items()}
+    records = read_records(workspace.index, files)
+    skipped = (*corpus.skipped, *(failure for entry in entries for failure in entry.failures))
+    if not records:
+        workspace.clear()
+        raise _nothing_readable(skipped, corpus)
+    warnings = corpus.warnings
+    if is_single_file(output):
+        vectors = np.concatenate(map_vectors(workspace.index, files, encoder.dim))
+        write_npz(output, encoder, vectors, records)
+        workspace.clear()
+    else:
+        _complete(workspace.index, encoder, files, records, skipped, entries)
+        if not carry_calibration(output, workspace.index):
+            warnings = (*warnings, CALIBRATION_LOST)
+        workspace.publish()
+    return _report(output, corpus, entries, records, skipped, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +294,7 @@ def _report(
     )
 
 
-def _refuse_empty(records: Sequence[Record], skipped: Sequence[SkippedFile], corpus: Corpus) -> None:
-    if not records:
-        codes = Counter(item.code for item in skipped)
-        seen = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-        raise CorpusError(f"no image of {corpus.root} could be read ({seen}); nothing was written")
+def _nothing_readable(skipped: Sequence[SkippedFile], corpus: Corpus) -> CorpusError:
+    codes = Counter(item.code for item in skipped)
+    seen = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
+    return CorpusError(f"no image of {corpus.root} could be read ({seen}); nothing was written")

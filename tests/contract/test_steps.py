@@ -137,7 +137,8 @@ def test_constructing_steps_opens_no_model_library() -> None:
         "PipelineConfig(retrieval={'index_path': 'nowhere'}).build()\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_arrays_that_flow_cannot_be_written(
