@@ -63,15 +63,14 @@ def resolve(kind: Kind, name: str) -> Any:
     raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
 
 
-def known(kind: Kind, name: str) -> str:
-    """The name, if it is in the table; for settings, which are checked before anything is opened.
+def check(kind: Kind, name: str) -> None:
+    """For settings, which are checked before anything is imported.
 
     Raises:
-        ValueError: it is not.
+        ValueError: no such name.
     """
     if name not in names(kind):
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
-    return name
 
 
 def did_you_mean(wrong: str, known: tuple[str, ...]) -> str:

@@ -63,12 +63,10 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.YAMLError(
-                    f"key {key_node.value!r} is given twice, line {key_node.start_mark.line + 1}"
-                )
-            seen.add(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"key {key.value!r} is given twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,7 @@ import typer
 from lmm_classifier.text import one_line
 
 if TYPE_CHECKING:
-    from lmm_classifier.index.build import Progress
-
-    OnStage = Callable[[str, Progress | None], None]
+    from lmm_classifier.index.build import OnStage, Progress
 
 
 def note(text: str) -> None:

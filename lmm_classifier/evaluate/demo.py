@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.metrics import Metrics, measure
 from lmm_classifier.evaluate.report import Query, write_report
-from lmm_classifier.index.build import Progress
+from lmm_classifier.index.build import OnStage, Progress
 from lmm_classifier.index.files import replace_file
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
@@ -26,7 +26,6 @@ from lmm_classifier.types import UNKNOWN
 
 ENCODER = ModelSpec("siglip", "shipped:siglip-digits")
 RERANKER = "shipped:qwen2-vl-digits"
-OnStage = Callable[[str, Progress | None], None]
 
 
 @dataclass(frozen=True, slots=True)

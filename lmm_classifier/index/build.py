@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -38,6 +38,7 @@ CALIBRATION_LOST = (
 )
 Encode = Callable[[Sequence[Image.Image]], FloatArray]
 OnProgress = Callable[["Progress"], None]
+OnStage = Callable[[str, "Progress | None"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +171,10 @@ class _Build:
         skipped = len(self.corpus.skipped)
         while items := list(islice(source, SHARD_ROWS)):
             number = len(entries)
-            stats = tuple(stat_of(self.corpus.root / item.path) for item in items)
             plan = plan_of(items, self.encoder.fingerprint)
-            entry = self.workspace.finished(number, plan, stats)
+            entry = self.workspace.finished(number, plan)
+            if entry and entry.stats != tuple(stat_of(self.corpus.root / item.path) for item in items):
+                entry = None  # a photo has changed since
             if entry is None:
                 entry = self._make(number, plan, items, skipped)
                 self.workspace.finish(number, entry)
@@ -199,9 +201,9 @@ class _Build:
                 row = len(records)
                 records.append(Record(taken.item.path, taken.item.label, taken.sha256))
                 indexed.append(position)
-                if taken.image is None:
-                    vectors[row] = self.previous.vector(taken.known_row or 0)
-                else:
+                if taken.known_row is not None:
+                    vectors[row] = self.previous.vector(taken.known_row)
+                elif taken.image is not None:
                     waiting.append((row, taken.image))
                     encoded += 1
             if len(waiting) == self.batch_size:
@@ -247,8 +249,8 @@ def _complete(
     for part in map_vectors(folder, files, encoder.dim):
         engine.add(np.asarray(part))
     content = faiss.serialize_index(engine).tobytes()
-    files = files | {FAISS_FILE: replace(replace_file(folder / FAISS_FILE, content), rows=engine.ntotal)}
-    files |= write_failures(folder, ((s.path, s.code, s.reason) for s in skipped))
+    files = files | {FAISS_FILE: replace_file(folder / FAISS_FILE, content, engine.ntotal)}
+    files |= write_failures(folder, skipped)
     stats = np.asarray([entry.stats[i] for entry in entries for i in entry.indexed], np.int64)
     with (folder / STATS).open("wb") as file:  # a cache: it need not survive a crash
         np.save(file, stats.reshape(-1, 2), allow_pickle=False)

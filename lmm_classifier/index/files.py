@@ -23,7 +23,7 @@ class FileRecord:
     rows: int
 
 
-def write_durably(path: Path, content: bytes, rows: int = 0) -> FileRecord:
+def write_durably(path: Path, content: bytes, rows: int) -> FileRecord:
     """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
@@ -37,7 +37,7 @@ def is_single_file(index: Path) -> bool:
     return index.suffix.lower() == ".npz"
 
 
-def replace_file(path: Path, content: bytes) -> FileRecord:
+def replace_file(path: Path, content: bytes, rows: int = 0) -> FileRecord:
     """Put a file in place of an older one; a crash leaves the one or the other, never a mix.
 
     Raises:
@@ -47,7 +47,7 @@ def replace_file(path: Path, content: bytes) -> FileRecord:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            record = write_durably(temporary, content)
+            record = write_durably(temporary, content, rows)
             temporary.replace(path)
             sync_folder(path.parent)
         finally:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.files import FileRecord, read_verified, replace_file, verify
 from lmm_classifier.types import FloatArray
@@ -53,10 +54,7 @@ def write_shard(
     np.lib.format.write_array(npy, vectors, allow_pickle=False)
     name = f"{FOLDER}/{number:06d}"
     contents = {f"{name}.npy": npy.getvalue(), f"{name}.parquet": parquet.getvalue()}
-    return {
-        name: replace(replace_file(folder / name, content), rows=len(records))
-        for name, content in contents.items()
-    }
+    return {name: replace_file(folder / name, content, len(records)) for name, content in contents.items()}
 
 
 def map_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> tuple[FloatArray, ...]:
@@ -99,7 +97,7 @@ def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record,
             ) from error
         if table.num_rows != files[name].rows:
             raise IndexFolderError(
-                f"{folder / name} holds {table.num_rows} records instead of {files[name].rows}"
+                f"{folder / name} holds {table.num_rows} records, not {files[name].rows}; rebuild the index"
             )
         columns = (table[column].to_pylist() for column in ("path", "label", "sha256"))
         records += (
@@ -116,7 +114,7 @@ def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[dict[s
     return tuple(json.loads(line) for line in read_verified(folder, FAILURES, files[FAILURES]).splitlines())
 
 
-def write_failures(folder: Path, failures: Iterable[tuple[str, str, str]]) -> dict[str, FileRecord]:
-    """Write failures.jsonl from (path, code, reason) triples; returns its manifest entry."""
-    lines = [json.dumps(dict(zip(("path", "code", "reason"), item, strict=True))) + "\n" for item in failures]
-    return {FAILURES: replace(replace_file(folder / FAILURES, "".join(lines).encode()), rows=len(lines))}
+def write_failures(folder: Path, skipped: Sequence[SkippedFile]) -> dict[str, FileRecord]:
+    """Write failures.jsonl; returns its manifest entry."""
+    lines = "".join(json.dumps(asdict(item)) + "\n" for item in skipped)
+    return {FAILURES: replace_file(folder / FAILURES, lines.encode(), len(skipped))}

@@ -77,6 +77,11 @@ class Workspace:
         self._old = self.root / "old"
         self._output = output
 
+    def recover(self) -> None:
+        """Put the former index back, if a build was killed between taking it away and publishing."""
+        if self._old.is_dir() and not self._output.exists():
+            self._old.rename(self._output)
+
     def clear(self) -> None:
         """Forget every shard, finished or not."""
         for folder in (self._journal, self.index, self._old):
@@ -93,8 +98,8 @@ class Workspace:
             for folder in (self.index / "shards", self._journal):
                 folder.mkdir(parents=True, exist_ok=True)
 
-    def finished(self, number: int, plan: str, stats: Sequence[Stat]) -> ShardEntry | None:
-        """The entry of a shard that an earlier build finished and that still holds; None otherwise."""
+    def finished(self, number: int, plan: str) -> ShardEntry | None:
+        """The entry of a shard that an earlier build finished by this plan, its files verified."""
         try:
             body = json.loads((self._journal / f"{number:06d}.json").read_bytes())
             entry = ShardEntry(
@@ -105,7 +110,7 @@ class Workspace:
                 failures=tuple(SkippedFile(**failure) for failure in body["failures"]),
                 encoded=0,
             )
-            if entry.plan != plan or entry.stats != tuple(stats):
+            if entry.plan != plan:
                 return None
             for name, record in entry.files.items():
                 verify(self.index, name, record)
@@ -157,6 +162,7 @@ def locked_workspace(output: Path) -> Iterator[Workspace]:
         try:
             with FileLock(workspace.root / "lock").acquire(timeout=0):
                 try:
+                    workspace.recover()
                     yield workspace
                 finally:
                     if not workspace.holds_shards:

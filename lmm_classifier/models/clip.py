@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import open_clip
-import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 
@@ -26,9 +25,8 @@ from lmm_classifier.models.pretrained import (
     local_path,
     opening,
     refuse_missing,
-    weights_digest,
 )
-from lmm_classifier.models.tower import OnFirstUse, dtype_name, running, unit_rows, without_sliver
+from lmm_classifier.models.tower import OnFirstUse, contract_of, running, transformed, unit_rows
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import EncoderContract, FloatArray
 
@@ -57,16 +55,14 @@ class ClipEncoder:
         with opening(spec, self._weights):
             self._transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         self._crops = settings["resize_mode"] == "shortest"
-        self._contract = EncoderContract(
-            name="clip",
-            weights=self._weights,
-            revision=spec.revision,
-            weights_digest=weights_digest(self._visual),
-            preprocessing=json.dumps(
-                {"transform": settings, "tower": _tower(self._checkpoint.architecture)}, sort_keys=True
-            ),
-            dim=self._checkpoint.architecture["embed_dim"],
-            dtype=dtype_name(dtype_of(spec)),
+        decides = {"transform": settings, "tower": _tower(self._checkpoint.architecture)}
+        self._contract = contract_of(
+            "clip",
+            spec,
+            self._weights,
+            self._visual,
+            json.dumps(decides, sort_keys=True),
+            self._checkpoint.architecture["embed_dim"],
         )
         self._text = OnFirstUse(self._open_text)
         self._lock = threading.Lock()  # a tokenizer keeps padding and truncation as state
@@ -79,9 +75,7 @@ class ClipEncoder:
         if not images:
             return np.empty((0, self._contract.dim), np.float32)
         with running(self._weights, f"{len(images)} images"):
-            shown = [without_sliver(image) for image in images] if self._crops else images
-            pixels = torch.stack([self._transform(image) for image in shown])  # (n, 3, h, w)
-            return unit_rows(self._visual(pixels.to(next(self._visual.parameters()))))
+            return unit_rows(self._visual(transformed(images, self._transform, self._crops, self._visual)))
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         if not texts:

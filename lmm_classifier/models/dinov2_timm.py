@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import timm
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
@@ -23,9 +22,8 @@ from lmm_classifier.models.pretrained import (
     for_inference,
     opening,
     refuse_missing,
-    weights_digest,
 )
-from lmm_classifier.models.tower import dtype_name, running, unit_rows, without_sliver
+from lmm_classifier.models.tower import contract_of, running, transformed, unit_rows
 from lmm_classifier.types import EncoderContract, FloatArray
 
 DEFAULT_WEIGHTS = "timm/vit_base_patch14_dinov2.lvd142m"
@@ -52,17 +50,14 @@ class TimmDinoV2Encoder:
         settings = resolve_model_data_config(model)
         self._transform = create_transform(**settings, is_training=False)
         self._crops = settings["crop_mode"] == "center"
-        self._contract = EncoderContract(
-            name="dinov2-timm",
-            weights=self._weights,
-            revision=spec.revision,
-            weights_digest=weights_digest(self._model),
-            preprocessing=json.dumps(
-                {"transform": settings, "architecture": architecture, "pool": model.global_pool},
-                sort_keys=True,
-            ),
-            dim=model.num_features,
-            dtype=dtype_name(dtype_of(spec)),
+        decides = {"transform": settings, "architecture": architecture, "pool": model.global_pool}
+        self._contract = contract_of(
+            "dinov2-timm",
+            spec,
+            self._weights,
+            self._model,
+            json.dumps(decides, sort_keys=True),
+            model.num_features,
         )
 
     @property
@@ -73,6 +68,4 @@ class TimmDinoV2Encoder:
         if not images:
             return np.empty((0, self._contract.dim), np.float32)
         with running(self._weights, f"{len(images)} images"):
-            shown = [without_sliver(image) for image in images] if self._crops else images
-            pixels = torch.stack([self._transform(image) for image in shown])  # (n, 3, h, w)
-            return unit_rows(self._model(pixels.to(next(self._model.parameters()))))
+            return unit_rows(self._model(transformed(images, self._transform, self._crops, self._model)))

@@ -53,14 +53,13 @@ class VisionTower:
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
         self._crops = bool(getattr(self._processor, "do_center_crop", False))
         self._model = pretrained_model(self.towers[self._model_type].from_pretrained, spec, self._weights)
-        self._contract = EncoderContract(
-            name=self.family,
-            weights=self._weights,
-            revision=spec.revision,
-            weights_digest=weights_digest(self._model),
-            preprocessing=preprocessing_of(self._processor),
-            dim=self._model.config.hidden_size,
-            dtype=dtype_name(self._model.dtype),
+        self._contract = contract_of(
+            self.family,
+            spec,
+            self._weights,
+            self._model,
+            preprocessing_of(self._processor),
+            self._model.config.hidden_size,
         )
 
     @property
@@ -113,9 +112,30 @@ def unit_rows(features: torch.Tensor) -> FloatArray:
     return np.asarray(unit.cpu().numpy(), dtype=np.float32)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """As in a contract: "float32"."""
-    return str(dtype).removeprefix("torch.")
+def contract_of(
+    family: str, spec: ModelSpec, weights: str, model: torch.nn.Module, preprocessing: str, dim: int
+) -> EncoderContract:
+    """The contract of an opened model of torch."""
+    return EncoderContract(
+        name=family,
+        weights=weights,
+        revision=spec.revision,
+        weights_digest=weights_digest(model),
+        preprocessing=preprocessing,
+        dim=dim,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def transformed(
+    images: Sequence[Image.Image],
+    transform: Callable[[Image.Image], torch.Tensor],
+    crops: bool,
+    model: torch.nn.Module,
+) -> torch.Tensor:
+    """Photos through a library's own transform, one by one, as the model takes them: (n, 3, h, w)."""
+    shown = [without_sliver(image) for image in images] if crops else images
+    return torch.stack([transform(image) for image in shown]).to(next(model.parameters()))
 
 
 def without_sliver(image: Image.Image) -> Image.Image:

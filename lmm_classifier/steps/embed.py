@@ -29,7 +29,7 @@ class Embed(Step):
     @field_validator("encoder")
     @classmethod
     def _registered(cls, encoder: ModelSpec) -> ModelSpec:
-        registry.known("encoder", encoder.family)
+        registry.check("encoder", encoder.family)
         return encoder
 
     def load(self) -> None:

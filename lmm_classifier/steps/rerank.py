@@ -64,7 +64,7 @@ class Rerank(Step):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        registry.known("chooser", self.model.family)
+        registry.check("chooser", self.model.family)
         if "{candidates}" not in self.prompt_template:
             raise ValueError("prompt_template must hold {candidates}, where the labels go")
         return self

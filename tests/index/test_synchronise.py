@@ -185,6 +185,20 @@ def test_the_calibration_stays_with_its_state_of_the_index(corpus: Path, tmp_pat
     assert read_calibration(tmp_path / "index") is None
 
 
+def test_an_index_taken_away_by_a_killed_build_comes_back_with_its_calibration(
+    corpus: Path, tmp_path: Path
+) -> None:
+    build(corpus, tmp_path / "index")
+    digest = read_manifest(tmp_path / "index").digest
+    fitted = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
+    write_calibration(tmp_path / "index", fitted)
+    (tmp_path / ".index.partial").mkdir()
+    (tmp_path / "index").rename(tmp_path / ".index.partial/old")  # killed between its two renames
+    assert build(corpus, tmp_path / "index").encoded == 0
+    assert read_calibration(tmp_path / "index") == fitted
+    assert not (tmp_path / ".index.partial").exists()
+
+
 def test_an_index_inside_its_own_corpus_is_refused(corpus: Path) -> None:
     with pytest.raises(CorpusError, match="lies inside the corpus"):
         build(corpus, corpus / "index")
