@@ -171,6 +171,15 @@ def test_a_reranker_that_breaks_its_promise_degrades_and_nothing_else(index: Pat
         assert answer.label == answer.retrieval_label
 
 
+def test_a_reranker_that_is_down_is_logged_once_a_batch(
+    index: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [picture(COLOURS["red"], seed=i) for i in range(5)]
+    classifier(index, retrieval=UNSURE, rerank={"model_name": "fails"}).classify_batch(images)
+    messages = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert messages == ["rerank failed for 5 of 5 uncertain regions: the fake chooser was told to fail"]
+
+
 @pytest.mark.usefixtures("odd_chooser")
 def test_one_picture_the_reranker_cannot_take_costs_the_others_nothing(index: Path) -> None:
     one = classifier(index, retrieval=UNSURE, rerank={"family": "odd", "model_name": "dark"})

@@ -58,7 +58,7 @@ def locate(weights: str) -> str:
             raise ModelUnavailableError(f"no shipped checkpoint {weights!r}; shipped are {known}")
         return str(folder)
     if is_local(weights):
-        folder = Path(weights).expanduser()
+        folder = local_path(weights)
         if not folder.is_dir():
             raise ModelUnavailableError(f"model folder {weights!r} does not exist; check `weights`")
         return str(folder)

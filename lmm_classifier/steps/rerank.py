@@ -76,7 +76,12 @@ class Rerank(Step):
         cases = [case for i, sample in enumerate(batch) for case in self._uncertain(i, sample)]
         verdicts = [list(required(sample.verdicts)) for sample in batch]
         choices: list[list[Choice | None]] = [[None] * len(sample.regions) for sample in batch]
-        for case, answer in zip(cases, self._ask([case.question for case in cases]), strict=True):
+        answers = self._ask([case.question for case in cases])
+        if errors := [answer for answer in answers if isinstance(answer, ModelError)]:
+            log.warning(
+                "rerank failed for %d of %d uncertain regions: %s", len(errors), len(cases), errors[0]
+            )
+        for case, answer in zip(cases, answers, strict=True):
             if isinstance(answer, ModelError):  # fail open, visibly: the answer of retrieval is still one
                 old = verdicts[case.sample][case.region]
                 verdicts[case.sample][case.region] = replace(old, degraded=f"rerank: {answer}")
@@ -97,7 +102,6 @@ class Rerank(Step):
         except ModelError as error:
             if len(questions) > 1:  # one bad picture must not cost the others their answer
                 return [answer for question in questions for answer in self._ask([question])]
-            log.warning("rerank failed, the answer stays with retrieval: %s", error)
             return [error]
         return [Choice(q.options, values) for q, values in zip(questions, rated, strict=True)]
 
