@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -158,17 +158,23 @@ def locked_workspace(output: Path) -> Iterator[Workspace]:
         raise IndexFolderError(f"{output} exists and is not an index folder; choose another output path")
     workspace = Workspace(output)
     with explained(output):
-        workspace.root.mkdir(parents=True, exist_ok=True)
         try:
+            workspace.root.mkdir(parents=True, exist_ok=True)
             with FileLock(workspace.root / "lock").acquire(timeout=0):
-                try:
-                    workspace.recover()
-                    yield workspace
-                finally:
-                    if not workspace.holds_shards:
-                        shutil.rmtree(workspace.root, ignore_errors=True)
+                workspace.recover()
+                yield workspace
         except Timeout as error:
             raise IndexFolderError(f"another build is writing {output}; wait for it to end") from error
+        finally:
+            _discard_if_useless(workspace)
+
+
+def _discard_if_useless(workspace: Workspace) -> None:
+    """Remove a workspace without a finished shard, unless another build has just begun in it."""
+    if workspace.holds_shards or not workspace.root.is_dir():
+        return
+    with suppress(Timeout), FileLock(workspace.root / "lock").acquire(timeout=0):
+        shutil.rmtree(workspace.root, ignore_errors=True)
 
 
 def _may_be_replaced(folder: Path) -> bool:
