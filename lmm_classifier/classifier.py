@@ -14,7 +14,7 @@ from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, ImageSourc
 from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError
 from lmm_classifier.index.calibration import read_calibration
-from lmm_classifier.index.search import describe_encoder, open_index
+from lmm_classifier.index.search import describe_encoder, encoders_of, open_index
 from lmm_classifier.models.base import load_encoder
 from lmm_classifier.result import Classification, summarise
 from lmm_classifier.steps.embed import Embed
@@ -65,7 +65,7 @@ class HybridClassifier:
             if not isinstance(step, Rerank):
                 step.load()
         for embed, retrieve in product(self._steps(Embed), self._steps(Retrieve)):
-            open_index(retrieve.index).refuse_other(load_encoder(embed.encoder).contract)
+            open_index(retrieve.index, load_encoder(embed.encoder).contract)
 
     def check_index(self) -> None:
         """Open and verify the index, and check that it fits the settings. Opens no model.
@@ -80,9 +80,11 @@ class HybridClassifier:
         families = {step.encoder.family for step in self._steps(Embed)}
         for step in self._steps(Retrieve):
             index = open_index(step.index)
-            if families and index.encoder.name not in families:
+            encoders = encoders_of(step.index)
+            if families and not families & {encoder.name for encoder in encoders}:
                 raise EncoderMismatchError(
-                    f"{step.index} was built by encoder {describe_encoder(index.encoder)}, the settings say "
+                    f"{step.index} was built by encoder {' and '.join(map(describe_encoder, encoders))}, the "
+                    "settings say "
                     f"{', '.join(sorted(families))}; set `encoder` to match, or rebuild the index"
                 )
             if step.labels and not set(step.labels) & set(index.labels):

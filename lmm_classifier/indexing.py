@@ -1,55 +1,84 @@
-"""From a corpus on disk and the name of an encoder to an index: what `index build` and scripts call."""
+"""From a corpus on disk and the names of encoders to an index: what `index build` and scripts call."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from lmm_classifier.corpus.corpus import Corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.index.build import BuildReport, OnProgress, build_index
-from lmm_classifier.index.search import VectorIndex, open_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.index.build import (
+    MAX_BAD_RATIO,
+    BuildOptions,
+    BuildReport,
+    build_index,
+)
+from lmm_classifier.index.change import add_to_index
+from lmm_classifier.index.progress import OnProgress, unheard
+from lmm_classifier.index.publish import SearchOptions
+from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
+from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
+from lmm_classifier.ranges import Device, Dtype
+from lmm_classifier.types import EncoderContract
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = ModelSpec("siglip")
+DEFAULT_SEARCH = SearchOptions()
+Encoders = ModelSpec | Sequence[ModelSpec]
 
 
 def index_corpus(
     source: str | Path,
     output: str | Path,
     *,
-    encoder: ModelSpec = DEFAULT_ENCODER,
+    encoder: Encoders = DEFAULT_ENCODER,
     batch_size: int = 32,
     workers: int | None = None,
+    max_bad_ratio: float = MAX_BAD_RATIO,
+    search: SearchOptions = DEFAULT_SEARCH,
     rebuild: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = unheard,
 ) -> BuildReport:
     """Index a labelled folder (`root/<label>/**`) or a CSV or JSONL table with `path` and `label`.
 
+    Several encoders see each photo in one pass, and the index can then be searched by each of them.
     `workers` are the threads that decode, one per processor by default. Other arguments and errors are
-    those of `lmm_classifier.index.build.build_index`; in addition a
-    CorpusError is raised for a source that is missing or empty, and a ModelError for an encoder that
-    cannot be opened. The corpus is looked at before the model is opened.
+    those of `lmm_classifier.index.build.build_index`; in addition a CorpusError is raised for a source
+    that is missing or empty, and a ModelError for an encoder that cannot be opened. The corpus is looked
+    at before a model is opened.
     """
-    corpus = read_corpus(source)
-    if Path(source).is_dir() and Path(output).resolve().is_relative_to(Path(source).resolve()):
-        raise CorpusError(
-            f"{output} lies inside the corpus {source} and would become a part of it; choose another output"
-        )
-    model = load_encoder(encoder)
-    return build_index(
-        corpus,
-        model.contract,
-        model.encode,
-        Path(output),
-        batch_size=batch_size,
-        workers=workers or os.cpu_count() or 1,
-        rebuild=rebuild,
-        on_progress=on_progress,
-    )
+    corpus = _corpus(source, output)
+    encoders = _opened(encoder)
+    options = _options(encoders, batch_size, workers, max_bad_ratio, search)
+    return build_index(corpus, encoders, Path(output), options, rebuild=rebuild, on_progress=on_progress)
+
+
+def add_photos(
+    source: str | Path,
+    index: str | Path,
+    *,
+    device: Device = "auto",
+    batch_size: int = 32,
+    workers: int | None = None,
+    max_bad_ratio: float = MAX_BAD_RATIO,
+    search: SearchOptions = DEFAULT_SEARCH,
+    on_progress: OnProgress = unheard,
+) -> BuildReport:
+    """Add the photos of a folder or table to an index, with the encoders that made it.
+
+    Raises:
+        EncoderMismatchError: what the encoders' names and weights open here is not what built the index.
+        LmmClassifierError: otherwise as `index_corpus` and `lmm_classifier.index.change.add_to_index`.
+    """
+    corpus = _corpus(source, index)
+    encoders = _opened([_spec_of(contract, device) for contract in encoders_of(Path(index))])
+    options = _options(encoders, batch_size, workers, max_bad_ratio, search)
+    return add_to_index(Path(index), corpus, encoders, options, on_progress)
 
 
 def build_index_from_directory(
@@ -58,17 +87,60 @@ def build_index_from_directory(
     output_path: str | Path = "index.npz",
     *,
     encoder: ModelSpec = DEFAULT_ENCODER,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = unheard,
 ) -> VectorIndex:
     """The documented builder: index `image_root` into `output_path` and return the opened index.
 
-    Files that cannot be read are skipped and logged; `index_corpus` returns which, and why.
+    Files that cannot be read are skipped and logged, however many; `index_corpus` returns which, and why.
     """
     report = index_corpus(
-        image_root, output_path, encoder=encoder, batch_size=batch_size, on_progress=on_progress
+        image_root,
+        output_path,
+        encoder=encoder,
+        batch_size=batch_size,
+        max_bad_ratio=1,
+        on_progress=on_progress,
     )
     for warning in report.warnings:
         log.warning("%s: %s", image_root, warning)
     for skipped in report.skipped:
         log.warning("skipped %s: %s [%s]", skipped.path, skipped.reason, skipped.code)
     return open_index(Path(output_path))
+
+
+def _corpus(source: str | Path, index: str | Path) -> Corpus:
+    corpus = read_corpus(source)
+    if Path(source).is_dir() and Path(index).resolve().is_relative_to(Path(source).resolve()):
+        raise CorpusError(
+            f"{index} lies inside the corpus {source} and would become a part of it; choose another output"
+        )
+    return corpus
+
+
+def _spec_of(contract: EncoderContract, device: Device) -> ModelSpec:
+    """How to open the encoder that a contract describes."""
+    dtype = cast("Dtype", contract.dtype)
+    return ModelSpec(contract.name, contract.weights, contract.revision or "main", device, dtype)
+
+
+def _opened(encoder: Encoders) -> list[Encoder]:
+    specs = [encoder] if isinstance(encoder, ModelSpec) else encoder
+    return [load_encoder(spec) for spec in specs]
+
+
+def _options(
+    encoders: Sequence[Encoder],
+    batch_size: int,
+    workers: int | None,
+    max_bad_ratio: float,
+    search: SearchOptions,
+) -> BuildOptions:
+    sizes = [input_size_of(encoder) for encoder in encoders]
+    known = [size for size in sizes if size is not None]
+    return BuildOptions(
+        batch_size=batch_size,
+        workers=workers or os.cpu_count() or 1,
+        target_size=max(known) if len(known) == len(sizes) else None,
+        max_bad_ratio=max_bad_ratio,
+        search=search,
+    )

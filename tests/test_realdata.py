@@ -46,7 +46,7 @@ def test_flowers_are_labelled(flowers: Path, realdata: Path) -> None:
 
 def test_every_bad_image_is_indexed_or_skipped_with_a_code(realdata: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lmm_classifier", "index", "build", str(realdata / "badimages")]
-    command += ["--output", str(tmp_path / "index"), "--encoder", "descriptor"]
+    command += ["--output", str(tmp_path / "index"), "--encoder", "descriptor", "--max-bad-ratio", "1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr

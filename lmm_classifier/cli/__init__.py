@@ -1,11 +1,12 @@
 """The command line: each command parses, calls one function, prints.
 
-Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 failed; 130 interrupted.
-Heavy modules are imported inside the commands, so that `--help` answers at once.
+Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 failed; 130 interrupted;
+143 terminated. Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -20,6 +21,7 @@ from lmm_classifier.logging_config import setup_logging
 from lmm_classifier.text import one_line
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
+TERMINATED = 143  # and after SIGTERM
 
 app = typer.Typer(
     name="lmm-classifier",
@@ -58,6 +60,7 @@ def common(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code; expected errors become one line."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(args=arguments, prog_name="lmm-classifier", standalone_mode=False)
         sys.stdout.flush()
@@ -74,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout = None
         code = _failed(f"{error.filename or 'output'}: {error.strerror or error}")
     sys.exit(code)
+
+
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    """End as Ctrl-C does: whoever holds a lock or a temporary file lets go of it on the way out."""
+    note("terminated")
+    raise SystemExit(TERMINATED)
 
 
 def _failed(message: str) -> int:

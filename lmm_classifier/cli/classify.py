@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.output import note, progress_bar
+from lmm_classifier.cli.output import note, progress
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
@@ -87,12 +87,12 @@ def _table(answers: Iterator[Classification | SkippedFile], total: int) -> tuple
     from rich.table import Column, Table
     from rich.text import Text
 
-    from lmm_classifier.index.build import Progress
+    from lmm_classifier.index.progress import Progress
 
     photo, nearest = Column("photo", overflow="fold"), Column("nearest", overflow="fold")
     table = Table(photo, "answer", "score", "by", nearest, "why")
     skipped = degraded = 0
-    with progress_bar() as on_stage:
+    with progress() as on_progress:
         for done, answer in enumerate(answers, start=1):
             if isinstance(answer, SkippedFile):
                 skipped += 1
@@ -101,7 +101,7 @@ def _table(answers: Iterator[Classification | SkippedFile], total: int) -> tuple
                 degraded += answer.degraded is not None
                 cells = _cells(answer)
             table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: file names are not markup
-            on_stage("classifying", Progress(done, total, skipped))
+            on_progress(Progress("classifying", done, total, skipped))
     Console().print(table)
     return skipped, degraded
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmm_classifier.cli.output import progress_bar
+from lmm_classifier.cli.output import progress
 from lmm_classifier.text import printable
 
 
@@ -24,8 +24,8 @@ def run(
 
     from lmm_classifier.evaluate.demo import run_demo
 
-    with progress_bar() as on_stage:
-        summary = run_demo(output, on_stage)
+    with progress() as on_progress:
+        summary = run_demo(output, on_progress)
     if as_json:
         typer.echo(json.dumps(summary.to_dict()))
         return 0

@@ -1,10 +1,8 @@
-"""`index build` and `index info`."""
+"""`index build | add | remove | export | import`: making an index, and changing one."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,131 +10,214 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmm_classifier import registry
-from lmm_classifier.cli.output import help_without_command, note, progress_bar
+from lmm_classifier.cli import index_look
+from lmm_classifier.cli.output import first_lines, help_without_command, note, progress
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.index.build import BuildReport
+    from lmm_classifier.models.base import ModelSpec
 
 app = typer.Typer()
-SHOWN = 10  # lines of one kind
+MAX_BAD_RATIO = 0.05  # as in index/build.py, which is not imported for a help page
+
+Source = Annotated[Path, typer.Argument(help="Folder root/<label>/**, or a .csv or .jsonl with path,label.")]
+Index = Annotated[Path, typer.Argument(help="Index folder.")]
+EncoderNames = Annotated[
+    list[str],
+    typer.Option(
+        "--encoder",
+        help=f"NAME or NAME=WEIGHTS; repeat for several in one pass. {', '.join(registry.names('encoder'))}.",
+    ),
+]
+Weights = Annotated[
+    str, typer.Option(help="Hub id, ./folder, ./file or shipped:NAME; default of the family.")
+]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Images per model call.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that decode; one per processor by default.")
+]
+MaxBadRatio = Annotated[
+    float, typer.Option(min=0, max=1, help="Fail if more than this share of the images cannot be read.")
+]
+JsonProgress = Annotated[
+    bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(help="FAISS factory string, such as IVF4096,SQ8 or HNSW32; by size if left out."),
+]
+TargetRecall = Annotated[
+    float, typer.Option(min=0.5, max=1, help="Recall an approximate search is tuned to.")
+]
 
 
 @app.callback(invoke_without_command=True)
 def group(context: typer.Context) -> None:
-    """Build an index from labelled photos, and look at one."""
+    """Build an index from labelled photos, change it, check it and look at it."""
     help_without_command(context)
 
 
 @app.command()
 def build(
-    root: Annotated[
-        Path, typer.Argument(help="Folder root/<label>/**, or a .csv or .jsonl with path,label.")
-    ],
+    root: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")],
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Images per model call.")] = 32,
-    encoder: Annotated[
-        str, typer.Option(help=f"Encoder family: {', '.join(registry.names('encoder'))}.")
-    ] = "siglip",
-    weights: Annotated[
-        str, typer.Option(help="Hub id, ./folder, ./file or shipped:NAME; default of the family.")
-    ] = "",
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")] = "main",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode; one per processor by default.")
-    ] = None,
+    batch_size: BatchSize = 32,
+    encoder: EncoderNames = ["siglip"],  # noqa: B006 -- typer copies it
+    weights: Weights = "",
+    revision: Revision = "main",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    workers: Workers = None,
+    max_bad_ratio: MaxBadRatio = MAX_BAD_RATIO,
+    factory: Factory = None,
+    target_recall: TargetRecall = 0.99,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")] = False,
+    json_progress: JsonProgress = False,
 ) -> int:
     """Turn a labelled corpus into an index, or bring an index up to date with its corpus.
 
     Only new and changed photos are encoded. An interrupted build goes on where it was. Files that cannot
     be read are skipped and listed.
     """
-    from lmm_classifier.config import model_spec
+    from lmm_classifier.index.publish import SearchOptions
     from lmm_classifier.indexing import index_corpus
 
-    spec = model_spec(family=encoder, weights=weights, revision=revision, device=device, dtype=dtype)
+    specs = _specs(encoder, weights, revision=revision, device=device, dtype=dtype)
     started = time.perf_counter()
-    with progress_bar() as on_stage:
+    with progress(json_progress) as on_progress:
         report = index_corpus(
             root,
             output,
-            encoder=spec,
+            encoder=specs,
             batch_size=batch_size,
             workers=workers,
+            max_bad_ratio=max_bad_ratio,
+            search=SearchOptions(factory, target_recall),
             rebuild=rebuild,
-            on_progress=lambda p: on_stage("indexing", p),
+            on_progress=on_progress,
         )
-    _tell(report)
-    typer.echo(
-        f"{printable(str(output))}: {report.indexed} images of {len(report.labels)} labels, "
-        f"{report.encoded} of them encoded now, in {time.perf_counter() - started:.1f} s"
-        + (f", {len(report.skipped)} files skipped" if report.skipped else "")
-    )
-    return 2 if report.skipped or report.changed else 0
+    return _tell(report, started)
 
 
-def _tell(report: BuildReport) -> None:
-    """What a person should know of a build beside that it ended."""
+@app.command()
+def add(
+    index: Index,
+    root: Source,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    workers: Workers = None,
+    max_bad_ratio: MaxBadRatio = MAX_BAD_RATIO,
+    json_progress: JsonProgress = False,
+) -> int:
+    """Add photos from another folder or table to an index, with the encoders that built it.
+
+    A photo whose path the index has already takes the place of that one. `index build` synchronises
+    with one corpus and would remove the added photos again.
+    """
+    from lmm_classifier.indexing import add_photos
+
+    started = time.perf_counter()
+    with progress(json_progress) as on_progress:
+        report = add_photos(
+            root,
+            index,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            max_bad_ratio=max_bad_ratio,
+            on_progress=on_progress,
+        )
+    return _tell(report, started)
+
+
+@app.command()
+def remove(
+    index: Index,
+    path: Annotated[
+        list[str], typer.Option("--path", help="Path of a photo as the index has it; repeat.")
+    ] = [],  # noqa: B006 -- typer copies it
+    label: Annotated[list[str], typer.Option("--label", help="All photos of a label; repeat.")] = [],  # noqa: B006
+) -> int:
+    """Remove photos from an index. No photo and no model is opened."""
+    from lmm_classifier.errors import ConfigError
+    from lmm_classifier.index.change import remove_from_index
+
+    if not path and not label:
+        raise ConfigError("nothing to remove: give --path or --label")
+    started = time.perf_counter()
+    return _tell(remove_from_index(index, path, label), started)
+
+
+@app.command()
+def export(
+    index: Annotated[Path, typer.Argument(help="Index folder or .npz file.")],
+    npz: Annotated[Path, typer.Option("--npz", help="File to write; must end in .npz.")],
+    encoder: Annotated[str, typer.Option(help="Which of the index's encoders, if it has several.")] = "",
+) -> int:
+    """Write an index as one .npz file with embeddings, labels, metadata and metric, without pickle."""
+    from lmm_classifier.index.change import export_npz
+
+    count = export_npz(index, npz, encoder)
+    typer.echo(f"{printable(str(npz))}: {count} images")
+    return 0
+
+
+@app.command("import")
+def import_(
+    npz: Annotated[Path, typer.Argument(help="File that `index export` or `index build` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Index folder to make.")],
+) -> int:
+    """Turn an .npz file into an index folder."""
+    from lmm_classifier.index.change import import_npz
+
+    started = time.perf_counter()
+    return _tell(import_npz(npz, output), started)
+
+
+app.command()(index_look.info)
+app.command()(index_look.verify)
+
+
+def _specs(
+    encoders: Sequence[str], weights: str, *, revision: str, device: str, dtype: str
+) -> list[ModelSpec]:
+    """A spec per `NAME` or `NAME=WEIGHTS`; `--weights` is another way to say the weights of a single one."""
+    from lmm_classifier.config import model_spec
+    from lmm_classifier.errors import ConfigError
+
+    if weights and len(encoders) > 1:
+        raise ConfigError("--weights goes with one encoder; write --encoder NAME=WEIGHTS for each of several")
+    if len(set(encoders)) < len(encoders):
+        raise ConfigError(f"an encoder is given twice: {', '.join(encoders)}")
+    specs = []
+    for name, _, own in (text.partition("=") for text in encoders):
+        if own and weights:
+            raise ConfigError(f"the weights of {name} are given twice: {own} and {weights}")
+        specs.append(
+            model_spec(family=name, weights=own or weights, revision=revision, device=device, dtype=dtype)
+        )
+    return specs
+
+
+def _tell(report: BuildReport, started: float) -> int:
+    """What a person should know of a build; returns the exit code."""
     for warning in report.warnings:
         note(f"warning: {warning}")
     if report.duplicates:
         note(f"warning: {report.duplicates} images are exact copies of others")
-    _first("warning: same photo under different labels: {}", [", ".join(c) for c in report.conflicts])
-    _first("changed while the build ran, build again: {}", report.changed)
-    _first("skipped: {}", [f"{s.path}: {s.reason} [{s.code}]" for s in report.skipped])
-
-
-def _first(template: str, lines: Sequence[str]) -> None:
-    for line in lines[:SHOWN]:
-        note(template.format(line))
-    if len(lines) > SHOWN:
-        note(template.format(f"... and {len(lines) - SHOWN} more"))
-
-
-@app.command()
-def info(
-    path: Annotated[Path, typer.Argument(help="Index folder or .npz file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-) -> int:
-    """Verify an index and say what is in it."""
-    from dataclasses import asdict
-
-    from lmm_classifier.index.calibration import read_calibration
-    from lmm_classifier.index.manifest import read_manifest
-    from lmm_classifier.index.search import describe_encoder, open_index
-    from lmm_classifier.index.shards import read_failures
-
-    index = open_index(path)
-    folder = path if path.is_dir() else None
-    calibration = read_calibration(folder) if folder else None
-    skipped = read_failures(folder, read_manifest(folder).files) if folder else ()
-    counts = dict(sorted(Counter(record.label for record in index.records).items()))
-    if as_json:
-        body = {
-            "path": str(path),
-            "images": len(index),
-            "labels": counts,
-            "encoder": asdict(index.encoder) | {"fingerprint": index.encoder.fingerprint},
-            "calibration": asdict(calibration) if calibration else None,
-            "skipped": skipped,
-        }
-        typer.echo(json.dumps(body))
-        return 0
-    typer.echo(f"{printable(str(path))}: {len(index)} images, {len(counts)} labels, every file verified")
-    typer.echo(f"encoder: {describe_encoder(index.encoder)}")
-    if calibration:
-        typer.echo(
-            f"calibration: confidence {calibration.confidence_threshold:.3f}, "
-            f"open set {calibration.open_set_threshold:.3f}, "
-            f"fitted on {calibration.n_images} images, {calibration.created}"
-        )
-    else:
-        typer.echo("calibration: none")
-    for label, count in counts.items():
-        typer.echo(f"{count:8d}  {printable(label)}")
-    for code, count in sorted(Counter(item["code"] for item in skipped).items()):
-        typer.echo(f"{count:8d}  skipped: {code}")
-    return 0
+    first_lines("warning: same photo under different labels: {}", [", ".join(c) for c in report.conflicts])
+    first_lines("changed while the build ran, build again: {}", report.changed)
+    first_lines("skipped: {}", [f"{s.path}: {s.reason} [{s.code}]" for s in report.skipped])
+    parts = [
+        f"{report.indexed} images of {len(report.labels)} labels",
+        f"{report.encoded} of them encoded now",
+        *([f"{report.removed} removed"] if report.removed else []),
+        f"in {time.perf_counter() - started:.1f} s",
+        *([f"{len(report.skipped)} files skipped"] if report.skipped else []),
+    ]
+    typer.echo(f"{printable(str(report.output))}: {', '.join(parts)}")
+    return 2 if report.skipped or report.changed else 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,12 +15,22 @@ import typer
 from lmm_classifier.text import one_line
 
 if TYPE_CHECKING:
-    from lmm_classifier.index.build import OnStage, Progress
+    from lmm_classifier.index.progress import OnProgress, Progress
+
+SHOWN = 10  # lines of one kind
 
 
 def note(text: str) -> None:
     """Tell the person something, on standard error."""
     sys.stderr.write(f"{one_line(text)}\n")
+
+
+def first_lines(template: str, lines: Sequence[str]) -> None:
+    """Note the first of many lines of one kind, and how many there are more."""
+    for line in lines[:SHOWN]:
+        note(template.format(line))
+    if len(lines) > SHOWN:
+        note(template.format(f"... and {len(lines) - SHOWN} more"))
 
 
 def help_without_command(context: typer.Context) -> None:
@@ -28,8 +41,11 @@ def help_without_command(context: typer.Context) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[OnStage]:
-    """Show stage, rate, skipped files and time left while the block runs; silent when not a terminal."""
+def progress(as_json: bool = False) -> Iterator[OnProgress]:
+    """Say where things stand while the block runs: a bar on a terminal, or JSON lines for a machine."""
+    if as_json:
+        yield _JsonLines()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -46,12 +62,32 @@ def progress_bar() -> Iterator[OnStage]:
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None, rate="", skipped=0)
 
-        def update(stage: str, state: Progress | None) -> None:
-            if bar.tasks[0].description != stage:
-                bar.reset(task, description=stage, total=None, rate="", skipped=0)
-            if state:
-                per_second = state.seen / max(bar.tasks[0].elapsed or 0, 1e-3)
-                rate = f"{per_second:.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
-                bar.update(task, completed=state.seen, total=state.total, skipped=state.skipped, rate=rate)
+        def update(state: Progress) -> None:
+            if bar.tasks[0].description != state.stage:
+                bar.reset(task, description=state.stage, total=None, rate="", skipped=0)
+            per_second = state.seen / max(bar.tasks[0].elapsed or 0, 1e-3)
+            rate = f"{per_second:.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
+            bar.update(task, completed=state.seen, total=state.total, skipped=state.skipped, rate=rate)
 
         yield update
+
+
+class _JsonLines:
+    """At most one JSON object per second on standard error, and one at the end of each stage."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._started = self._told = float("-inf")
+
+    def __call__(self, state: Progress) -> None:
+        now = time.monotonic()
+        if state.stage != self._stage:
+            self._stage, self._started, self._told = state.stage, now, float("-inf")
+        if now - self._told < 1 and state.seen != state.total:
+            return
+        self._told = now
+        rate = state.seen / max(now - self._started, 1e-3)
+        left = None if state.total is None or not state.seen else (state.total - state.seen) / rate
+        body = asdict(state) | {"per_second": round(rate, 2), "seconds_left": left and round(left, 1)}
+        sys.stderr.write(f"{json.dumps(body)}\n")
+        sys.stderr.flush()

@@ -136,7 +136,7 @@ def _samples(classifier: HybridClassifier, held_out: Corpus, skipped: list[Skipp
             f"{held_out.root}: the index has no label {', '.join(map(repr, strangers[:3]))}; thresholds are "
             "fitted on images of known labels, so leave these out"
         )
-    indexed = {record.sha256: record.path for record in index.records}
+    indexed = dict(zip(index.records.sha256(), index.records.paths(), strict=True))
     for item in held_out.items:
         try:
             loaded = load_image_file(held_out.root / item.path, limits=classifier.limits)

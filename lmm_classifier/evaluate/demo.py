@@ -18,8 +18,8 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.metrics import Metrics, measure
 from lmm_classifier.evaluate.report import Query, write_report
-from lmm_classifier.index.build import OnStage, Progress
 from lmm_classifier.index.files import replace_file
+from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.types import UNKNOWN
@@ -85,33 +85,31 @@ def demo_config(index: Path) -> PipelineConfig:
     )
 
 
-def run_demo(output: Path, on_stage: OnStage) -> DemoSummary:
+def run_demo(output: Path, on_progress: OnProgress) -> DemoSummary:
     """Run everything into `output`: corpus/, index/, config.yaml, summary.json and report.html.
 
     Args:
         output: a folder; made if missing.
-        on_stage: told the stage, and where it stands.
+        on_progress: told where it stands.
 
     Raises:
         LmmClassifierError: as the stages raise it.
     """
     started = time.perf_counter()
     corpus, index = output / "corpus", output / "index"
-    on_stage("writing the scans as photos", None)
+    on_progress(Progress("writing the scans as photos"))
     write_digits(corpus)
     config = demo_config(index)
     load_encoder(ENCODER)
     indexing_started = time.perf_counter()
-    report = index_corpus(
-        corpus / "index", index, encoder=ENCODER, on_progress=lambda p: on_stage("indexing", p)
-    )
+    report = index_corpus(corpus / "index", index, encoder=ENCODER, on_progress=on_progress)
     index_rate = report.indexed / (time.perf_counter() - indexing_started)
-    on_stage("fitting the thresholds", None)
+    on_progress(Progress("fitting the thresholds"))
     calibration, _ = calibrate(HybridClassifier(config), read_corpus(corpus / "calibration"))
     query_started = time.perf_counter()
-    queries = list(_answered(HybridClassifier(config), corpus, on_stage))
+    queries = list(_answered(HybridClassifier(config), corpus, on_progress))
     query_rate = len(queries) / (time.perf_counter() - query_started)
-    on_stage("writing the report", None)
+    on_progress(Progress("writing the report"))
     metrics = measure([q.answer for q in queries], [q.truth for q in queries], tuple(report.labels))
     summary = DemoSummary(
         indexed=report.indexed,
@@ -128,7 +126,7 @@ def run_demo(output: Path, on_stage: OnStage) -> DemoSummary:
     return summary
 
 
-def _answered(classifier: HybridClassifier, corpus: Path, on_stage: OnStage) -> Iterator[Query]:
+def _answered(classifier: HybridClassifier, corpus: Path, on_progress: OnProgress) -> Iterator[Query]:
     known, unknown = read_corpus(corpus / "query"), read_corpus(corpus / UNKNOWN_FOLDER)
     asked = [(known.root / item.path, item.label) for item in known.items]
     asked += [(unknown.root / item.path, UNKNOWN) for item in unknown.items]
@@ -136,7 +134,7 @@ def _answered(classifier: HybridClassifier, corpus: Path, on_stage: OnStage) -> 
     for done, ((photo, truth), answer) in enumerate(zip(asked, answers, strict=True), start=1):
         if isinstance(answer, SkippedFile):
             raise CorpusError(f"{photo}: {answer.reason}; delete {corpus} and run the demo again")
-        on_stage("answering the queries", Progress(done, len(asked), 0))
+        on_progress(Progress("answering the queries", done, len(asked)))
         yield Query(photo, truth, answer)
 
 

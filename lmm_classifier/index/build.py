@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-import faiss
-import numpy as np
-from PIL import Image
-
-from lmm_classifier.corpus.corpus import Corpus, CorpusItem, SkippedFile
+from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
-from lmm_classifier.errors import CorpusError, ModelError
-from lmm_classifier.index.calibration import carry_calibration
-from lmm_classifier.index.files import FileRecord, is_single_file, replace_file
-from lmm_classifier.index.intake import Taken, in_order, stat_of, take
-from lmm_classifier.index.manifest import MANIFEST, Manifest
-from lmm_classifier.index.npz import write_npz
-from lmm_classifier.index.previous import NOTHING, STATS, Previous, open_previous
-from lmm_classifier.index.search import FAISS_FILE, flat_index
-from lmm_classifier.index.shards import (
-    SHARD_ROWS,
-    Record,
-    map_vectors,
-    read_records,
-    write_failures,
-    write_shard,
-)
+from lmm_classifier.errors import CorpusError, IndexFolderError
+from lmm_classifier.index.files import is_single_file
+from lmm_classifier.index.intake import Reading, stat_now
+from lmm_classifier.index.making import MakesVectors, OnTaken, Shard, make_shard
+from lmm_classifier.index.previous import NOTHING, Previous, Task, open_previous
+from lmm_classifier.index.progress import OnProgress, Progress, unheard
+from lmm_classifier.index.publish import SearchOptions, publish, same_content
+from lmm_classifier.index.shards import SHARD_ROWS, read_records, write_shard
 from lmm_classifier.index.workspace import ShardEntry, Workspace, locked_workspace, plan_of
-from lmm_classifier.types import EncoderContract, FloatArray
 
-CALIBRATION_LOST = (
-    "the thresholds were fitted for the former state of this index and are gone; calibrate again"
-)
-Encode = Callable[[Sequence[Image.Image]], FloatArray]
-OnProgress = Callable[["Progress"], None]
-OnStage = Callable[[str, "Progress | None"], None]
+MAX_BAD_RATIO = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a build stands: files looked at so far, of how many, and how many of them were skipped."""
+class BuildOptions:
+    """How an index is made; none of it but `target_size` moves a vector.
 
-    seen: int
-    total: int
-    skipped: int
+    Attributes:
+        batch_size: images per model call.
+        workers: threads that read and decode.
+        limits: what a photo may be.
+        target_size: px that every encoder scales the shorter side down to or below; JPEGs are then
+            decoded no larger than needed. None decodes every pixel.
+        max_bad_ratio: share of unreadable images above which the build fails instead of leaving them out.
+        search: how the index is to be searched.
+    """
+
+    batch_size: int = 32
+    workers: int = 2
+    limits: ImageLimits = DEFAULT_LIMITS
+    target_size: int | None = None
+    max_bad_ratio: float = MAX_BAD_RATIO
+    search: SearchOptions = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 1:
+            raise CorpusError(
+                f"batch_size and workers must be at least 1, got {self.batch_size} and {self.workers}"
+            )
+
+
+DEFAULT_OPTIONS = BuildOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,10 @@ class BuildReport:
 
     Attributes:
         output: the index.
-        indexed: number of vectors in it.
-        encoded: how many of them were computed now; the others were there already.
-        labels: label -> number of its vectors.
+        indexed: number of images in it.
+        encoded: how many of them were encoded now; the others were there already.
+        removed: how many images of the former index are not in it any more.
+        labels: label -> number of its images.
         skipped: files that were not indexed, with code and reason.
         changed: paths of files that changed while the build ran; the index holds what was read.
         duplicates: images whose bytes an earlier image of the corpus has too.
@@ -69,6 +74,7 @@ class BuildReport:
     output: Path
     indexed: int
     encoded: int
+    removed: int
     labels: dict[str, int]
     skipped: tuple[SkippedFile, ...]
     changed: tuple[str, ...]
@@ -77,17 +83,44 @@ class BuildReport:
     warnings: tuple[str, ...]
 
 
+class Runner(Protocol):
+    """Where shards are made: in this process, or on many machines."""
+
+    def run(
+        self, jobs: Iterable[tuple[int, Sequence[Task]]], on_taken: OnTaken
+    ) -> Iterator[tuple[int, Shard]]:
+        """Make a shard of each numbered job, in any order. `on_taken` is called once per task."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an index is to hold.
+
+    Attributes:
+        root: what relative paths start from.
+        tasks: images to read or to keep, in row order.
+        skipped: entries that were seen and are no task.
+        warnings: of the corpus.
+        noted: skipped files of earlier builds, which stay on record.
+    """
+
+    root: Path
+    tasks: tuple[Task, ...]
+    skipped: tuple[SkippedFile, ...] = ()
+    warnings: tuple[str, ...] = ()
+    noted: tuple[SkippedFile, ...] = ()
+
+
 def build_index(
     corpus: Corpus,
-    encoder: EncoderContract,
-    encode: Encode,
+    encoders: Sequence[MakesVectors],
     output: Path,
+    options: BuildOptions = DEFAULT_OPTIONS,
     *,
-    batch_size: int = 32,
-    workers: int = 2,
     rebuild: bool = False,
-    limits: ImageLimits = DEFAULT_LIMITS,
-    on_progress: OnProgress | None = None,
+    runner: Runner | None = None,
+    on_progress: OnProgress = unheard,
 ) -> BuildReport:
     """Make an index hold exactly the readable images of a corpus.
 
@@ -97,206 +130,153 @@ def build_index(
 
     Args:
         corpus: what to index; images that cannot be read are skipped and reported.
-        encoder: contract of the encoder.
-        encode: its `encode`: n RGB images to float32 (n, d), unit rows.
+        encoders: what makes the vectors; each photo is decoded once for all of them.
         output: a path ending in `.npz` for the documented single file, anything else for the folder.
             An index already there is replaced at the very end, or not at all.
-        batch_size: images per model call.
-        workers: threads that read and decode.
+        options: how.
         rebuild: start over, whatever is there.
-        limits: what a photo may be.
+        runner: where the shards are made; in this process if left out.
         on_progress: called after each file.
 
     Raises:
-        CorpusError: not one image could be read.
-        ModelError: the encoder failed or broke its contract.
+        CorpusError: too many images could not be read, or not one.
+        ModelError: an encoder failed or broke its contract.
+        ConfigError: FAISS cannot make the search structure that was asked for.
         IndexFolderError: the output cannot be written, is being written, or holds a damaged index.
         EncoderMismatchError: the index that is there was built by another encoder.
     """
-    if batch_size < 1 or workers < 1:
-        raise CorpusError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    contracts = [encoder.contract for encoder in encoders]
+    if is_single_file(output) and len(encoders) > 1:
+        raise IndexFolderError(f"{output} is a single file, which holds one encoder; give a folder instead")
     with locked_workspace(output) as workspace:
         if rebuild:
             workspace.clear()
         fresh = rebuild or is_single_file(output)
-        previous = NOTHING if fresh else open_previous(output, encoder)
-        workspace.prepare()
-        build = _Build(corpus, encoder, encode, workspace, previous, batch_size, workers, limits, on_progress)
-        return _published(output, corpus, encoder, workspace, build.shards())
+        previous = NOTHING if fresh else open_previous(output, contracts)
+        plan = Plan(corpus.root, corpus.items, corpus.skipped, corpus.warnings)
+        return carry_out(plan, encoders, output, workspace, previous, options, runner, on_progress)
 
 
-def _published(
+def carry_out(
+    plan: Plan,
+    encoders: Sequence[MakesVectors],
     output: Path,
-    corpus: Corpus,
-    encoder: EncoderContract,
     workspace: Workspace,
-    entries: Sequence[ShardEntry],
+    previous: Previous,
+    options: BuildOptions,
+    runner: Runner | None = None,
+    on_progress: OnProgress = unheard,
 ) -> BuildReport:
-    """Make an index of finished shards and put it in its place."""
+    """Make every shard of a plan in a locked workspace, and publish them. Errors as `build_index`."""
+    reading = Reading(plan.root, options.limits, options.target_size, options.workers)
+    runner = runner or LocalRunner(reading, encoders, previous, options.batch_size)
+    contracts = [encoder.contract for encoder in encoders]
+    workspace.prepare()
+    build = _Build(plan, workspace, previous, on_progress)
+    entries = build.entries([plan_of(tasks, contracts) for _, tasks in build.jobs], runner)
     files = {name: record for entry in entries for name, record in entry.files.items()}
     records = read_records(workspace.index, files)
-    skipped = (*corpus.skipped, *(failure for entry in entries for failure in entry.failures))
+    failures = [failure for entry in entries for failure in entry.failures]
+    skipped = (*plan.skipped, *failures)
     if not records:
         workspace.clear()
-        raise _nothing_readable(skipped, corpus)
-    warnings = corpus.warnings
-    if is_single_file(output):
-        vectors = np.concatenate(map_vectors(workspace.index, files, encoder.dim))
-        write_npz(output, encoder, vectors, records)
-        workspace.clear()
-    else:
-        _complete(workspace.index, encoder, files, records, skipped, entries)
-        if not carry_calibration(output, workspace.index):
-            warnings = (*warnings, CALIBRATION_LOST)
-        workspace.publish()
-    return _report(output, corpus, entries, records, skipped, warnings)
-
-
-@dataclass(frozen=True, slots=True)
-class _Build:
-    corpus: Corpus
-    encoder: EncoderContract
-    encode: Encode
-    workspace: Workspace
-    previous: Previous
-    batch_size: int
-    workers: int
-    limits: ImageLimits
-    on_progress: OnProgress | None
-
-    def shards(self) -> list[ShardEntry]:
-        """Make every shard that is not there yet; each covers SHARD_ROWS files, readable or not."""
-        entries: list[ShardEntry] = []
-        source = iter(self.corpus.items)
-        skipped = len(self.corpus.skipped)
-        while items := list(islice(source, SHARD_ROWS)):
-            number = len(entries)
-            plan = plan_of(items, self.encoder.fingerprint)
-            entry = self.workspace.finished(number, plan)
-            if entry and entry.stats != tuple(stat_of(self.corpus.root / item.path) for item in items):
-                entry = None  # a photo has changed since
-            if entry is None:
-                entry = self._make(number, plan, items, skipped)
-                self.workspace.finish(number, entry)
-            else:
-                self._tell(number * SHARD_ROWS + len(items), skipped + len(entry.failures))
-            skipped += len(entry.failures)
-            entries.append(entry)
-        self.workspace.keep_only(len(entries))
-        return entries
-
-    def _make(self, number: int, plan: str, items: Sequence[CorpusItem], skipped: int) -> ShardEntry:
-        vectors = np.empty((len(items), self.encoder.dim), np.float32)
-        records: list[Record] = []
-        indexed: list[int] = []
-        failures: list[SkippedFile] = []
-        stats: list[tuple[int, int] | None] = []
-        waiting: list[tuple[int, Image.Image]] = []
-        encoded = 0
-        for position, taken in enumerate(self._taken(items)):
-            stats.append(taken.stat)
-            if taken.error is not None:
-                failures.append(SkippedFile(taken.item.path, taken.error.code, taken.error.reason))
-            else:
-                row = len(records)
-                records.append(Record(taken.item.path, taken.item.label, taken.sha256))
-                indexed.append(position)
-                if taken.known_row is not None:
-                    vectors[row] = self.previous.vector(taken.known_row)
-                elif taken.image is not None:
-                    waiting.append((row, taken.image))
-                    encoded += 1
-            if len(waiting) == self.batch_size:
-                self._encode(waiting, vectors)
-                waiting = []
-            self._tell(number * SHARD_ROWS + position + 1, skipped + len(failures))
-        if waiting:
-            self._encode(waiting, vectors)
-        files = write_shard(self.workspace.index, number, vectors[: len(records)], records)
-        return ShardEntry(plan, files, tuple(stats), tuple(indexed), tuple(failures), encoded)
-
-    def _taken(self, items: Sequence[CorpusItem]) -> Iterator[Taken]:
-        def look(item: CorpusItem) -> Taken:
-            return take(item, self.corpus.root, self.limits, self.previous)
-
-        return in_order(look, items, self.workers)
-
-    def _encode(self, waiting: Sequence[tuple[int, Image.Image]], vectors: FloatArray) -> None:
-        """Encode images into their rows, checking the encoder against its contract."""
-        found = self.encode([image for _, image in waiting])
-        expected = (len(waiting), self.encoder.dim)
-        if found.shape != expected or not np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3):
-            raise ModelError(
-                f"encoder {self.encoder.name!r} must return unit rows {expected}, got {found.shape}"
-            )
-        vectors[[row for row, _ in waiting]] = found
-
-    def _tell(self, seen: int, skipped: int) -> None:
-        if self.on_progress:
-            self.on_progress(Progress(seen, len(self.corpus.items), skipped))
-
-
-def _complete(
-    folder: Path,
-    encoder: EncoderContract,
-    files: dict[str, FileRecord],
-    records: Sequence[Record],
-    skipped: Sequence[SkippedFile],
-    entries: Sequence[ShardEntry],
-) -> None:
-    """Add to the shards what makes them an index; the manifest last."""
-    engine = flat_index(np.empty((0, encoder.dim), np.float32))
-    for part in map_vectors(folder, files, encoder.dim):
-        engine.add(np.asarray(part))
-    content = faiss.serialize_index(engine).tobytes()
-    files = files | {FAISS_FILE: replace_file(folder / FAISS_FILE, content, engine.ntotal)}
-    files |= write_failures(folder, skipped)
-    stats = np.asarray([entry.stats[i] for entry in entries for i in entry.indexed], np.int64)
-    with (folder / STATS).open("wb") as file:  # a cache: it need not survive a crash
-        np.save(file, stats.reshape(-1, 2), allow_pickle=False)
-    manifest = Manifest(
-        encoder=encoder,
-        count=len(records),
-        labels=dict(sorted(Counter(record.label for record in records).items())),
-        files=files,
-        skipped=dict(sorted(Counter(s.code for s in skipped).items())),
-    )
-    replace_file(folder / MANIFEST, manifest.to_json())
-
-
-def _report(
-    output: Path,
-    corpus: Corpus,
-    entries: Sequence[ShardEntry],
-    records: Sequence[Record],
-    skipped: tuple[SkippedFile, ...],
-    warnings: tuple[str, ...],
-) -> BuildReport:
-    same_bytes: defaultdict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        same_bytes[record.sha256].append(record)
-    groups = [group for group in same_bytes.values() if len(group) > 1]
+        raise _nothing_readable(skipped, plan.root)
+    _refuse_bad(failures, plan, options.max_bad_ratio)
+    noted = (*plan.noted, *skipped)
+    warnings = publish(output, contracts, workspace, entries, records, noted, options.search, on_progress)
+    duplicates, conflicts = same_content(records)
+    kept = set(records.paths())
     read = [stat for entry in entries for stat in entry.stats]
     return BuildReport(
         output=output,
         indexed=len(records),
         encoded=sum(entry.encoded for entry in entries),
-        labels=dict(sorted(Counter(record.label for record in records).items())),
+        removed=sum(path not in kept for path in previous.records.paths()),
+        labels=records.counts(),
         skipped=skipped,
         changed=tuple(
-            item.path
-            for item, stat in zip(corpus.items, read, strict=True)
-            if stat_of(corpus.root / item.path) != stat
+            task.path
+            for task, stat in zip(plan.tasks, read, strict=True)
+            if stat_now(task, plan.root, previous) != stat
         ),
-        duplicates=sum(len(group) - 1 for group in groups),
-        conflicts=tuple(
-            tuple(record.path for record in group) for group in groups if len({r.label for r in group}) > 1
-        ),
-        warnings=warnings,
+        duplicates=duplicates,
+        conflicts=conflicts,
+        warnings=(*plan.warnings, *warnings),
     )
 
 
-def _nothing_readable(skipped: Sequence[SkippedFile], corpus: Corpus) -> CorpusError:
+@dataclass(frozen=True, slots=True)
+class LocalRunner:
+    """Shards made one after the other in this process."""
+
+    reading: Reading
+    encoders: Sequence[MakesVectors]
+    previous: Previous
+    batch_size: int
+
+    def run(
+        self, jobs: Iterable[tuple[int, Sequence[Task]]], on_taken: OnTaken
+    ) -> Iterator[tuple[int, Shard]]:
+        for number, tasks in jobs:
+            yield (
+                number,
+                make_shard(tasks, self.reading, self.encoders, self.previous, self.batch_size, on_taken),
+            )
+
+
+class _Build:
+    """The shards of one plan; each covers SHARD_ROWS tasks, readable or not."""
+
+    def __init__(self, plan: Plan, workspace: Workspace, previous: Previous, on_progress: OnProgress) -> None:
+        tasks = plan.tasks
+        starts = range(0, len(tasks), SHARD_ROWS)
+        self.jobs = [(number, tasks[i : i + SHARD_ROWS]) for number, i in enumerate(starts)]
+        self._plan = plan
+        self._workspace = workspace
+        self._previous = previous
+        self._on_progress = on_progress
+        self._seen, self._skipped = 0, len(plan.skipped)
+
+    def entries(self, plans: Sequence[str], runner: Runner) -> list[ShardEntry]:
+        """Make every shard that is not there yet."""
+        entries: dict[int, ShardEntry] = {}
+        for number, tasks in self.jobs:
+            if entry := self._finished(number, plans[number], tasks):
+                entries[number] = entry
+                self._tell(len(tasks), len(entry.failures))
+        missing = [job for job in self.jobs if job[0] not in entries]
+        for number, shard in runner.run(missing, lambda indexed: self._tell(1, not indexed)):
+            files = write_shard(self._workspace.index, number, shard.vectors, shard.records)
+            entries[number] = ShardEntry(
+                plans[number], files, shard.stats, shard.indexed, shard.failures, shard.encoded
+            )
+            self._workspace.finish(number, entries[number])
+        self._workspace.keep_only(len(self.jobs))
+        return [entries[number] for number, _ in self.jobs]
+
+    def _finished(self, number: int, plan: str, tasks: Sequence[Task]) -> ShardEntry | None:
+        entry = self._workspace.finished(number, plan)
+        now = tuple(stat_now(task, self._plan.root, self._previous) for task in tasks) if entry else ()
+        return entry if entry and entry.stats == now else None  # else a photo has changed since
+
+    def _tell(self, seen: int, skipped: int) -> None:
+        self._seen += seen
+        self._skipped += skipped
+        self._on_progress(Progress("indexing", self._seen, len(self._plan.tasks), self._skipped))
+
+
+def _nothing_readable(skipped: Sequence[SkippedFile], root: Path) -> CorpusError:
     codes = Counter(item.code for item in skipped)
     seen = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-    return CorpusError(f"no image of {corpus.root} could be read ({seen}); nothing was written")
+    return CorpusError(f"no image of {root} could be read ({seen}); nothing was written")
+
+
+def _refuse_bad(failures: Sequence[SkippedFile], plan: Plan, max_bad_ratio: float) -> None:
+    """A corpus that suddenly cannot be read must not replace one that could."""
+    if len(failures) > max_bad_ratio * len(plan.tasks):
+        first = failures[0]
+        raise CorpusError(
+            f"{len(failures)} of {len(plan.tasks)} images of {plan.root} cannot be read, such as "
+            f"{first.path} ({first.reason}); nothing was published: mend or remove them, or raise "
+            f"--max-bad-ratio from {max_bad_ratio}"
+        )

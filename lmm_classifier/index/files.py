@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,6 @@ class FileRecord:
     rows: int
 
 
-def write_durably(path: Path, content: bytes, rows: int) -> FileRecord:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileRecord(hashlib.sha256(content).hexdigest(), len(content), rows)
-
-
 def is_single_file(index: Path) -> bool:
     """Whether an index path means the documented single file, `.npz`, and not a folder."""
     return index.suffix.lower() == ".npz"
@@ -43,16 +34,42 @@ def replace_file(path: Path, content: bytes, rows: int = 0) -> FileRecord:
     Raises:
         IndexFolderError: it cannot be written there.
     """
+    with _taking_the_place_of(path) as temporary:
+        temporary.write_bytes(content)
+    return FileRecord(hashlib.sha256(content).hexdigest(), len(content), rows)
+
+
+def replace_large_file(path: Path, write: Callable[[Path], None], rows: int) -> FileRecord:
+    """As `replace_file`, for what a library writes itself and is too large to hold twice.
+
+    Args:
+        path: the file.
+        write: writes the content to the path it is given.
+        rows: number of records in it.
+
+    Raises:
+        IndexFolderError: it cannot be written there.
+    """
+    with _taking_the_place_of(path) as temporary:
+        write(temporary)
+        size, sha256 = _digest(temporary)
+    return FileRecord(sha256, size, rows)
+
+
+@contextmanager
+def _taking_the_place_of(path: Path) -> Iterator[Path]:
+    """A path to write; what is there at the end is on the disk before it gets its name."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            record = write_durably(temporary, content, rows)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    return record
 
 
 def read_verified(folder: Path, name: str, record: FileRecord) -> bytes:
@@ -78,11 +95,30 @@ def verify(folder: Path, name: str, record: FileRecord) -> None:
     """
     path = folder / name
     try:
-        with path.open("rb") as file:
-            size, digest = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        size, digest = _digest(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     _compare(path, size, digest, record)
+
+
+def check_size(folder: Path, name: str, record: FileRecord) -> None:
+    """Check at the cost of a look that a file is there and as long as its manifest says.
+
+    Raises:
+        IndexFolderError: missing, or of another size; the message names the file.
+    """
+    path = folder / name
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _compare(path, size, record.sha256, record)
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> IndexFolderError:

@@ -1,4 +1,4 @@
-"""Files of a corpus on their way to the encoder: looked at by several threads, handed on in order."""
+"""Files of a corpus on their way to the encoders: looked at by several threads, handed on in order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lmm_classifier.corpus.corpus import CorpusItem
 from lmm_classifier.corpus.images import ImageLimits, open_image, read_image_bytes
 from lmm_classifier.errors import ImageError
-from lmm_classifier.index.previous import Previous
+from lmm_classifier.index.previous import Kept, Previous, Stat, Task
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,44 +22,69 @@ R = TypeVar("R")
 QUEUED_PER_WORKER = 8  # decoded images in memory: enough that neither threads nor model wait for the other
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How photos are read.
+
+    Attributes:
+        root: what relative paths start from.
+        limits: what a photo may be.
+        target_size: px that the shorter side is scaled down to later; None needs every pixel.
+        workers: threads that read and decode.
+    """
+
+    root: Path
+    limits: ImageLimits
+    target_size: int | None
+    workers: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Taken:
     """What became of one file. Exactly one of `error`, `known_row` and `image` is set.
 
     Attributes:
-        item: path and label.
+        task: path and label.
         stat: size in bytes and modification time in ns, from before the file was read; None if missing.
         sha256: of the very bytes that were decoded.
         error: why it cannot be indexed.
-        known_row: row of the previous index that holds the vector of the same bytes.
+        known_row: row of the previous index that holds the vectors of the same bytes.
         image: the decoded image, still to be encoded.
     """
 
-    item: CorpusItem
-    stat: tuple[int, int] | None
+    task: Task
+    stat: Stat
     sha256: str = ""
     error: ImageError | None = None
     known_row: int | None = None
     image: Image.Image | None = None
 
 
-def take(item: CorpusItem, root: Path, limits: ImageLimits, previous: Previous) -> Taken:
+def take(task: Task, reading: Reading, previous: Previous) -> Taken:
     """Look at one file; decode it only if the previous index does not know its content."""
-    path = root / item.path
+    if isinstance(task, Kept):
+        return Taken(task, previous.stat_of(task.row), task.sha256, known_row=task.row)
+    path = reading.root / task.path
     stat = stat_of(path)
-    if stat and (row := previous.row_of_unchanged(item.path, stat)) is not None:
-        return Taken(item, stat, previous.records[row].sha256, known_row=row)
+    if stat and (row := previous.row_of_unchanged(task.path, stat)) is not None:
+        return Taken(task, stat, previous.sha256[row], known_row=row)
     try:
-        content = read_image_bytes(path, limits)
+        content = read_image_bytes(path, reading.limits)
         sha256 = hashlib.sha256(content).hexdigest()
         if (row := previous.row_by_content.get(sha256)) is not None:
-            return Taken(item, stat, sha256, known_row=row)
-        return Taken(item, stat, sha256, image=open_image(content, limits=limits))
+            return Taken(task, stat, sha256, known_row=row)
+        image = open_image(content, target_size=reading.target_size, limits=reading.limits)
+        return Taken(task, stat, sha256, image=image)
     except ImageError as error:
-        return Taken(item, stat, error=error)
+        return Taken(task, stat, error=error)
 
 
-def stat_of(path: Path) -> tuple[int, int] | None:
+def stat_now(task: Task, root: Path, previous: Previous) -> Stat:
+    """What `take` would note as the task's stat at this moment."""
+    return previous.stat_of(task.row) if isinstance(task, Kept) else stat_of(root / task.path)
+
+
+def stat_of(path: Path) -> Stat:
     """Size in bytes and modification time in ns; None where there is nothing to look at."""
     try:
         status = path.stat()

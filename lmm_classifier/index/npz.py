@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.files import replace_file
-from lmm_classifier.index.shards import Record
+from lmm_classifier.index.records import Record, Records
 from lmm_classifier.types import EncoderContract, FloatArray
 
 KEYS = ("embeddings", "labels", "metadata", "metric")
 
 
-def write_npz(path: Path, encoder: EncoderContract, vectors: FloatArray, records: Sequence[Record]) -> None:
+def write_npz(path: Path, encoder: EncoderContract, vectors: FloatArray, records: Records) -> None:
     """Write an index to one file, atomically.
 
     Arrays: `embeddings` float32 (n, d), unit rows; `labels` str (n,); `metadata` str (n,), one JSON
@@ -41,7 +40,7 @@ def write_npz(path: Path, encoder: EncoderContract, vectors: FloatArray, records
     replace_file(path, buffer.getvalue())
 
 
-def read_npz(path: Path) -> tuple[EncoderContract, FloatArray, tuple[Record, ...]]:
+def read_npz(path: Path) -> tuple[EncoderContract, FloatArray, Records]:
     """Read what `write_npz` wrote.
 
     Raises:
@@ -56,7 +55,7 @@ def read_npz(path: Path) -> tuple[EncoderContract, FloatArray, tuple[Record, ...
         ) from error
 
 
-def _checked(path: Path, arrays: dict[str, Any]) -> tuple[EncoderContract, FloatArray, tuple[Record, ...]]:
+def _checked(path: Path, arrays: dict[str, Any]) -> tuple[EncoderContract, FloatArray, Records]:
     if missing := [key for key in KEYS if key not in arrays]:
         raise IndexFolderError(f"{path} lacks the array {missing[0]!r}; rebuild it")
     if "encoder" not in arrays:
@@ -75,7 +74,7 @@ def _checked(path: Path, arrays: dict[str, Any]) -> tuple[EncoderContract, Float
         raise IndexFolderError(f"{path}: embeddings must be unit rows; rebuild it")
     if [record.label for record in records] != arrays["labels"].tolist():
         raise IndexFolderError(f"{path}: labels and metadata disagree; rebuild it")
-    return contract, vectors, records
+    return contract, vectors, Records.of(records)
 
 
 def _record(body: dict[str, Any]) -> Record:

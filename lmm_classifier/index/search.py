@@ -4,57 +4,60 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, IndexFolderError
-from lmm_classifier.index.files import is_single_file, read_verified
-from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
+from lmm_classifier.index.engine import ApproximateSearch, ExactSearch, Found, Search, read_engine
+from lmm_classifier.index.files import is_single_file, verify
+from lmm_classifier.index.manifest import EXACT, EXACTLY, MANIFEST, Manifest, OperatingPoint, read_manifest
 from lmm_classifier.index.npz import read_npz
-from lmm_classifier.index.shards import Record, map_vectors, read_records
+from lmm_classifier.index.records import Records
+from lmm_classifier.index.shards import map_vectors, read_records, vector_files, verify_vectors
+from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import EncoderContract, FloatArray, IntArray, Neighbours
 
-FAISS_FILE = "index.faiss"
-FAISS_BYTE_LIMIT = 1 << 38  # 256 GiB: refuse a header that asks for more before allocating
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """Rows of an index, best first: similarity float32 (n, k) and rows int64 (n, k), -1 as padding."""
-
-    similarity: FloatArray
-    rows: IntArray
+VERIFIERS = 2  # threads that compute digests while the vectors are loaded
+log = logging.getLogger(__name__)
 
 
 class VectorIndex:
-    """Labelled unit vectors, searched exactly by cosine similarity.
+    """Labelled unit vectors of one encoder, searched by cosine similarity.
 
     Attributes:
         encoder: contract of the encoder that made the vectors.
         records: n records, in row order.
         labels: the distinct labels, sorted.
+        vectors: the n vectors.
+        operating_point: how they are searched.
     """
 
     def __init__(
-        self, encoder: EncoderContract, records: Sequence[Record], engine: faiss.Index, name: str
+        self,
+        encoder: EncoderContract,
+        records: Records,
+        vectors: Vectors,
+        name: str,
+        search: Search | None = None,
+        operating_point: OperatingPoint = EXACTLY,
     ) -> None:
-        if not engine.ntotal == len(records) or engine.d != encoder.dim:
+        if len(vectors) != len(records) or vectors.dim != encoder.dim:
             raise IndexFolderError(
-                f"{name} is inconsistent: {engine.ntotal} vectors of dimension {engine.d} for {len(records)} "
-                f"records of dimension {encoder.dim}; rebuild the index"
+                f"{name} is inconsistent: {len(vectors)} vectors of dimension {vectors.dim} for "
+                f"{len(records)} records of dimension {encoder.dim}; rebuild the index"
             )
         self.encoder = encoder
-        self.records = tuple(records)
-        self.labels = tuple(sorted({record.label for record in records}))
+        self.operating_point = operating_point
+        self.records = records
+        self.labels = records.labels
+        self.vectors = vectors
         self._name = name
-        self._engine = engine
-        self._selections: dict[tuple[str, ...], faiss.SearchParameters] = {}
+        self._search = search or ExactSearch(vectors)
+        self._subsets: dict[tuple[str, ...], tuple[ExactSearch, IntArray]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -65,7 +68,8 @@ class VectorIndex:
         Args:
             queries: float32 (n, d), unit rows, made by this index's encoder.
             k: clipped to the number of vectors.
-            labels: only vectors with these labels; None means all. Rows short of k are padded.
+            labels: only vectors with these labels, compared exactly; None means all. Rows short of k
+                are padded.
 
         Raises:
             EncoderMismatchError: queries of another dimension.
@@ -75,19 +79,23 @@ class VectorIndex:
             raise EncoderMismatchError(f"queries must be (n, {self.encoder.dim}), got {queries.shape}")
         if not np.isfinite(queries).all():
             raise EncoderMismatchError("queries hold numbers that are not finite: the encoder failed")
-        selection = None if labels is None else self._selection(labels)
-        similarity, rows = self._engine.search(queries, min(k, len(self)), params=selection)
-        similarity = np.where(rows < 0, np.float32(0), similarity.clip(-1, 1))  # rounding goes past 1
-        return Found(similarity, rows)
+        k = min(k, len(self))
+        if labels is None or set(self.labels) <= set(labels):
+            found = self._search.search(queries, k)
+        else:
+            subset, rows = self._subset(labels)
+            found = subset.search(queries, k)
+            found = Found(found.similarity, np.where(found.rows < 0, -1, rows[found.rows]))
+        return Found(found.similarity.clip(-1, 1), found.rows)  # rounding goes past 1
 
     def describe(self, similarity: FloatArray, rows: IntArray) -> Neighbours:
         """Add labels and paths to rows (r, k) that a search found."""
-        near = [[self.records[j] for j in row if j >= 0] for row in rows.tolist()]
+        near = [row[row >= 0] for row in rows]
         return Neighbours(
             similarity=similarity,
             rows=rows,
-            labels=tuple(tuple(record.label for record in row) for row in near),
-            paths=tuple(tuple(record.path for record in row) for row in near),
+            labels=tuple(tuple(self.labels[code] for code in self.records.codes[row]) for row in near),
+            paths=tuple(tuple(self.records.paths(row)) for row in near),
         )
 
     def vectors_of(self, embeddings: Mapping[str, FloatArray]) -> FloatArray:
@@ -97,37 +105,19 @@ class VectorIndex:
             EncoderMismatchError: none of them was made by its encoder.
         """
         if self.encoder.fingerprint not in embeddings:
-            raise EncoderMismatchError(
-                f"{self._name} was built by encoder {describe_encoder(self.encoder)}, the query by "
-                f"{', '.join(sorted(embeddings)) or 'none'}; set `encoder` to match, or rebuild the index"
-            )
+            raise _foreign(self._name, (self.encoder,), embeddings)
         return embeddings[self.encoder.fingerprint]
 
-    def refuse_other(self, encoder: EncoderContract) -> None:
-        """Raise EncoderMismatchError, saying what differs, unless this encoder made the vectors."""
-        if encoder.fingerprint == self.encoder.fingerprint:
-            return
-        fields = ("name", "weights", "weights_digest", "preprocessing", "dim", "dtype")
-        differing = [f for f in fields if getattr(encoder, f) != getattr(self.encoder, f)]
-        raise EncoderMismatchError(
-            f"{self._name} was built by encoder {describe_encoder(self.encoder)}, the settings give "
-            f"{describe_encoder(encoder)}; they differ in {', '.join(differing)}: set `encoder` to match, "
-            "or rebuild the index"
-        )
-
-    def _selection(self, labels: tuple[str, ...]) -> faiss.SearchParameters:
-        if labels not in self._selections:
-            wanted = set(labels)
-            rows = np.asarray(
-                [i for i, record in enumerate(self.records) if record.label in wanted], np.int64
-            )
+    def _subset(self, labels: tuple[str, ...]) -> tuple[ExactSearch, IntArray]:
+        if labels not in self._subsets:
+            rows = self.records.rows_of(labels)
             if not rows.size:
                 raise ConfigError(
                     f"{self._name} has no image with one of the labels {', '.join(labels)}; "
                     f"it has {', '.join(self.labels)}"
                 )
-            self._selections[labels] = faiss.SearchParameters(sel=faiss.IDSelectorBatch(rows))  # type: ignore[call-arg]
-        return self._selections[labels]
+            self._subsets[labels] = ExactSearch(Vectors([self.vectors.take(rows)], self.encoder.dim)), rows
+        return self._subsets[labels]
 
 
 def describe_encoder(contract: EncoderContract) -> str:
@@ -137,25 +127,140 @@ def describe_encoder(contract: EncoderContract) -> str:
     return f"{contract.name}{weights} ({kind})"
 
 
-def flat_index(vectors: FloatArray) -> faiss.IndexFlatIP:
-    """An exact inner-product index over float32 (n, d); on unit rows that is cosine similarity."""
-    engine = faiss.IndexFlatIP(vectors.shape[1])
-    engine.add(vectors)
-    return engine
-
-
-log = logging.getLogger(__name__)
-_lock = threading.Lock()
-
-
-def open_index(path: Path) -> VectorIndex:
-    """Open an index folder, or an .npz file, verifying every file it is made of.
+def open_index(path: Path, encoder: EncoderContract | None = None) -> VectorIndex:
+    """Open an index folder, or an .npz file, verifying every file that is used.
 
     The opened index is kept, and opened anew when the file on disk has been replaced.
 
+    Args:
+        path: the index.
+        encoder: which of the index's encoders is to be searched by; the first if left out.
+
     Raises:
         IndexFolderError: missing, damaged or inconsistent; the message names the file.
+        EncoderMismatchError: the encoder made none of its vectors; says what differs.
     """
+    opened = _opened(path)
+    if encoder is None:
+        return opened.space(0)
+    if encoder.fingerprint not in opened.fingerprints:
+        raise _differing(path, encoder, opened.encoders)
+    return opened.space(opened.fingerprints.index(encoder.fingerprint))
+
+
+def open_matching(path: Path, embeddings: Collection[str]) -> VectorIndex:
+    """As `open_index`, for the first of the index's encoders whose embeddings are there.
+
+    Args:
+        path: the index.
+        embeddings: fingerprints of the encoders that have seen the query.
+
+    Raises:
+        IndexFolderError: as `open_index`.
+        EncoderMismatchError: none of them made vectors of the index.
+    """
+    opened = _opened(path)
+    for number, fingerprint in enumerate(opened.fingerprints):
+        if fingerprint in embeddings:
+            return opened.space(number)
+    raise _foreign(str(path), opened.encoders, embeddings)
+
+
+def encoders_of(path: Path) -> tuple[EncoderContract, ...]:
+    """The contracts of the encoders that made an index, the default first.
+
+    Raises:
+        IndexFolderError: as `open_index`.
+    """
+    return _opened(path).encoders
+
+
+class _Opened:
+    """An index whose records are read and whose spaces are opened when somebody searches them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._spaces: dict[int, VectorIndex] = {}
+        self._lock = threading.Lock()
+        if is_single_file(path):
+            contract, vectors, records = read_npz(path)
+            self.encoders: tuple[EncoderContract, ...] = (contract,)
+            self._records = records
+            self._spaces[0] = VectorIndex(contract, records, Vectors([vectors], contract.dim), str(path))
+        else:
+            self._manifest = read_manifest(path)
+            self.encoders = self._manifest.encoders
+            self._records = read_records(path, self._manifest.files)
+            _check_counts(path, self._manifest, self._records)
+        self.fingerprints = [encoder.fingerprint for encoder in self.encoders]
+
+    def space(self, number: int) -> VectorIndex:
+        with self._lock:
+            if number not in self._spaces:
+                self._spaces[number] = open_space(self._path, self._manifest, self._records, number)
+            return self._spaces[number]
+
+
+def open_space(path: Path, manifest: Manifest, records: Records, number: int) -> VectorIndex:
+    """Load one space of an index folder while other threads verify its files.
+
+    Raises:
+        IndexFolderError: as `open_index`.
+    """
+    space = manifest.spaces[number]
+    vectors = map_vectors(path, manifest.files, space.encoder.dim, number)
+    with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
+        pending = [
+            pool.submit(verify_vectors, path, name, manifest.files[name])
+            for name in vector_files(manifest.files, number)
+        ]
+        search = None if space.search.factory == EXACT else _approximate(path, manifest, number, vectors)
+        index = VectorIndex(space.encoder, records, vectors, str(path), search, space.search)
+        for check in pending:
+            check.result()
+    log.info("opened index %s: %d images, %d labels", path, manifest.count, len(manifest.labels))
+    return index
+
+
+def engine_file(number: int) -> str:
+    """Name of the FAISS file of a space that is not searched exactly."""
+    return f"index.{number}.faiss" if number else "index.faiss"
+
+
+def _approximate(path: Path, manifest: Manifest, number: int, vectors: Vectors) -> ApproximateSearch:
+    name, point = engine_file(number), manifest.spaces[number].search
+    if name not in manifest.files:
+        raise IndexFolderError(f"{path / MANIFEST} does not list {name}; rebuild the index")
+    verify(path, name, manifest.files[name])  # before FAISS reads it
+    engine = read_engine(path / name, point)
+    if engine.ntotal != len(vectors) or engine.d != vectors.dim:
+        raise IndexFolderError(
+            f"{path / name} holds {engine.ntotal} vectors of dimension {engine.d}, the shards {len(vectors)} "
+            f"of {vectors.dim}; rebuild the index"
+        )
+    return ApproximateSearch(engine, vectors, point.refine)
+
+
+def _check_counts(path: Path, manifest: Manifest, records: Records) -> None:
+    rows = {
+        number: sum(manifest.files[name].rows for name in vector_files(manifest.files, number))
+        for number in range(len(manifest.spaces))
+    }
+    if any(n != len(records) for n in (manifest.count, *rows.values())):
+        raise IndexFolderError(
+            f"{path / MANIFEST} counts {manifest.count} images, the shards hold {len(records)} records and "
+            f"{', '.join(map(str, rows.values()))} vectors; rebuild the index"
+        )
+    if records.counts() != manifest.labels:
+        raise IndexFolderError(
+            f"{path / MANIFEST} counts other labels than the shards hold; rebuild the index"
+        )
+
+
+_lock = threading.Lock()
+
+
+def _opened(path: Path) -> _Opened:
     marker = path if is_single_file(path) else path / MANIFEST
     try:
         status = marker.stat()
@@ -164,38 +269,34 @@ def open_index(path: Path) -> VectorIndex:
             f"{path} is not an index ({marker.name}: {error.strerror}); build one with `index build`"
         ) from error
     with _lock:
-        return _open(path.resolve(), status.st_mtime_ns, status.st_ino)
+        return _cached(path.resolve(), status.st_mtime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=4)
-def _open(path: Path, _changed_ns: int, _inode: int) -> VectorIndex:
-    if is_single_file(path):
-        contract, vectors, records = read_npz(path)
-        return VectorIndex(contract, records, flat_index(vectors), str(path))
-    manifest = read_manifest(path)
-    records = read_records(path, manifest.files)
-    n_vectors = sum(map(len, map_vectors(path, manifest.files, manifest.encoder.dim)))
-    engine = _read_engine(path, manifest)
-    if not manifest.count == len(records) == n_vectors:
-        raise IndexFolderError(
-            f"{path / MANIFEST} counts {manifest.count} images, the shards hold {len(records)} records and "
-            f"{n_vectors} vectors; rebuild the index"
-        )
-    if Counter(record.label for record in records) != manifest.labels:
-        raise IndexFolderError(
-            f"{path / MANIFEST} counts other labels than the shards hold; rebuild the index"
-        )
-    log.info("opened index %s: %d images, %d labels", path, manifest.count, len(manifest.labels))
-    return VectorIndex(manifest.encoder, records, engine, str(path))
+def _cached(path: Path, _changed_ns: int, _inode: int) -> _Opened:
+    return _Opened(path)
 
 
-def _read_engine(folder: Path, manifest: Manifest) -> faiss.Index:
-    record = manifest.files.get(FAISS_FILE)
-    if record is None:
-        raise IndexFolderError(f"{folder / MANIFEST} does not list {FAISS_FILE}; rebuild the index")
-    content = read_verified(folder, FAISS_FILE, record)
-    faiss.set_deserialization_vector_byte_limit(FAISS_BYTE_LIMIT)
-    try:
-        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
-    except RuntimeError as error:
-        raise IndexFolderError(f"{folder / FAISS_FILE} is not a FAISS index; rebuild the index") from error
+def _foreign(
+    name: str, encoders: Collection[EncoderContract], made_by: Collection[str]
+) -> EncoderMismatchError:
+    return EncoderMismatchError(
+        f"{name} was built by encoder {' and '.join(map(describe_encoder, encoders))}, the query by "
+        f"{', '.join(sorted(made_by)) or 'none'}; set `encoder` to match, or rebuild the index"
+    )
+
+
+def _differing(
+    path: Path, encoder: EncoderContract, encoders: Collection[EncoderContract]
+) -> EncoderMismatchError:
+    fields = ("name", "weights", "weights_digest", "preprocessing", "dim", "dtype")
+    differing, nearest = min(
+        (([f for f in fields if getattr(encoder, f) != getattr(other, f)], other) for other in encoders),
+        key=lambda pair: len(pair[0]),
+    )
+    setting = f"`encoder.dtype: {nearest.dtype}`" if differing == ["dtype"] else "`encoder` to match"
+    return EncoderMismatchError(
+        f"{path} was built by encoder {' and '.join(map(describe_encoder, encoders))}, the settings give "
+        f"{describe_encoder(encoder)}; they differ in {', '.join(differing)}: set {setting}, "
+        "or rebuild the index"
+    )

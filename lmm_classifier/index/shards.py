@@ -1,12 +1,11 @@
-"""A shard: vectors in one .npy file and their records in a .parquet file of the same name."""
+"""A shard: its records in a .parquet file, and the vectors of each encoder in one .npy file."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,9 @@ import pyarrow.parquet as pq
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import FileRecord, read_verified, replace_file, verify
+from lmm_classifier.index.files import FileRecord, check_size, read_verified, replace_file, verify
+from lmm_classifier.index.records import SCHEMA, Record, Records, as_table
+from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import FloatArray
 
 SHARD_ROWS = 8192  # 36 MiB of vectors at d = 1152
@@ -23,74 +24,84 @@ FAILURES = "failures.jsonl"
 FOLDER = "shards"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One indexed image: path relative to the corpus root, label, SHA-256 of the file's bytes."""
-
-    path: str
-    label: str
-    sha256: str
-
-
-# Names are bytes on disk and need not be UTF-8, so they are stored as bytes.
-_SCHEMA = pa.schema([("path", pa.binary()), ("label", pa.binary()), ("sha256", pa.string())])
-
-
 def write_shard(
-    folder: Path, number: int, vectors: FloatArray, records: Sequence[Record]
+    folder: Path, number: int, vectors: Sequence[FloatArray], records: Sequence[Record]
 ) -> dict[str, FileRecord]:
-    """Write vectors (n, d) and their n records; returns the manifest's entries for the two files."""
-    table = pa.table(
-        {
-            "path": [os.fsencode(record.path) for record in records],
-            "label": [os.fsencode(record.label) for record in records],
-            "sha256": [record.sha256 for record in records],
-        },
-        schema=_SCHEMA,
-    )
+    """Write n records and, per space, their vectors (n, d); returns the manifest's entries."""
     parquet = io.BytesIO()
-    pq.write_table(table, parquet, compression="zstd")
-    npy = io.BytesIO()
-    np.lib.format.write_array(npy, vectors, allow_pickle=False)
-    name = f"{FOLDER}/{number:06d}"
-    contents = {f"{name}.npy": npy.getvalue(), f"{name}.parquet": parquet.getvalue()}
+    pq.write_table(as_table(records), parquet, compression="zstd")
+    contents = {f"{FOLDER}/{number:06d}.parquet": parquet.getvalue()}
+    for space, rows in enumerate(vectors):
+        npy = io.BytesIO()
+        np.lib.format.write_array(npy, rows, allow_pickle=False)
+        contents[f"{FOLDER}/{number:06d}{_suffix(space)}"] = npy.getvalue()
     return {name: replace_file(folder / name, content, len(records)) for name, content in contents.items()}
 
 
-def map_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int) -> tuple[FloatArray, ...]:
-    """Vectors of each shard, float32 (rows, dim), verified and then mapped from disk instead of loaded.
+def vector_files(files: Mapping[str, FileRecord], space: int) -> list[str]:
+    """Names of the files with the vectors of one space, in row order."""
+    return sorted(name for name in files if name.partition(".")[2] == _suffix(space).removeprefix("."))
+
+
+def _suffix(space: int) -> str:
+    return f".{space}.npy" if space else ".npy"
+
+
+def map_vectors(folder: Path, files: Mapping[str, FileRecord], dim: int, space: int = 0) -> Vectors:
+    """Vectors of one space, mapped from disk instead of loaded. Their bytes are not verified here.
 
     Raises:
-        IndexFolderError: a file is damaged or of another shape.
+        IndexFolderError: a file is missing, of another size, or no array of this shape.
     """
     parts = []
-    for name in sorted(name for name in files if name.endswith(".npy")):
-        verify(folder, name, files[name])
-        try:
-            part = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise IndexFolderError(f"{folder / name} is not an array file; rebuild the index") from error
-        if part.dtype != np.float32 or part.shape != (files[name].rows, dim):
-            raise IndexFolderError(
-                f"{folder / name} must hold float32 ({files[name].rows}, {dim}), "
-                f"it holds {part.dtype} {part.shape}; rebuild the index"
-            )
-        parts.append(part)
-    return tuple(parts)
+    for name in vector_files(files, space):
+        check_size(folder, name, files[name])
+        parts.append(_mapped(folder / name, files[name], dim))
+    return Vectors(parts, dim)
 
 
-def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record, ...]:
-    """Records of all shards, in order.
+def _mapped(path: Path, record: FileRecord, dim: int) -> FloatArray:
+    """The array of a file whose header must be the one `write_shard` wrote: a damaged one is not parsed."""
+    header = io.BytesIO()
+    layout = {"descr": "<f4", "fortran_order": False, "shape": (record.rows, dim)}
+    np.lib.format.write_array_header_1_0(header, layout)
+    start = header.tell()
+    with path.open("rb") as file:
+        fits = file.read(start) == header.getvalue() and record.size == start + 4 * record.rows * dim
+    if not fits:
+        raise IndexFolderError(
+            f"{path} is damaged or of another encoder: it is not float32 ({record.rows}, {dim}); "
+            "rebuild the index"
+        )
+    if not record.rows:
+        return np.empty((0, dim), np.float32)
+    return np.memmap(path, np.float32, "r", start, (record.rows, dim))
+
+
+def verify_vectors(folder: Path, name: str, record: FileRecord) -> None:
+    """Check that a file of vectors is the one its manifest speaks of, and holds only numbers.
+
+    Raises:
+        IndexFolderError: missing, changed, or with NaN or infinity; the message names the file.
+    """
+    verify(folder, name, record)
+    # One number that is none makes the sum none: a tenth of the time of asking each.
+    if not np.isfinite(np.load(folder / name, mmap_mode="r", allow_pickle=False).sum(dtype=np.float32)):
+        raise IndexFolderError(f"{folder / name} holds vectors that are not finite; rebuild the index")
+
+
+def read_records(folder: Path, files: Mapping[str, FileRecord]) -> Records:
+    """Records of all shards, in order, verified.
 
     Raises:
         IndexFolderError: a file is damaged or has other columns or another number of rows.
     """
-    records: list[Record] = []
+    tables = []
     for name in sorted(name for name in files if name.endswith(".parquet")):
         content = read_verified(folder, name, files[name])
         try:
             # Threads would be pointless here, and theirs are now and then alive at exit: a crash.
-            table = pq.read_table(io.BytesIO(content), schema=_SCHEMA, use_threads=False, pre_buffer=False)
+            table = pq.read_table(io.BytesIO(content), schema=SCHEMA, use_threads=False, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise IndexFolderError(
                 f"{folder / name} does not hold index records; rebuild the index"
@@ -99,19 +110,20 @@ def read_records(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Record,
             raise IndexFolderError(
                 f"{folder / name} holds {table.num_rows} records, not {files[name].rows}; rebuild the index"
             )
-        columns = (table[column].to_pylist() for column in ("path", "label", "sha256"))
-        records += (
-            Record(os.fsdecode(path), os.fsdecode(label), sha256)
-            for path, label, sha256 in zip(*columns, strict=True)
-        )
-    return tuple(records)
+        tables.append(table)
+    return Records(pa.concat_tables(tables) if tables else SCHEMA.empty_table())
 
 
-def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[dict[str, str], ...]:
-    """What `write_failures` wrote: path, code and reason of every file that was not indexed."""
+def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[SkippedFile, ...]:
+    """What `write_failures` wrote: every file that was not indexed, and why.
+
+    Raises:
+        IndexFolderError: the file is missing or damaged.
+    """
     if FAILURES not in files:
         raise IndexFolderError(f"{folder}: the manifest does not list {FAILURES}; rebuild the index")
-    return tuple(json.loads(line) for line in read_verified(folder, FAILURES, files[FAILURES]).splitlines())
+    lines = read_verified(folder, FAILURES, files[FAILURES]).splitlines()
+    return tuple(SkippedFile(**json.loads(line)) for line in lines)
 
 
 def write_failures(folder: Path, skipped: Sequence[SkippedFile]) -> dict[str, FileRecord]:

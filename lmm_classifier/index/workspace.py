@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lmm_classifier.corpus.corpus import CorpusItem, SkippedFile
+from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.files import (
     FileRecord,
@@ -33,10 +33,12 @@ from lmm_classifier.index.files import (
     verify,
 )
 from lmm_classifier.index.manifest import MANIFEST
+from lmm_classifier.index.previous import Kept, Stat, Task
+from lmm_classifier.types import EncoderContract
 
-Stat = tuple[int, int] | None
 _OWN_NAME = re.compile(
-    r"manifest\.json|calibration\.json|failures\.jsonl|file-stats\.npy|index\.faiss|shards/\d{6}\.(npy|parquet)"
+    r"manifest\.json|calibration\.json|failures\.jsonl|file-stats\.npy|latency\.json"
+    r"|index(\.\d+)?\.faiss|shards/\d{6,}(\.\d+)?\.npy|shards/\d{6,}\.parquet"
 )
 
 
@@ -45,10 +47,10 @@ class ShardEntry:
     """A finished shard.
 
     Attributes:
-        plan: digest of the encoder and of the items the shard was made of.
+        plan: digest of the encoders and of the tasks the shard was made of.
         files: its files in the index to be.
-        stats: size and time of each item's file, in the items' order.
-        indexed: which items have a row, in row order.
+        stats: size and time of each task's file, in the tasks' order.
+        indexed: which tasks have a row, in row order.
         failures: the others, and why.
         encoded: how many vectors were computed; the rest came from the former index.
     """
@@ -61,9 +63,10 @@ class ShardEntry:
     encoded: int
 
 
-def plan_of(items: Sequence[CorpusItem], fingerprint: str) -> str:
-    """SHA-256 over the encoder and every path and label of a shard."""
-    body = [fingerprint, [(item.path, item.label) for item in items]]
+def plan_of(tasks: Sequence[Task], encoders: Sequence[EncoderContract]) -> str:
+    """SHA-256 over the encoders and every path and label of a shard, and the content of what is kept."""
+    made_of = [(t.path, t.label, t.sha256 if isinstance(t, Kept) else "") for t in tasks]
+    body = [[encoder.fingerprint for encoder in encoders], made_of]
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
 
@@ -128,7 +131,8 @@ class Workspace:
             if not path.is_dir():
                 path.unlink()
         for path in (*(self.index / "shards").iterdir(), *self._journal.iterdir()):
-            if not path.stem.isdigit() or int(path.stem) >= shards:
+            number = path.name.partition(".")[0]
+            if not number.isdigit() or int(number) >= shards:
                 path.unlink()
 
     def publish(self) -> None:
@@ -187,6 +191,6 @@ def _may_be_replaced(folder: Path) -> bool:
     if MANIFEST not in names or not all(_OWN_NAME.fullmatch(name) for name in names):
         return False
     try:
-        return "fingerprint" in json.loads((folder / MANIFEST).read_bytes())
+        return "schema_version" in json.loads((folder / MANIFEST).read_bytes())
     except (ValueError, TypeError):
         return True  # a damaged manifest among nothing but files of ours

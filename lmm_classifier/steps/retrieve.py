@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from lmm_classifier.index.search import open_index
+from lmm_classifier.index.search import open_index, open_matching
 from lmm_classifier.pipeline import Step
 from lmm_classifier.ranges import TopK
 from lmm_classifier.types import Sample
@@ -21,7 +21,7 @@ class Retrieve(Step):
     """Look up the k most similar labelled images of each region.
 
     Attributes:
-        index: index folder; its encoder must be the one that made the embeddings.
+        index: index folder; one of its encoders must have made the embeddings.
         k: neighbours per region, clipped to what the index holds.
         labels: only images with these labels are candidates; None means all.
     """
@@ -40,7 +40,7 @@ class Retrieve(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch:
             return []
-        index = open_index(self.index)
+        index = open_matching(self.index, batch[0].embeddings)
         queries = [index.vectors_of(sample.embeddings) for sample in batch]  # batch x (r, d)
         found = index.search(np.concatenate(queries), self.k, self.labels)
         ends = np.cumsum([len(vectors) for vectors in queries])

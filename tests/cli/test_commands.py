@@ -169,7 +169,9 @@ def test_empty_and_one_class_corpora_have_their_own_outcomes(tmp_path: Path) -> 
 def test_skips_in_a_build_give_exit_code_2_and_are_listed(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", per_label=2)
     (corpus / "red/x.jpg").write_bytes(b"no photo")
-    result = run("index", "build", "corpus", "-o", "index", "--encoder", "fake", cwd=tmp_path)
+    result = run(
+        "index", "build", "corpus", "-o", "index", "--encoder", "fake", "--max-bad-ratio", "0.5", cwd=tmp_path
+    )
     assert result.returncode == 2
     assert "skipped: red/x.jpg" in result.stderr
     info = run("index", "info", "index", "--json", cwd=tmp_path)
@@ -234,7 +236,9 @@ def test_hostile_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", per_label=2)
     (corpus / "red/0.png").rename(corpus / "red" / os.fsdecode(b"a\x1b[31m\xff\n[bold].png"))
     (corpus / "red" / os.fsdecode(b"\xff\x1b]0;x.jpg")).write_bytes(b"no photo")
-    result = run("index", "build", "corpus", "-o", "index", "--encoder", "fake", cwd=tmp_path)
+    result = run(
+        "index", "build", "corpus", "-o", "index", "--encoder", "fake", "--max-bad-ratio", "0.5", cwd=tmp_path
+    )
     assert result.returncode == 2
     assert "\x1b" not in result.stdout + result.stderr
     (tmp_path / "s.yaml").write_text("encoder: {family: fake}\nretrieval: {index_path: index}\n")

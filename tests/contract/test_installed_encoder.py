@@ -86,7 +86,7 @@ def test_it_builds_an_index_and_classifies_through_the_command_line(site: Path, 
     built = run(site, tmp_path, *cli, "index", "build", "corpus", "-o", "index", "--encoder", "mean-colour")
     assert built.returncode == 0, built.stderr
     info = run(site, tmp_path, *cli, "index", "info", "index", "--json")
-    assert json.loads(info.stdout)["encoder"]["name"] == "mean-colour"
+    assert json.loads(info.stdout)["encoders"][0]["name"] == "mean-colour"
     answer = run(site, tmp_path, *cli, "classify", "photo.png", "-c", "s.yaml")
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["label"] == "red"

@@ -7,8 +7,9 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError
-from lmm_classifier.index.search import VectorIndex, flat_index
-from lmm_classifier.index.shards import Record
+from lmm_classifier.index.records import Record, Records
+from lmm_classifier.index.search import VectorIndex
+from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import EncoderContract
 
 DIM = 32
@@ -28,7 +29,7 @@ def vectors() -> np.ndarray:
 @pytest.fixture(scope="module")
 def index(vectors: np.ndarray) -> VectorIndex:
     records = [Record(f"{'abcd'[i % 4]}/{i}.jpg", "abcd"[i % 4], "0" * 64) for i in range(200)]
-    return VectorIndex(CONTRACT, records, flat_index(vectors), "test index")
+    return VectorIndex(CONTRACT, Records.of(records), Vectors([vectors], DIM), "test index")
 
 
 def test_agrees_with_scikit_learn(index: VectorIndex, vectors: np.ndarray) -> None:
@@ -77,4 +78,4 @@ def test_counts_that_disagree_are_refused(vectors: np.ndarray, tmp_path: Path) -
     from lmm_classifier.errors import IndexFolderError
 
     with pytest.raises(IndexFolderError, match="200 vectors of dimension 32 for 1 records"):
-        VectorIndex(CONTRACT, [Record("a", "a", "")], flat_index(vectors), "test index")
+        VectorIndex(CONTRACT, Records.of([Record("a", "a", "")]), Vectors([vectors], DIM), "test index")

@@ -14,13 +14,13 @@ from PIL import Image
 
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError, EncoderMismatchError, IndexFolderError, ModelError
-from lmm_classifier.index.build import BuildReport, build_index
+from lmm_classifier.index.build import BuildOptions, BuildReport, build_index
 from lmm_classifier.index.calibration import Calibration, read_calibration, write_calibration
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
-from synthetic import COLOURS, picture, write_corpus
+from synthetic import COLOURS, Disturbed, picture, write_corpus
 
 FAKE = ModelSpec("fake")
 
@@ -93,7 +93,12 @@ def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path)
         return encoder.encode(images)
 
     with pytest.raises(ModelError):
-        build_index(read_corpus(corpus), encoder.contract, dies, tmp_path / "index", batch_size=2)
+        build_index(
+            read_corpus(corpus),
+            [Disturbed(encoder.contract, dies)],
+            tmp_path / "index",
+            BuildOptions(batch_size=2),
+        )
     assert not (tmp_path / "index").exists()
     report = build(corpus, tmp_path / "index")
     assert report.encoded == 18 - 10
@@ -111,7 +116,12 @@ def test_finished_shards_whose_photos_changed_since_are_done_again(corpus: Path,
         return encoder.encode(images)
 
     with pytest.raises(ModelError):
-        build_index(read_corpus(corpus), encoder.contract, dies_late, tmp_path / "index", batch_size=2)
+        build_index(
+            read_corpus(corpus),
+            [Disturbed(encoder.contract, dies_late)],
+            tmp_path / "index",
+            BuildOptions(batch_size=2),
+        )
     picture(COLOURS["blue"], seed=31).save(corpus / "blue/0.png")
     assert build(corpus, tmp_path / "index").encoded == 18 - 5
     build(corpus, tmp_path / "fresh")
@@ -125,7 +135,12 @@ def test_a_file_that_changes_while_the_build_runs_is_reported(corpus: Path, tmp_
         picture(COLOURS["blue"], seed=99).save(corpus / "blue/0.png")
         return encoder.encode(images)
 
-    report = build_index(read_corpus(corpus), encoder.contract, meddles, tmp_path / "index", batch_size=2)
+    report = build_index(
+        read_corpus(corpus),
+        [Disturbed(encoder.contract, meddles)],
+        tmp_path / "index",
+        BuildOptions(batch_size=2),
+    )
     assert report.changed == ("blue/0.png",)
     assert build(corpus, tmp_path / "index").changed == ()
 
@@ -138,7 +153,12 @@ def test_two_builders_at_once(corpus: Path, tmp_path: Path) -> None:
             build(corpus, tmp_path / "index")
         return encoder.encode(images)
 
-    build_index(read_corpus(corpus), encoder.contract, builds_again, tmp_path / "index", batch_size=18)
+    build_index(
+        read_corpus(corpus),
+        [Disturbed(encoder.contract, builds_again)],
+        tmp_path / "index",
+        BuildOptions(batch_size=18),
+    )
     assert len(open_index(tmp_path / "index")) == 18
 
 
