@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, Question
@@ -13,10 +14,14 @@ from lmm_classifier.types import EncoderContract, FloatArray
 
 GRID = 4
 FAILS = "fails"
+GREY = "gray"
 
 
 class FakeEncoder:
-    """Mean colours on a 4 x 4 grid: similar pictures get similar vectors, d = 48."""
+    """Mean colours on a 4 x 4 grid: similar pictures get similar vectors, d = 48.
+
+    A text is the plain picture of the last CSS colour it names, or grey.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._weights = spec.weights
@@ -33,6 +38,11 @@ class FakeEncoder:
             np.asarray(grids, np.float32).reshape(len(images), 3 * GRID * GRID) + 1
         )  # black has a direction too
         return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True), np.float32)
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        named = [[w for w in re.findall("[a-z]+", t.lower()) if w in ImageColor.colormap] for t in texts]
+        colours = [words[-1] if words else GREY for words in named]
+        return self.encode([Image.new("RGB", (GRID, GRID), colour) for colour in colours])
 
 
 class FakeChooser:

@@ -194,7 +194,13 @@ class TestLabelVectors:
         assert all(template.count("{}") == 1 for template in TEMPLATES)
 
 
-@pytest.mark.parametrize("family", ["descriptor", "fake"])
-def test_encoders_without_texts_say_so(family: str) -> None:
-    with pytest.raises(ModelError, match=f"encoder '{family}' takes no texts; use siglip or clip"):
-        load_text_encoder(ModelSpec(family))
+def test_encoders_without_texts_say_so() -> None:
+    with pytest.raises(ModelError, match="encoder 'descriptor' takes no texts; use siglip or clip"):
+        load_text_encoder(ModelSpec("descriptor"))
+
+
+def test_the_fakes_texts_are_the_colours_they_name() -> None:
+    encoder = load_text_encoder(ModelSpec("fake"))
+    texts = ["a photo of Red.", "red, no: blue", "a daisy", "required"]
+    plain = [Image.new("RGB", (30, 20), colour) for colour in ("#ff0000", "#0000ff", "#808080", "#808080")]
+    np.testing.assert_allclose(encoder.encode_text(texts), encoder.encode(plain), atol=1e-6)
