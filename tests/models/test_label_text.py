@@ -27,7 +27,13 @@ from lmm_classifier.corpus.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec, TextEncoder, load_text_encoder
-from lmm_classifier.models.label_text import TEMPLATES, label_vectors
+from lmm_classifier.models.fake import FakeEncoder
+from lmm_classifier.models.label_text import (
+    MAX_SENTENCES,
+    TEMPLATES,
+    kept_label_vectors,
+    label_vectors,
+)
 from lmm_classifier.types import FloatArray
 
 Copy = Callable[[Path], Path]
@@ -189,6 +195,28 @@ class TestLabelVectors:
         words: Any = Words()
         with pytest.raises(ConfigError, match="needs a {} for the label"):
             label_vectors(words, ["a"], templates)
+
+    def test_of_many_labels_are_those_of_few(self) -> None:
+        words: Any = Words()
+        labels = [f"{chr(97 + i % 10)}{i}" for i in range(MAX_SENTENCES)]
+        together = label_vectors(words, labels, ["{}", "a {}"])
+        assert len(words.seen) == 2 * MAX_SENTENCES
+        alone = np.concatenate([label_vectors(words, [label], ["{}", "a {}"]) for label in labels])
+        np.testing.assert_array_equal(together, alone)
+
+    def test_are_computed_once_however_many_threads_ask(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        words: Any = Words()
+        spec = ModelSpec("fake", "words")
+        monkeypatch.setattr(FakeEncoder, "encode_text", lambda _, texts: words.encode_text(texts))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: kept_label_vectors(spec, ("fig", "ace"), ("a {}",)), range(50)))
+        assert words.seen == ["a fig", "a ace"]
+        np.testing.assert_array_equal(found[0], label_vectors(words, ["fig", "ace"], ["a {}"]))
+        assert all(vectors is found[0] for vectors in found)
+        with pytest.raises(ValueError, match="read-only"):
+            found[0][0] = 0
+        kept_label_vectors(spec, ("fig", "ace"), ("the {}",))
+        assert words.seen[-2:] == ["the fig", "the ace"]
 
     def test_defaults_have_one(self) -> None:
         assert all(template.count("{}") == 1 for template in TEMPLATES)
