@@ -21,6 +21,7 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
         "embed": "lmm_classifier.steps.embed:Embed",
         "retrieve": "lmm_classifier.steps.retrieve:Retrieve",
         "vote": "lmm_classifier.steps.vote:Vote",
+        "text_prior": "lmm_classifier.steps.text_prior:TextPrior",
         "open_set": "lmm_classifier.steps.open_set:OpenSet",
         "rerank": "lmm_classifier.steps.rerank:Rerank",
     },
@@ -40,6 +41,9 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
         "fake": "lmm_classifier.models.fake:FakeChooser",
     },
 }
+
+IMAGE_ONLY = frozenset({"dinov2", "dinov2-timm", "dinov3", "dinov3-patch", "onnx", "descriptor"})
+"""Built-in encoders that take no texts: settings are checked before the class could be asked."""
 
 
 def names(kind: Kind) -> tuple[str, ...]:
@@ -71,6 +75,21 @@ def check(kind: Kind, name: str) -> None:
     """
     if name not in names(kind):
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
+
+
+def check_takes_texts(encoder: str) -> None:
+    """For settings, as `check`; one of another package is asked when it is opened (`load_text_encoder`).
+
+    Raises:
+        ValueError: a built-in encoder that takes no texts.
+    """
+    if encoder in IMAGE_ONLY:
+        raise ValueError(takes_no_texts(encoder))
+
+
+def takes_no_texts(encoder: str) -> str:
+    """The error about an encoder that was to encode texts and cannot."""
+    return f"encoder {encoder!r} takes no texts; use siglip or clip"
 
 
 def did_you_mean(wrong: str, known: tuple[str, ...]) -> str:

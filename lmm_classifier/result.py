@@ -16,7 +16,7 @@ class Candidate:
 
     Attributes:
         label: the label; UNKNOWN where the reranker was offered it.
-        score: evidence from retrieval, in [0, 1].
+        score: evidence from retrieval, and from the name where `text_prior` is on, in [0, 1].
         probability: the reranker's, among the options it was shown; None where it was not asked.
     """
 
@@ -41,17 +41,18 @@ class Classification:
     Attributes:
         source: path of the image, or a name like "image-0" for one given in memory.
         label: the answer; "unknown" when no label of the corpus fits.
-        score: in [0, 1], for the answer given: evidence from retrieval (for "unknown", 1 - closeness), or the
+        score: in [0, 1], for the answer given: its evidence (for "unknown", 1 - closeness), or the
             reranker's probability, as `stage` says.
         used_reranker: whether a vision-language model decided.
         status: "known", "uncertain" (a best guess) or "unknown".
         stage: name of the step that decided.
         reason: one sentence with the numbers that decided.
         degraded: why a stage that should have taken part could not; None when all did.
-        retrieval_label: the answer retrieval alone gives.
-        closeness: weighted mean similarity to the neighbours, in [0, 1]: how known the image looks.
+        retrieval_label: the answer without the reranker.
+        closeness: sum of the evidence, in [0, 1]: how known the image looks. Without `text_prior` the
+            weighted mean similarity to the neighbours.
         candidates: best first by evidence.
-        neighbours: nearest first.
+        neighbours: nearest first; none has the label of an answer that rests on its name alone.
         thresholds: the cuts in force; None when the pipeline has no `open_set` step.
         timings: step -> seconds, this image's share of its batch.
     """

@@ -118,10 +118,11 @@ class Scores:
     """Evidence per label, never per neighbour.
 
     Attributes:
-        labels: the c labels that have evidence, sorted.
+        labels: the c labels in the running, sorted.
         values: float32 (r, c) in [0, 1]: share of the vote times the similarity behind it. A row sums to
-            the weighted mean similarity of the region's neighbours, so the sum says how close the corpus
-            is and the entries say how that closeness is shared out.
+            the weighted mean similarity of the region's neighbours, so the sum, in [0, 1], says how close
+            the corpus is and the entries say how that closeness is shared out. `text_prior` keeps this,
+            and counts labels without images as near as their names fit.
     """
 
     labels: tuple[str, ...]
@@ -140,7 +141,7 @@ class Verdict:
     Attributes:
         status: "known", "uncertain" (best guess, not confident) or "unknown".
         label: the decided label, also when uncertain; None when unknown.
-        score: in [0, 1]: evidence for `label` from retrieval (1 - closeness where it says unknown), or the
+        score: in [0, 1]: evidence for `label` (1 - closeness where it says unknown), or the
             reranker's probability of its choice.
         decided_by: name of the step that made this decision.
         reason: one sentence with the numbers that decided.
@@ -192,7 +193,7 @@ class Sample:
         truth: the right label, where it is known.
         regions: r regions, the whole image first.
         embeddings: encoder fingerprint -> float32 (r, d), unit rows.
-        neighbours, scores, verdicts, choices: set by retrieve, vote, open_set and rerank.
+        neighbours, scores, verdicts, choices: set by retrieve, vote (and text_prior), open_set and rerank.
         timings: step name -> seconds this sample took (its share of the batch); kept by the pipeline.
     """
 

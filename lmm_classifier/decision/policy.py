@@ -44,7 +44,7 @@ class Evidence:
         best: column of the best label; ties go to the first in alphabetical order. -1 without labels.
         score: evidence for it.
         lead: how far ahead of the second it is; all of `score` where there is no second.
-        closeness: sum over labels: weighted mean similarity to the neighbours.
+        closeness: sum over labels, in [0, 1].
     """
 
     best: int

@@ -139,7 +139,7 @@ def load_text_encoder(spec: ModelSpec) -> TextEncoder:
     """
     encoder = load_encoder(spec)
     if not isinstance(encoder, TextEncoder):
-        raise ModelError(f"encoder {spec.family!r} takes no texts; use siglip or clip")
+        raise ModelError(registry.takes_no_texts(spec.family))
     return encoder
 
 

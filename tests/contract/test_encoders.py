@@ -107,6 +107,13 @@ def test_every_builtin_has_a_file_and_a_line_in_the_readme(request: pytest.Fixtu
         assert family == "fake" or f"| `{family}` |" in readme, family
 
 
+def test_settings_know_which_builtins_take_no_texts() -> None:
+    classes = {family: registry.resolve("encoder", family) for family in registry.BUILTINS["encoder"]}
+    assert {
+        family for family, cls in classes.items() if not hasattr(cls, "encode_text")
+    } == registry.IMAGE_ONLY
+
+
 def test_fingerprints_are_all_different(written: Callable[[str], str]) -> None:
     families = tuple(registry.BUILTINS["encoder"])
     fingerprints = {

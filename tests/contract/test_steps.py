@@ -38,6 +38,12 @@ def options(index: Path) -> dict[str, dict[str, Any]]:
         "embed": {"encoder": {"family": "fake"}},
         "retrieve": {"index": str(index), "k": 5},
         "vote": {"temperature": 0.1},
+        "text_prior": {
+            "encoder": {"family": "fake"},
+            "index": str(index),
+            "weight": 0.3,
+            "labels": [*COLOURS, "purple"],
+        },
         "open_set": {"confidence_threshold": 0.999, "open_set_threshold": 0.1},
         "rerank": {"model": {"family": "fake"}, "max_candidates": 2},
     }

@@ -14,6 +14,7 @@ import torch
 import transformers
 from PIL import Image
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     AutoProcessor,
     AutoTokenizer,
@@ -25,6 +26,7 @@ from transformers import (
 from lmm_classifier.checkpoints.train_siglip import TEMPLATES as TRAINED
 from lmm_classifier.corpus.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.errors import ConfigError, ModelError
+from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec, TextEncoder, load_text_encoder
 from lmm_classifier.models.fake import FakeEncoder
@@ -34,7 +36,13 @@ from lmm_classifier.models.label_text import (
     kept_label_vectors,
     label_vectors,
 )
-from lmm_classifier.types import FloatArray
+from lmm_classifier.pipeline import Pipeline
+from lmm_classifier.steps.embed import Embed
+from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.steps.text_prior import TextPrior
+from lmm_classifier.steps.vote import Vote
+from lmm_classifier.types import FloatArray, Sample, required
+from synthetic import COLOURS, picture, write_corpus
 
 Copy = Callable[[Path], Path]
 DIGITS = ModelSpec("siglip", "shipped:siglip-digits")
@@ -156,6 +164,43 @@ class TestZeroShot:
         )
         expected = torch.nn.functional.normalize(features, dim=1).numpy()
         assert (encoder.encode_text(KNOWN_NAMES) * expected).sum(axis=1).min() >= 0.99999
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@torch.inference_mode()
+def test_the_text_prior_gives_the_probabilities_of_the_whole_model(
+    folder: Path, temperature: float, tmp_path: Path
+) -> None:
+    spec = ModelSpec("siglip", str(folder), dtype="float32")
+    index_corpus(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=spec)
+    # No label of the text has an image, and the weight is 1: the evidence is the probability.
+    labels = ("daisy", "rose", "tulip")
+    prior = TextPrior(
+        encoder=spec,
+        index=tmp_path / "index",
+        weight=1.0,
+        labels=labels,
+        templates=("a photo of a {}",),
+        temperature=temperature,
+    )
+    steps = (Embed(encoder=spec), Retrieve(index=tmp_path / "index"), Vote(), prior)
+    photos = [picture(colour, seed=i, side=32) for i, colour in enumerate(COLOURS.values())]
+    samples = Pipeline(steps).run(Sample.from_image(str(i), photo) for i, photo in enumerate(photos))
+    scores = [required(sample.scores) for sample in samples]
+    model = AutoModel.from_pretrained(folder).eval()
+    model.logit_scale.fill_(np.log(1 / temperature))  # the bias is the same for all labels
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        [f"a photo of a {label}" for label in labels],
+        padding="max_length",
+        truncation=True,
+        max_length=16,
+        return_tensors="pt",
+    )
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=photos, return_tensors="pt")
+    expected = model(**pixels, **tokens).logits_per_image.softmax(dim=1).numpy()
+    found = [[dict(zip(s.labels, s.values[0], strict=True))[label] for label in labels] for s in scores]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert ((expected > 0.01) & (expected < 0.99)).any()  # no mere arg max
 
 
 class Words:
