@@ -1,4 +1,4 @@
-"""HybridClassifier: the documented face over embed, retrieve, vote, open_set and rerank."""
+"""HybridClassifier: the documented face over the steps from embed to rerank."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.steps.vote import Vote
 from lmm_classifier.types import UNKNOWN, Sample
 
@@ -74,7 +75,8 @@ class HybridClassifier:
             IndexFolderError: it is missing or damaged, or its calibration is.
             EncoderMismatchError: it was built by an encoder of another family.
             ConfigError: it has none of the configured labels, uses the reserved label "unknown" although
-                unknowns are allowed, or was calibrated for other settings.
+                unknowns are allowed, or was calibrated for other settings; or the text prior uses that
+                label, or an encoder that no photo goes through.
         """
         allow_unknown = any(step.allow_unknown for step in self._steps(OpenSet))
         families = {step.encoder.family for step in self._steps(Embed)}
@@ -96,6 +98,17 @@ class HybridClassifier:
                     f"{step.index} has a label named {UNKNOWN!r}, which is reserved: rename it, or set "
                     "allow_unknown: false"
                 )
+        for prior in self._text_priors:
+            if prior.encoder.family not in families:
+                raise ConfigError(
+                    f"text_prior has encoder {prior.encoder.family}, the photos are embedded by "
+                    f"{', '.join(sorted(families)) or 'none'}; give both steps the same encoder"
+                )
+            if allow_unknown and UNKNOWN in (prior.labels or ()):
+                raise ConfigError(
+                    f"text_prior has a label named {UNKNOWN!r}, which is reserved: leave it out, or set "
+                    "allow_unknown: false"
+                )
         if (cut := self.thresholds) and cut.source == "calibrated":
             self._refuse_foreign_calibration()
 
@@ -105,13 +118,14 @@ class HybridClassifier:
         return next((step.thresholds() for step in self._steps(OpenSet)), None)
 
     @property
-    def labels_without_images(self) -> tuple[str, ...]:
-        """Configured labels that the index has no image of, and which thus are never answered."""
+    def unanswerable_labels(self) -> tuple[str, ...]:
+        """Configured labels with neither an image in the index nor a text prior: they are never answered."""
+        named = {label for prior in self._text_priors for label in prior.labels or ()}
         return tuple(
             label
             for step in self._steps(Retrieve)
             for label in step.labels or ()
-            if label not in open_index(step.index).labels
+            if label not in open_index(step.index).labels and label not in named
         )
 
     def classify(self, image: ImageSource) -> Classification:
@@ -165,6 +179,11 @@ class HybridClassifier:
 
     def _steps(self, kind: type[S]) -> list[S]:
         return [step for step in self.pipeline.steps if isinstance(step, kind)]
+
+    @property
+    def _text_priors(self) -> list[TextPrior]:
+        """Those that take part."""
+        return [step for step in self._steps(TextPrior) if step.weight]
 
     def _refuse_foreign_calibration(self) -> None:
         """Thresholds hold for the vote they were fitted under, and no other."""

@@ -31,14 +31,16 @@ class _Section(BaseModel):
 
 
 class RetrievalSettings(_Section):
-    """`retrieval:` where to look, how many neighbours, and the two cuts.
+    """`retrieval:` where to look, how many neighbours, what the labels' names weigh, and the two cuts.
 
     Thresholds that are left out come from the index's calibration, else from the documented defaults.
+    A `text_weight` above 0 adds the step `text_prior`, with the encoder and the labels of these settings.
     """
 
     index_path: Path
     top_k: TopK = 10
     temperature: Temperature = DEFAULT_TEMPERATURE
+    text_weight: Share = 0.0
     confidence_threshold: Share | None = None
     open_set_threshold: Share | None = None
     metric: Literal["cosine"] = "cosine"
@@ -157,6 +159,7 @@ class PipelineConfig(_Section):
             {"embed": {"encoder": self.encoder}},
             {"retrieve": {"index": retrieval.index_path, "k": retrieval.top_k, "labels": self.labels}},
             {"vote": {"temperature": retrieval.temperature}},
+            *([{"text_prior": {"weight": retrieval.text_weight}}] if retrieval.text_weight else []),
             {"open_set": open_set},
             *([{"rerank": rerank}] if self.rerank.enabled else []),
         )
@@ -178,17 +181,20 @@ def model_spec(**options: str) -> ModelSpec:
 def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Fill in what one step takes from another unless it says otherwise.
 
-    `open_set` takes the calibration of the index that `retrieve` searches, `rerank` whether unknowns
-    are allowed from `open_set`.
+    `text_prior` takes the encoder of `embed`, and index and labels of `retrieve`; `open_set` the
+    calibration of that index; `rerank` whether unknowns are allowed from `open_set`.
     """
     linked: list[Mapping[str, Any]] = []
-    inherited: dict[str, dict[str, Any]] = {"open_set": {}, "rerank": {}}
+    inherited: dict[str, dict[str, Any]] = {"text_prior": {}, "open_set": {}, "rerank": {}}
     for spec in specs:
         options: dict[str, Any] = {}
         for name, given in spec.items():
             if not isinstance(given, Mapping | None):
                 raise ConfigError(f"pipeline: the options of {name!r} must be a mapping, got {given!r}")
             options[name] = {**inherited.get(name, {}), **(given or {})}
+        for name, keys in (("embed", ("encoder",)), ("retrieve", ("index", "labels"))):
+            given = options.get(name, {})
+            inherited["text_prior"] |= {key: given[key] for key in keys if key in given}
         index = options.get("retrieve", {}).get("index")
         if isinstance(index, str | Path) and not is_single_file(Path(index)):
             inherited["open_set"]["calibration"] = index

@@ -101,7 +101,9 @@ def test_labels_close_the_set_of_answers(index: Path) -> None:
     answer = only.classify(picture(COLOURS["red"], seed=3))
     assert answer.label in {"blue", "green"}
     assert {n.label for n in answer.neighbours} <= {"blue", "green"}
-    assert classifier(index, labels=("blue", "mauve")).labels_without_images == ("mauve",)
+    assert classifier(index, labels=("blue", "mauve")).unanswerable_labels == ("mauve",)
+    by_name = {"text_weight": 0.1}
+    assert classifier(index, labels=("blue", "mauve"), retrieval=by_name).unanswerable_labels == ()
     with pytest.raises(ConfigError, match="none of the configured labels"):
         classifier(index, labels=("mauve",)).check_index()
 
@@ -284,6 +286,36 @@ def test_the_reserved_label_is_refused_unless_unknowns_are_off(tmp_path: Path) -
     with pytest.raises(ConfigError, match="reserved"):
         classifier(tmp_path / "index").load()
     classifier(tmp_path / "index", allow_unknown=False).load()
+
+
+def test_the_text_prior_may_not_answer_with_the_reserved_label_either(index: Path) -> None:
+    settings: dict[str, Any] = {"labels": ("red", "unknown"), "retrieval": {"text_weight": 0.5}}
+    with pytest.raises(ConfigError, match="text_prior has a label named 'unknown', which is reserved"):
+        classifier(index, **settings).check_index()
+    classifier(index, **settings, allow_unknown=False).check_index()
+
+
+def test_the_text_prior_needs_the_encoder_of_the_photos(index: Path) -> None:
+    steps = (
+        {"embed": {"encoder": {"family": "fake"}}},
+        {"retrieve": {"index": index}},
+        {"vote": {}},
+        {"text_prior": {"encoder": {"family": "clip"}, "weight": 0.5}},
+        {"open_set": {}},
+    )
+    one = HybridClassifier(PipelineConfig(pipeline=steps))
+    with pytest.raises(ConfigError, match="text_prior has encoder clip, the photos are embedded by fake"):
+        one.check_index()
+
+
+def test_a_label_without_images_is_answered_by_its_name(index: Path) -> None:
+    # The fake's text is the picture of the colour, so the evidence is all but the weight.
+    settings: dict[str, Any] = {"labels": (*COLOURS, "purple"), "retrieval": {"text_weight": 0.95}}
+    one = classifier(index, **settings)
+    one.load()
+    answer = one.classify(picture((128, 0, 128), seed=3))
+    assert (answer.label, answer.status, answer.stage) == ("purple", "known", "open_set")
+    assert answer.score == pytest.approx(0.95, abs=0.01)
 
 
 def test_npz_index_works_too(index: Path, tmp_path: Path) -> None:

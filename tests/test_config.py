@@ -7,9 +7,11 @@ import pytest
 
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.steps.text_prior import TextPrior
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +72,16 @@ def written(folder: Path, text: str) -> Path:
             "retrieval: {index_path: x}\nrerank: {family: qwen}",
             "unknown chooser 'qwen'; did you mean 'qwen-vl'?",
         ),
+        (
+            "retrieval: {index_path: x, text_weight: 0.2}\nencoder: {family: descriptor}",
+            "text_prior.encoder 'descriptor' takes no texts; use siglip or clip",
+        ),
+        (
+            "pipeline: [{text_prior: {encoder: {family: dinov2}, index: x, weight: 0.2}}]",
+            "text_prior.encoder 'dinov2' takes no texts; use siglip or clip",
+        ),
+        ("retrieval: {index_path: x, text_weight: 2}", "retrieval.text_weight: "),
+        ("pipeline: [{text_prior: {weight: 0.2}}]", "text_prior.encoder: "),
         ("pipeline: []", "pipeline: "),
         ("pipeline: [{retrieve: 5}]", "the options of 'retrieve' must be a mapping, got 5"),
         ("pipeline: [{retrieve: {index: 5}}]", "retrieve.index: "),
@@ -143,7 +155,10 @@ def test_shipped_settings_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_long_form_round_trips(tmp_path: Path) -> None:
-    steps = "- embed: {encoder: {family: fake}}\n- retrieve: {index: a, k: 3}\n- vote: {}\n"
+    steps = (
+        "- embed: {encoder: {family: fake}}\n- retrieve: {index: a, k: 3, labels: [x, y]}\n- vote: {}\n"
+        "- text_prior: {weight: 0.2, templates: ['a {}', '{}']}\n"
+    )
     long = f"batch_size: 3\npipeline:\n{steps}"
     config = PipelineConfig.from_yaml(written(tmp_path, long))
     config.to_yaml(tmp_path / "copy.yaml")
@@ -155,7 +170,8 @@ def test_both_spellings_make_the_same_pipeline(tmp_path: Path) -> None:
 labels: [a, b]
 allow_unknown: false
 encoder: {family: fake}
-retrieval: {index_path: idx, top_k: 7, confidence_threshold: 0.7, open_set_threshold: 0.4}
+retrieval:
+  {index_path: idx, top_k: 7, text_weight: 0.3, confidence_threshold: 0.7, open_set_threshold: 0.4}
 rerank: {family: fake, model_name: b, min_delta: 0.1, max_batch_size: 4, max_candidates: 3}
 """
     long = """
@@ -163,6 +179,7 @@ pipeline:
 - embed: {encoder: {family: fake}}
 - retrieve: {index: idx, k: 7, labels: [a, b]}
 - vote: {}
+- text_prior: {weight: 0.3}
 - open_set:
     {confidence_threshold: 0.7, open_set_threshold: 0.4, min_delta: 0.1,
      allow_unknown: false, calibration: idx}
@@ -178,6 +195,7 @@ pipeline:
 def test_documented_defaults() -> None:
     # Rows L14 to L23 of the contract: what holds when a key is left out.
     steps = {step.name: step for step in PipelineConfig(retrieval={"index_path": "x"}).steps()}
+    assert "text_prior" not in steps
     retrieve, open_set, rerank = steps["retrieve"], steps["open_set"], steps["rerank"]
     assert isinstance(retrieve, Retrieve)
     assert isinstance(rerank, Rerank)
@@ -200,11 +218,13 @@ def test_the_long_form_links_its_steps_as_the_short_form_does() -> None:
         pipeline=(
             {"retrieve": {"index": "idx"}},
             {"vote": {}},
+            {"text_prior": {"encoder": {"family": "fake"}, "weight": 0.2, "labels": ["a"]}},
             {"open_set": {"allow_unknown": False}},
             {"rerank": {"model": {"family": "fake"}}},
         )
     )
-    _, _, open_set, rerank = long.steps()
+    _, _, text_prior, open_set, rerank = long.steps()
+    assert text_prior == TextPrior(encoder=ModelSpec("fake"), index=Path("idx"), weight=0.2, labels=("a",))
     assert isinstance(open_set, OpenSet)
     assert isinstance(rerank, Rerank)
     assert open_set.calibration == Path("idx")

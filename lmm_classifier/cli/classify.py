@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.output import note, progress
+from lmm_classifier.cli.output import note, progress, warn_of_unanswerable
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
@@ -34,8 +34,7 @@ def run(
 
     classifier = HybridClassifier.from_yaml(config)
     classifier.load()
-    for label in classifier.labels_without_images:
-        note(f"warning: label {label!r} has no image in the index and will never be answered")
+    warn_of_unanswerable(classifier.unanswerable_labels)
     photos = list(_expand(paths))
     if not photos:
         raise CorpusError(f"there is no photo in {', '.join(map(str, paths))}")

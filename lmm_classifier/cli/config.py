@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmm_classifier.cli.output import help_without_command, note
+from lmm_classifier.cli.output import help_without_command, warn_of_unanswerable
 from lmm_classifier.text import printable
 
 app = typer.Typer()
@@ -31,7 +31,6 @@ def check(path: Annotated[Path, typer.Argument(help="YAML file.")]) -> int:
         cuts = f"confidence {cut.confidence:.3f}, open set {cut.open_set:.3f}"
         typer.echo(f"# thresholds: {cuts} ({cut.source})")
     typer.echo(classifier.config.to_yaml(), nl=False)
-    missing = classifier.labels_without_images
-    for label in missing:
-        note(f"warning: label {label!r} has no image in the index and will never be answered")
-    return 2 if missing else 0
+    unanswerable = classifier.unanswerable_labels
+    warn_of_unanswerable(unanswerable)
+    return 2 if unanswerable else 0

@@ -33,6 +33,12 @@ def first_lines(template: str, lines: Sequence[str]) -> None:
         note(template.format(f"... and {len(lines) - SHOWN} more"))
 
 
+def warn_of_unanswerable(labels: Sequence[str]) -> None:
+    """One line for each configured label that can never be answered."""
+    for label in labels:
+        note(f"warning: label {label!r} has no image in the index, nor a text prior: it is never answered")
+
+
 def help_without_command(context: typer.Context) -> None:
     """For the callback of a command group: show its help when no command was given."""
     if context.invoked_subcommand is None:

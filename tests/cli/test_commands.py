@@ -211,7 +211,13 @@ def test_config_check_prints_the_settings_in_force(work: Path) -> None:
     )
     result = run("config", "check", "odd.yaml", cwd=work)
     assert result.returncode == 2
-    assert "'mauve' has no image" in result.stderr
+    assert "'mauve' has no image in the index, nor a text prior: it is never answered" in result.stderr
+    (work / "odd.yaml").write_text(
+        "labels: [red, mauve]\nencoder: {family: fake}\nretrieval: {index_path: index, text_weight: 0.5}\n"
+    )
+    result = run("config", "check", "odd.yaml", cwd=work)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "vote -> text_prior -> open_set" in result.stdout
 
 
 def test_the_documented_entry_point_builds_an_npz(work: Path) -> None:
