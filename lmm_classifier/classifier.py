@@ -186,7 +186,10 @@ class HybridClassifier:
         return [step for step in self._steps(TextPrior) if step.weight]
 
     def _refuse_foreign_calibration(self) -> None:
-        """Thresholds hold for the vote they were fitted under, and no other."""
+        """Thresholds hold for the vote and the text prior they were fitted under, and no other."""
+        texts: list[tuple[float, float | None]] = [
+            (prior.weight, prior.temperature) for prior in self._text_priors
+        ]
         for open_set, retrieve, vote in product(
             self._steps(OpenSet), self._steps(Retrieve), self._steps(Vote)
         ):
@@ -200,6 +203,17 @@ class HybridClassifier:
                     f"{fitted.temperature} and min_delta {fitted.min_delta}, the settings say {used[0]}, "
                     f"{used[1]} and {used[2]}: calibrate again, or set both thresholds"
                 )
+            fitted_texts = [(fitted.text_weight, fitted.text_temperature)] if fitted.text_weight else []
+            if texts != fitted_texts:
+                raise ConfigError(
+                    f"{open_set.calibration} was calibrated with {_prior(fitted_texts)}, the settings say "
+                    f"{_prior(texts)}: calibrate again, or set both thresholds"
+                )
+
+
+def _prior(texts: Sequence[tuple[float, float | None]]) -> str:
+    described = [f"text weight {weight} (temperature {temperature})" for weight, temperature in texts]
+    return " and ".join(described) or "text weight 0"
 
 
 def _name(image: ImageSource, position: int) -> str:

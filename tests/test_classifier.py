@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,34 @@ def test_a_calibration_for_other_settings_is_refused(index: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="was calibrated for top_k 10.*the settings say 5"):
         classifier(tmp_path / "index", retrieval={**unset, "top_k": 5}).check_index()
     classifier(tmp_path / "index", retrieval={"top_k": 5}).check_index()  # both thresholds are set
+
+
+def test_a_calibration_holds_with_its_text_prior_and_no_other(index: Path, tmp_path: Path) -> None:
+    shutil.copytree(index, tmp_path / "index")
+    digest = read_manifest(index).digest
+    without = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
+    unset = {"confidence_threshold": None, "open_set_threshold": None}
+    off, on = ({**unset, "text_weight": weight} for weight in (0.0, 0.3))
+    write_calibration(tmp_path / "index", without)
+    stored = tmp_path / "index/calibration.json"
+    body = json.loads(stored.read_text())
+    stored.write_text(
+        json.dumps({k: v for k, v in body.items() if not k.startswith("text_")})
+    )  # an older one
+    classifier(tmp_path / "index", retrieval=off).check_index()
+    with pytest.raises(
+        ConfigError, match=r"with text weight 0, .* say text weight 0\.3 \(temperature 0\.01\)"
+    ):
+        classifier(tmp_path / "index", retrieval=on).check_index()
+    write_calibration(tmp_path / "index", replace(without, text_weight=0.3, text_temperature=0.01))
+    classifier(tmp_path / "index", retrieval=on).check_index()
+    classifier(tmp_path / "index", retrieval={"text_weight": 0.2}).check_index()  # both thresholds are set
+    for other in (off, {**unset, "text_weight": 0.2}):
+        with pytest.raises(ConfigError, match=r"with text weight 0\.3 .*, the settings say text weight 0"):
+            classifier(tmp_path / "index", retrieval=other).check_index()
+    write_calibration(tmp_path / "index", replace(without, text_weight=0.3, text_temperature=0.02))
+    with pytest.raises(ConfigError, match=r"temperature 0\.02\), the settings"):
+        classifier(tmp_path / "index", retrieval=on).check_index()
 
 
 def test_without_a_reranker_the_best_label_stands(index: Path) -> None:

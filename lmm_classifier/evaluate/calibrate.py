@@ -13,6 +13,7 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import load_image_file
 from lmm_classifier.decision.policy import Evidence, weigh
+from lmm_classifier.decision.text_prior import DEFAULT_TEXT_TEMPERATURE
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
 from lmm_classifier.index.calibration import Calibration, write_calibration
 from lmm_classifier.index.files import is_single_file
@@ -22,7 +23,7 @@ from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.types import Sample, required
 
 MIN_IMAGES = 20  # below this, a 5 % quantile is the lowest value, whatever it is
-EVIDENCE_STEPS = ("embed", "retrieve", "vote")
+EVIDENCE_STEPS = ("embed", "retrieve", "vote", "text_prior")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ def calibrate(
         n_images=len(judged),
         index_digest=read_manifest(retrieval.index_path).digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        text_weight=retrieval.text_weight,
+        text_temperature=DEFAULT_TEXT_TEMPERATURE if retrieval.text_weight else None,
     )
     write_calibration(retrieval.index_path, calibration)
     return calibration, skipped

@@ -28,6 +28,8 @@ class Calibration:
         precision: share of right answers that `confidence_threshold` was fitted for.
         second_look: share of known images that `confidence_threshold` was allowed to call uncertain.
         k, temperature, min_delta: settings of retrieval and vote they were fitted under.
+        text_weight: of the text prior they were fitted with; 0 without one.
+        text_temperature: of that prior; None without one.
         n_images: held-out images they were fitted on.
         index_digest: state of the index they were fitted for.
         created: UTC time, ISO 8601.
@@ -46,6 +48,8 @@ class Calibration:
     index_digest: str
     created: str
     schema_version: int = 1
+    text_weight: float = 0.0
+    text_temperature: float | None = None
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:

@@ -90,6 +90,21 @@ def test_fitted_thresholds_are_stored_and_used_unless_the_settings_say_otherwise
     ) <= 3
 
 
+def test_thresholds_are_fitted_with_the_text_prior(work: Path) -> None:
+    held_out = read_corpus(work / "held_out")
+    without, _ = calibrate(HybridClassifier(settings(work / "index")), held_out)
+    assert (without.text_weight, without.text_temperature) == (0.0, None)
+    by_name = HybridClassifier(settings(work / "index", text_weight=1.0))
+    fitted, _ = calibrate(by_name, held_out)
+    assert (fitted.text_weight, fitted.text_temperature) == (1.0, 0.01)
+    # Every label has images, so closeness is as before; but the names are surer than the ten neighbours.
+    assert fitted.open_set_threshold == pytest.approx(without.open_set_threshold, abs=1e-5)
+    assert fitted.confidence_threshold > without.confidence_threshold
+    by_name.check_index()
+    with pytest.raises(ConfigError, match="was calibrated with text weight 1.0"):
+        HybridClassifier(settings(work / "index")).check_index()
+
+
 def test_wrong_targets_and_too_few_images_are_refused(work: Path) -> None:
     classifier = HybridClassifier(settings(work / "index"))
     with pytest.raises(ConfigError, match="keep_known must lie between 0 and 1"):
