@@ -95,7 +95,7 @@ class TestMixture:
     ) -> None:
         vote, text = raw / np.maximum(1, raw.sum(axis=1, keepdims=True))
         vote = np.where([name in with_images for name in NAMES], vote, 0)
-        text = np.where(text.sum() > 0, text / max(text.sum(), 1e-9), 0.2)
+        text = np.where(text.sum() > 1e-6, text / max(text.sum(), 1e-9), 0.2)
         scores = Scores(NAMES, vote[None].astype(np.float32))
         shares = text[None].astype(np.float32)
         found = [with_text_prior(scores, shares, NAMES, with_images, w).values[0] for w in weights]
