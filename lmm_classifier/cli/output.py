@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmm_classifier.index.progress import OnProgress, Progress
 
 SHOWN = 10  # lines of one kind
+FIRST_RATE_S = 0.1  # seconds before which a rate says nothing
 
 
 def note(text: str) -> None:
@@ -92,8 +93,12 @@ class _JsonLines:
         if now - self._told < 1 and state.seen != state.total:
             return
         self._told = now
-        rate = state.seen / max(now - self._started, 1e-3)
-        left = None if state.total is None or not state.seen else (state.total - state.seen) / rate
-        body = asdict(state) | {"per_second": round(rate, 2), "seconds_left": left and round(left, 1)}
+        seconds = now - self._started
+        rate = state.seen / seconds if seconds > FIRST_RATE_S else None
+        left = (state.total - state.seen) / rate if rate and state.total is not None else None
+        body = asdict(state) | {
+            "per_second": rate and round(rate, 2),
+            "seconds_left": left and round(left, 1),
+        }
         sys.stderr.write(f"{json.dumps(body)}\n")
         sys.stderr.flush()

@@ -11,9 +11,11 @@ from typing import Protocol
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
 from lmm_classifier.errors import CorpusError, IndexFolderError
+from lmm_classifier.index.engine import check_factory
 from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.intake import Reading, stat_now
 from lmm_classifier.index.making import MakesVectors, OnTaken, Shard, make_shard
+from lmm_classifier.index.manifest import EXACT
 from lmm_classifier.index.previous import NOTHING, Previous, Task, open_previous
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.index.publish import SearchOptions, publish, same_content
@@ -148,6 +150,8 @@ def build_index(
     contracts = [encoder.contract for encoder in encoders]
     if is_single_file(output) and len(encoders) > 1:
         raise IndexFolderError(f"{output} is a single file, which holds one encoder; give a folder instead")
+    for contract in contracts:
+        check_factory(options.search.factory or EXACT, contract.dim)
     with locked_workspace(output) as workspace:
         if rebuild:
             workspace.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ from PIL import Image
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.errors import ConfigError, IndexFolderError, ModelError
 from lmm_classifier.index.build import DEFAULT_OPTIONS, BuildOptions, BuildReport, Plan, carry_out
+from lmm_classifier.index.engine import factory_for
 from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.making import MakesVectors
-from lmm_classifier.index.manifest import MANIFEST, read_manifest
+from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
 from lmm_classifier.index.npz import read_npz, write_npz
 from lmm_classifier.index.previous import Kept, Previous, Task, open_previous
 from lmm_classifier.index.progress import OnProgress, unheard
@@ -52,6 +53,7 @@ def add_to_index(
         stay = _kept(previous, lambda record: record.path not in added)
         tasks: tuple[Task, ...] = (*stay, *corpus.items)
         plan = Plan(corpus.root, tasks, corpus.skipped, corpus.warnings, noted)
+        options = _searched_as_before(options, read_manifest(index))
         return carry_out(plan, encoders, index, workspace, previous, options, on_progress=on_progress)
 
 
@@ -78,6 +80,7 @@ def remove_from_index(
             raise ConfigError(f"nothing would be left of {index}; delete the folder instead")
         plan = Plan(index, tasks, noted=_failures(index))
         stored = [Stored(encoder) for encoder in manifest.encoders]
+        options = _searched_as_before(options, manifest)
         return carry_out(plan, stored, index, workspace, previous, options)
 
 
@@ -139,6 +142,15 @@ def _changing(index: Path) -> Iterator[Workspace]:
     read_manifest(index)  # before a workspace is made beside something that is no index
     with locked_workspace(index) as workspace:
         yield workspace
+
+
+def _searched_as_before(options: BuildOptions, manifest: Manifest) -> BuildOptions:
+    """Keep a search structure that was asked for, and not chosen by size."""
+    first = manifest.spaces[0]
+    factory, chosen = first.search.factory, factory_for(manifest.count, first.encoder.dim)
+    if options.search.factory or factory == chosen:
+        return options
+    return replace(options, search=replace(options.search, factory=factory))
 
 
 def _kept(previous: Previous, stays: Callable[[Record], bool]) -> tuple[Kept, ...]:

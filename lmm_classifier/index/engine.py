@@ -109,6 +109,18 @@ def factory_for(n: int, dim: int) -> str:
     return f"{coarse},PQ{codes[0]}" if n > SCALAR_LIMIT and codes else f"{coarse},SQ8"
 
 
+def check_factory(factory: str, dim: int) -> None:
+    """Refuse what FAISS does not understand before hours of encoding are spent on it.
+
+    Raises:
+        ConfigError: it cannot make this structure for vectors of dimension `dim`.
+    """
+    try:
+        faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"FAISS cannot make {factory!r} for dimension {dim}: {_reason(error)}") from error
+
+
 def tuned(
     vectors: Vectors, labels: npt.NDArray[np.int32], factory: str, target_recall: float = TARGET_RECALL
 ) -> tuple[faiss.Index, OperatingPoint]:
@@ -234,10 +246,14 @@ def _faiss_errors(factory: str, vectors: Vectors) -> Iterator[None]:
             raise ValueError(f"at least {SMALLEST} are needed")
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rpartition("Error: ")[2]
         raise ConfigError(
-            f"FAISS cannot make {factory!r} of {len(vectors)} vectors of dimension {vectors.dim}: {reason}"
+            f"FAISS cannot make {factory!r} of {len(vectors)} vectors of dimension {vectors.dim}: "
+            f"{_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rpartition("Error: ")[2]
 
 
 def write_engine(path: Path, engine: faiss.Index) -> None:

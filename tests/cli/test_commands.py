@@ -238,6 +238,51 @@ def test_the_documented_entry_point_builds_an_npz(work: Path) -> None:
     assert "18 images" in run("index", "info", "i.npz", cwd=work).stdout
 
 
+def test_an_index_is_changed_checked_and_carried_by_commands(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", per_label=8)
+    (tmp_path / "more/yellow").mkdir(parents=True)
+    picture((240, 230, 30), seed=5).save(tmp_path / "more/yellow/a.png")
+    built = run("index", "build", "corpus", "-o", "i", "--encoder", "fake", "--encoder", "descriptor",
+                "--json-progress", "--factory", "HNSW8", "--max-bad-ratio", "0", cwd=tmp_path)  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    lines = [json.loads(line) for line in built.stderr.splitlines()]
+    assert {"stage": "indexing", "seen": 24, "total": 24, "skipped": 0}.items() <= lines[-2].items()
+    assert "HNSW8" in lines[-1]["stage"]
+    assert (
+        "25 images of 4 labels, 1 of them encoded now"
+        in run("index", "add", "i", "more", cwd=tmp_path).stdout
+    )
+    removed = run("index", "remove", "i", "--label", "red", "--path", "blue/0.png", cwd=tmp_path)
+    assert "16 images of 3 labels, 0 of them encoded now, 9 removed" in removed.stdout
+    failed_in_one_line(run("index", "remove", "i", "--label", "red", cwd=tmp_path))
+    failed_in_one_line(run("index", "remove", "i", cwd=tmp_path))
+    failed_in_one_line(run("index", "export", "i", "--npz", "x.npz", cwd=tmp_path))
+    assert run("index", "export", "i", "--npz", "x.npz", "--encoder", "fake", cwd=tmp_path).returncode == 0
+    assert "16 images" in run("index", "import", "x.npz", "-o", "j", cwd=tmp_path).stdout
+    assert "all as they were written" in run("index", "verify", "j", cwd=tmp_path).stdout
+    info = json.loads(run("index", "info", "i", "--json", cwd=tmp_path).stdout)
+    assert [space["name"] for space in info["encoders"]] == ["fake", "descriptor"]
+    shard = tmp_path / "i/shards/000000.1.npy"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "000000.1.npy" in failed_in_one_line(run("index", "verify", "i", cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--encoder", "fake", "--encoder", "fake"],
+        ["--encoder", "fake", "--encoder", "onnx", "--weights", "./x.onnx"],
+        ["--encoder", "fake=a", "--weights", "b"],
+        ["--encoder", "fake", "--factory", "IVF9,Nonsense"],
+        ["--encoder", "fake", "--encoder", "descriptor", "-o", "x.npz"],
+    ],
+)
+def test_encoders_that_contradict_each_other(tmp_path: Path, wrong: list[str]) -> None:
+    write_corpus(tmp_path / "corpus", per_label=10)
+    failed_in_one_line(run("index", "build", "corpus", "-o", "i", *wrong, cwd=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
 def test_hostile_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", per_label=2)
     (corpus / "red/0.png").rename(corpus / "red" / os.fsdecode(b"a\x1b[31m\xff\n[bold].png"))
@@ -253,7 +298,8 @@ def test_hostile_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
     assert len(answers.stdout.splitlines()) == 7
 
 
-def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     write_corpus(tmp_path / "corpus", per_label=400)
     command = [sys.executable, "-m", "lmm_classifier", "index", "build", "corpus", "-o", "out/index"]
     process = subprocess.Popen(
@@ -262,9 +308,9 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob("out/.index.*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     assert list((tmp_path / "out").iterdir()) == []
 

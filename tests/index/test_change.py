@@ -12,6 +12,7 @@ import pytest
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.change import add_to_index, export_npz, import_npz, remove_from_index
+from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.index.verify import problems_of
 from lmm_classifier.indexing import add_photos, index_corpus
@@ -164,6 +165,15 @@ def test_an_index_of_several_encoders_changes_as_one(tmp_path: Path) -> None:
     assert open_index(tmp_path / "x.npz").encoder.name == "descriptor"
     assert remove_from_index(tmp_path / "index", labels=["red"]).indexed == 12
     assert problems_of(tmp_path / "index") == []
+
+
+def test_a_structure_that_was_asked_for_stays(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", per_label=10)
+    search = SearchOptions(factory="HNSW8")
+    index_corpus(corpus, tmp_path / "index", encoder=FAKE, search=search)
+    remove_from_index(tmp_path / "index", paths=["red/0.png"])
+    add_photos(write_corpus(tmp_path / "more", seed=4000), tmp_path / "index")
+    assert open_index(tmp_path / "index").operating_point.factory == "HNSW8"
 
 
 @pytest.mark.parametrize("name", ["shards/000001.npy", "shards/000001.1.npy", "shards/000001.parquet"])
