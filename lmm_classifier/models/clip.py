@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import open_clip
+import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-from PIL import Image
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
@@ -26,9 +25,9 @@ from lmm_classifier.models.pretrained import (
     opening,
     refuse_missing,
 )
-from lmm_classifier.models.tower import OnFirstUse, contract_of, running, transformed, unit_rows
+from lmm_classifier.models.tower import OnFirstUse, TransformEncoder
 from lmm_classifier.registry import did_you_mean
-from lmm_classifier.types import EncoderContract, FloatArray
+from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = "ViT-B-32-quickgelu/openai"
 CONFIG = "open_clip_config.json"
@@ -36,69 +35,51 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
 
 
-class ClipEncoder:
+class ClipEncoder(TransformEncoder):
     """The projected outputs of the two towers, L2-normalised. The text tower is kept when it is asked.
 
     Weights are "architecture/tag" of open_clip, a hub id ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K"), or a
     local folder with `open_clip_config.json` and safetensors, or that safetensors file.
     """
 
+    family: ClassVar = "clip"
+
     def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-        self._weights = (spec.weights or DEFAULT_WEIGHTS).removeprefix("hf-hub:")
-        self._checkpoint = _find(spec, self._weights)
-        visual = self._open("visual.").visual
-        self._visual = for_inference(visual.to(dtype_of(spec)), spec, self._weights)
+        weights = (spec.weights or DEFAULT_WEIGHTS).removeprefix("hf-hub:")
+        self._checkpoint = _find(spec, weights)
+        visual = _open(spec, weights, self._checkpoint, "visual.").visual
         settings = merge_preprocess_dict(
             PreprocessCfg(), {**self._checkpoint.preprocessing, "size": visual.image_size}
         )
-        with opening(spec, self._weights):
-            self._transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
-        self._crops = settings["resize_mode"] == "shortest"
+        with opening(spec, weights):
+            transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         decides = {"transform": settings, "tower": _tower(self._checkpoint.architecture)}
-        self._contract = contract_of(
-            "clip",
+        super().__init__(
             spec,
-            self._weights,
-            self._visual,
+            weights,
+            for_inference(visual.to(dtype_of(spec)), spec, weights),
             json.dumps(decides, sort_keys=True),
             self._checkpoint.architecture["embed_dim"],
+            transform=transform,
+            crops=settings["resize_mode"] == "shortest",
         )
         self._text = OnFirstUse(self._open_text)
         self._lock = threading.Lock()  # a tokenizer keeps padding and truncation as state
 
-    @property
-    def contract(self) -> EncoderContract:
-        return self._contract
-
-    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
-        if not images:
-            return np.empty((0, self._contract.dim), np.float32)
-        with running(self._weights, f"{len(images)} images"):
-            return unit_rows(self._visual(transformed(images, self._transform, self._crops, self._visual)))
-
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         if not texts:
-            return np.empty((0, self._contract.dim), np.float32)
-        tokenizer, model = self._text()
-        with self._lock, running(self._weights, f"{len(texts)} texts"):
-            return unit_rows(model.encode_text(tokenizer(list(texts)).to(model.logit_scale.device)))
+            return self._no_rows
+        tokenizer, model = self._text()  # before inference mode begins: it would stick to the weights
+        return self._unit_rows(texts, "texts", lambda part: self._text_features(part, tokenizer, model))
 
-    def _open(self, part: str) -> Any:
-        """The whole model as open_clip builds it, with every weight of the part that is asked for."""
-        with opening(self._spec, self._weights):
-            settings = deepcopy(dict(self._checkpoint.architecture))
-            custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
-            settings["text_cfg"]["hf_model_pretrained"] = False  # its weights come with the others
-            settings["vision_cfg"]["timm_model_pretrained"] = False
-            model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
-            # Never a pickle: by its name the file is safetensors, and open_clip goes by the name.
-            report = open_clip.load_checkpoint(model, str(self._checkpoint.file), strict=False)
-        refuse_missing(self._weights, [name for name in report.missing_keys if name.startswith(part)])
-        return model
+    def _text_features(self, texts: Sequence[str], tokenizer: Any, model: Any) -> torch.Tensor:
+        with self._lock:
+            tokens = tokenizer(list(texts))
+        features: torch.Tensor = model.encode_text(tokens.to(model.logit_scale.device))
+        return features
 
     def _open_text(self) -> tuple[Any, Any]:
-        model = self._open("")
+        model = _open(self._spec, self._weights, self._checkpoint, "")
         model.visual = None
         with opening(self._spec, self._weights):
             tokenizer = open_clip.get_tokenizer(self._checkpoint.name)
@@ -155,6 +136,20 @@ def _tagged(spec: ModelSpec, weights: str, architecture: str, tag: str) -> _Chec
     hub_id = "/".join(published["hf_hub"].split("/")[:2])
     folder = checkpoint_folder(spec, weights, WEIGHTS, hub_id)
     return _Checkpoint(architecture, settings, published, _safetensors(folder, weights))
+
+
+def _open(spec: ModelSpec, weights: str, checkpoint: _Checkpoint, part: str) -> Any:
+    """The whole model as open_clip builds it, with every weight of the part that is asked for."""
+    with opening(spec, weights):
+        settings = deepcopy(dict(checkpoint.architecture))
+        custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+        settings["text_cfg"]["hf_model_pretrained"] = False  # its weights come with the others
+        settings["vision_cfg"]["timm_model_pretrained"] = False
+        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+        # Never a pickle: by its name the file is safetensors, and open_clip goes by the name.
+        report = open_clip.load_checkpoint(model, str(checkpoint.file), strict=False)
+    refuse_missing(weights, [name for name in report.missing_keys if name.startswith(part)])
+    return model
 
 
 def _safetensors(folder: Path, weights: str) -> Path:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import timm
-from PIL import Image
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
@@ -23,49 +20,36 @@ from lmm_classifier.models.pretrained import (
     opening,
     refuse_missing,
 )
-from lmm_classifier.models.tower import contract_of, running, transformed, unit_rows
-from lmm_classifier.types import EncoderContract, FloatArray
+from lmm_classifier.models.tower import TransformEncoder
 
 DEFAULT_WEIGHTS = "timm/vit_base_patch14_dinov2.lvd142m"
 FILES = ("config.json", "model.safetensors")
 
 
-class TimmDinoV2Encoder:
+class TimmDinoV2Encoder(TransformEncoder):
     """The class token after the last norm, L2-normalised; of more pixels than `dinov2` looks at."""
 
+    family: ClassVar = "dinov2-timm"
+
     def __init__(self, spec: ModelSpec) -> None:
-        self._weights = spec.weights or DEFAULT_WEIGHTS
-        folder = checkpoint_folder(spec, self._weights, FILES)
-        with opening(spec, self._weights):
+        weights = spec.weights or DEFAULT_WEIGHTS
+        folder = checkpoint_folder(spec, weights, FILES)
+        with opening(spec, weights):
             architecture = str(json.loads((folder / FILES[0]).read_text(encoding="utf-8"))["architecture"])
             if "dinov2" not in architecture:
-                raise ModelError(
-                    f"model {self._weights!r} is a {architecture!r} checkpoint, not a DINOv2 one"
-                )
+                raise ModelError(f"model {weights!r} is a {architecture!r} checkpoint, not a DINOv2 one")
             model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
             state = checkpoint_filter_fn(load_file(folder / FILES[1]), model)
             report = model.load_state_dict(state, strict=False)
-        refuse_missing(self._weights, report.missing_keys)
-        self._model = for_inference(model.to(dtype_of(spec)), spec, self._weights)
+        refuse_missing(weights, report.missing_keys)
         settings = resolve_model_data_config(model)
-        self._transform = create_transform(**settings, is_training=False)
-        self._crops = settings["crop_mode"] == "center"
         decides = {"transform": settings, "architecture": architecture, "pool": model.global_pool}
-        self._contract = contract_of(
-            "dinov2-timm",
+        super().__init__(
             spec,
-            self._weights,
-            self._model,
+            weights,
+            for_inference(model.to(dtype_of(spec)), spec, weights),
             json.dumps(decides, sort_keys=True),
             model.num_features,
+            transform=create_transform(**settings, is_training=False),
+            crops=settings["crop_mode"] == "center",
         )
-
-    @property
-    def contract(self) -> EncoderContract:
-        return self._contract
-
-    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
-        if not images:
-            return np.empty((0, self._contract.dim), np.float32)
-        with running(self._weights, f"{len(images)} images"):
-            return unit_rows(self._model(transformed(images, self._transform, self._crops, self._model)))

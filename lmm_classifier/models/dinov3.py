@@ -42,7 +42,7 @@ class DinoV3PatchEncoder(DinoV3Encoder):
 
     family: ClassVar = "dinov3-patch"
 
-    def pick(self, output: Any) -> torch.Tensor:
+    def _pick(self, output: Any) -> torch.Tensor:
         tokens: torch.Tensor = output.last_hidden_state  # (n, 1 + registers + patches, d)
         return tokens[:, 1 + self._model.config.num_register_tokens :].float().mean(dim=1)
 

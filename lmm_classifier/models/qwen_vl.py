@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
-from lmm_classifier.models.tower import running
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = "Qwen/Qwen2-VL-7B-Instruct"

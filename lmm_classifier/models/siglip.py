@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
+import torch
 from transformers import (
     AutoTokenizer,
     Siglip2TextModel,
@@ -18,7 +18,7 @@ from transformers import (
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
-from lmm_classifier.models.tower import OnFirstUse, VisionTower, running, unit_rows
+from lmm_classifier.models.tower import OnFirstUse, VisionTower
 from lmm_classifier.types import FloatArray
 
 TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}
@@ -47,9 +47,12 @@ class SiglipEncoder(VisionTower):
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         if not texts:
-            return np.empty((0, self._contract.dim), np.float32)
-        tokenizer, model = self._text()
-        with self._lock, running(self._weights, f"{len(texts)} texts"):
+            return self._no_rows
+        tokenizer, model = self._text()  # before inference mode begins: it would stick to the weights
+        return self._unit_rows(texts, "texts", lambda part: self._text_features(part, tokenizer, model))
+
+    def _text_features(self, texts: Sequence[str], tokenizer: Any, model: Any) -> torch.Tensor:
+        with self._lock:
             tokens = tokenizer(
                 # Trained on lower case only, which the tokenizers of some checkpoints leave to the caller.
                 [text.lower() for text in texts],
@@ -58,7 +61,8 @@ class SiglipEncoder(VisionTower):
                 max_length=model.config.max_position_embeddings,
                 return_tensors="pt",
             )
-            return unit_rows(model(**tokens.to(model.device)).pooler_output)
+        pooled: torch.Tensor = model(**tokens.to(model.device)).pooler_output
+        return pooled
 
     def _open_text(self) -> tuple[Any, Any]:
         if self._model_type not in TEXT_TOWERS:

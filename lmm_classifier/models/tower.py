@@ -1,10 +1,10 @@
-"""Running an opened tower: images or texts in, unit vectors out, foreign errors in our words."""
+"""The base of every encoder that runs in torch, and the one of those that transformers opens."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -14,13 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.models.pretrained import (
-    first_line,
-    preprocessing_of,
-    pretrained,
-    pretrained_model,
-    weights_digest,
-)
+from lmm_classifier.models.forward import running, unit_rows
+from lmm_classifier.models.pretrained import preprocessing_of, pretrained, pretrained_model, weights_digest
 from lmm_classifier.types import EncoderContract, FloatArray
 
 T = TypeVar("T")
@@ -29,37 +24,37 @@ MAX_ASPECT_RATIO = 16
 """A centre crop sees no more of a photo; resized whole, 1 x 2,000 px would become 224 x 448,000."""
 
 
-class VisionTower:
-    """An image model of transformers and the image processor that came with it.
+class TorchEncoder(ABC):
+    """An opened image model and everything that its family need not know.
 
-    A family names the architectures it takes, and which output is the vector.
+    A family opens the model and says how photos become its input, and which output is the vector.
+
+    Args:
+        spec: what was asked for.
+        weights: of the spec, or the family's default.
+        model: on its device, ready for inference; takes what `_inputs` gives as keyword arguments.
+        preprocessing: canonical JSON for the contract.
+        dim: d.
     """
 
     family: ClassVar[str]
-    title: ClassVar[str]
-    default_weights: ClassVar[str]
-    towers: ClassVar[Mapping[str, Any]]
-    """`model_type` of a checkpoint -> the class of transformers that runs it."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: str, model: torch.nn.Module, preprocessing: str, dim: int
+    ) -> None:
         self._spec = spec
-        self._weights = spec.weights or self.default_weights
-        config = pretrained(AutoConfig.from_pretrained, spec, self._weights)
-        if config.model_type not in self.towers:
-            raise ModelError(
-                f"model {self._weights!r} is a {config.model_type!r} checkpoint, not a {self.title} one"
-            )
-        self._model_type: str = config.model_type
-        self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
-        self._crops = bool(getattr(self._processor, "do_center_crop", False))
-        self._model = pretrained_model(self.towers[self._model_type].from_pretrained, spec, self._weights)
-        self._contract = contract_of(
-            self.family,
-            spec,
-            self._weights,
-            self._model,
-            preprocessing_of(self._processor),
-            self._model.config.hidden_size,
+        self._weights = weights
+        self._model: Any = model
+        example = next(model.parameters())
+        self._device, self._dtype = example.device, example.dtype
+        self._contract = EncoderContract(
+            name=self.family,
+            weights=weights,
+            revision=spec.revision,
+            weights_digest=weights_digest(model),
+            preprocessing=preprocessing,
+            dim=dim,
+            dtype=str(example.dtype).removeprefix("torch."),
         )
 
     @property
@@ -68,17 +63,97 @@ class VisionTower:
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
         if not images:
-            return np.empty((0, self._contract.dim), np.float32)
-        with running(self._weights, f"{len(images)} images"):
-            shown = [without_sliver(image) for image in images] if self._crops else list(images)
-            inputs = self._processor(images=shown, return_tensors="pt").to(self._model.device)
-            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-            return unit_rows(self.pick(self._model(**inputs)))
+            return self._no_rows
+        return self._unit_rows(images, "images", lambda part: self._features(self._inputs(part)))
 
-    def pick(self, output: Any) -> torch.Tensor:
+    @abstractmethod
+    def _inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Photos as the model takes them; the first axis of every tensor is n."""
+
+    def _features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The vectors (n, d) of a forward pass."""
+        return self._pick(self._model(**inputs))
+
+    @abstractmethod
+    def _pick(self, output: Any) -> torch.Tensor:
         """The vectors (n, d) among the outputs of the model."""
+
+    @property
+    def _no_rows(self) -> FloatArray:
+        return np.empty((0, self._contract.dim), np.float32)
+
+    def _unit_rows(
+        self, items: Sequence[T], what: str, features: Callable[[Sequence[T]], torch.Tensor]
+    ) -> FloatArray:
+        """The features of images or texts, float32 (n, d), each row of L2 norm 1."""
+        with running(self._weights, f"{len(items)} {what}"):
+            return unit_rows(features(items))
+
+
+class VisionTower(TorchEncoder):
+    """An image model of transformers and the image processor that came with it.
+
+    A family names the architectures it takes, and which output is the vector.
+    """
+
+    title: ClassVar[str]
+    default_weights: ClassVar[str]
+    towers: ClassVar[Mapping[str, Any]]
+    """`model_type` of a checkpoint -> the class of transformers that runs it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        weights = spec.weights or self.default_weights
+        config = pretrained(AutoConfig.from_pretrained, spec, weights)
+        if config.model_type not in self.towers:
+            raise ModelError(
+                f"model {weights!r} is a {config.model_type!r} checkpoint, not a {self.title} one"
+            )
+        self._model_type: str = config.model_type
+        self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, weights)
+        self._crops = bool(getattr(self._processor, "do_center_crop", False))
+        model = pretrained_model(self.towers[self._model_type].from_pretrained, spec, weights)
+        super().__init__(spec, weights, model, preprocessing_of(self._processor), model.config.hidden_size)
+
+    def _inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        shown = [without_sliver(image) for image in images] if self._crops else list(images)
+        inputs = dict(self._processor(images=shown, return_tensors="pt").to(self._device))
+        return {**inputs, "pixel_values": inputs["pixel_values"].to(self._dtype)}
+
+    def _pick(self, output: Any) -> torch.Tensor:
         pooled: torch.Tensor = output.pooler_output
         return pooled
+
+
+class TransformEncoder(TorchEncoder):
+    """An image model whose library hands out one transform per photo, and whose output is the vector.
+
+    Args:
+        transform: of one photo, (3, h, w); it crops the centre if `crops`.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: str,
+        model: torch.nn.Module,
+        preprocessing: str,
+        dim: int,
+        *,
+        transform: Callable[[Image.Image], torch.Tensor],
+        crops: bool,
+    ) -> None:
+        super().__init__(spec, weights, model, preprocessing, dim)
+        self._transform = transform
+        self._crops = crops
+
+    def _inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        shown = [without_sliver(image) for image in images] if self._crops else images
+        pixels = torch.stack([self._transform(image) for image in shown])
+        return {"x": pixels.to(self._device, self._dtype)}
+
+    def _pick(self, output: Any) -> torch.Tensor:
+        vectors: torch.Tensor = output
+        return vectors
 
 
 class OnFirstUse(Generic[T]):
@@ -94,48 +169,6 @@ class OnFirstUse(Generic[T]):
             if not self._made:
                 self._made.append(self._make())
             return self._made[0]
-
-
-@contextmanager
-def running(weights: str, what: str) -> Iterator[None]:
-    """Inference without gradients; what torch or a processor raises becomes a ModelError."""
-    try:
-        with torch.inference_mode():
-            yield
-    except (RuntimeError, ValueError) as error:  # torch's out-of-memory is a RuntimeError
-        raise ModelError(f"{weights!r} failed on {what}: {first_line(error)}") from error
-
-
-def unit_rows(features: torch.Tensor) -> FloatArray:
-    """Features (n, d) of any float type as float32 rows of L2 norm 1."""
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    return np.asarray(unit.cpu().numpy(), dtype=np.float32)
-
-
-def contract_of(
-    family: str, spec: ModelSpec, weights: str, model: torch.nn.Module, preprocessing: str, dim: int
-) -> EncoderContract:
-    """The contract of an opened model of torch."""
-    return EncoderContract(
-        name=family,
-        weights=weights,
-        revision=spec.revision,
-        weights_digest=weights_digest(model),
-        preprocessing=preprocessing,
-        dim=dim,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-    )
-
-
-def transformed(
-    images: Sequence[Image.Image],
-    transform: Callable[[Image.Image], torch.Tensor],
-    crops: bool,
-    model: torch.nn.Module,
-) -> torch.Tensor:
-    """Photos through a library's own transform, one by one, as the model takes them: (n, 3, h, w)."""
-    shown = [without_sliver(image) for image in images] if crops else images
-    return torch.stack([transform(image) for image in shown]).to(next(model.parameters()))
 
 
 def without_sliver(image: Image.Image) -> Image.Image:
