@@ -200,7 +200,7 @@ def choice_accuracy(folder: Path, scans: Sequence[DigitScan], seed: int) -> floa
         draw.shuffle(labels)
         picture = picture_of(scan.pixels).convert("RGB")
         questions.append(models.Question(picture, render_prompt(DEFAULT_PROMPT, labels), tuple(labels)))
-    chooser = QwenVLChooser(models.ModelSpec("qwen-vl", str(folder.absolute())))
+    chooser = QwenVLChooser(models.ModelSpec("qwen-vl", str(folder.absolute()), dtype="float32"))
     rated = chooser.log_likelihoods(questions, batch_size=BATCH)
     right = [q.options[r.argmax()] == scan.name for q, r, scan in zip(questions, rated, scans, strict=True)]
     return sum(right) / len(right)

@@ -24,7 +24,7 @@ from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.types import UNKNOWN
 
-ENCODER = ModelSpec("siglip", "shipped:siglip-digits")
+ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere
 RERANKER = "shipped:qwen2-vl-digits"
 
 
@@ -80,7 +80,7 @@ def demo_config(index: Path) -> PipelineConfig:
     return PipelineConfig(
         encoder=ENCODER,
         retrieval=RetrievalSettings(index_path=index, top_k=10),
-        rerank=RerankSettings(model_name=RERANKER, max_candidates=3, max_batch_size=64),
+        rerank=RerankSettings(model_name=RERANKER, dtype="float32", max_candidates=3, max_batch_size=64),
         batch_size=64,
     )
 

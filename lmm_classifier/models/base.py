@@ -35,7 +35,9 @@ class ModelSpec:
             open_clip's "architecture/tag", and `onnx` a file.
         revision: branch, tag or commit on the hub; ignored for local weights.
         device: "auto" (first CUDA device, else Apple's, else the processor) or a torch device.
-        dtype: "auto" (bfloat16 on CUDA, float32 elsewhere) or the arithmetic to force.
+        dtype: arithmetic of the model, or "auto": bfloat16 on CUDA and on processors that have AVX512-BF16
+            or AMX, float32 elsewhere. Vectors of two dtypes never mix: name one where an index built on
+            one machine serves on another, or figures must not depend on the machine.
     """
 
     family: str

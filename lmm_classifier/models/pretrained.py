@@ -180,7 +180,20 @@ def dtype_of(spec: ModelSpec) -> torch.dtype:
     """The arithmetic a spec means; float16 is never chosen, it overflows in some of these models."""
     if spec.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.dtype]
-    return torch.bfloat16 if device_of(spec).type == "cuda" else torch.float32
+    device = device_of(spec).type
+    fast = device == "cuda" or (device == "cpu" and _multiplies_bfloat16())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it (AVX512-BF16 or AMX); without, it is slower than float32.
+
+    Every processor with AMX tiles multiplies bfloat16 on them. torch 2.6 has the private questions only.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -28,7 +28,7 @@ TEXTS = ["a photo of a daisy.", "Rose", "", "a very long text about flowers " * 
 def opened(weights: str, **spec: Any) -> TextEncoder:
     base._opened.clear()
     base._failed.clear()
-    return load_text_encoder(ModelSpec("clip", weights, **spec))
+    return load_text_encoder(ModelSpec("clip", weights, **{"dtype": "float32", **spec}))
 
 
 def refusal(weights: str) -> str:

@@ -36,7 +36,7 @@ SIZES = [(1, 1), (2, 3), (3, 50), (1, 2000), (2000, 1), (2001, 3), (32, 32), (33
 def opened(family: str, weights: str, **spec: Any) -> Encoder:
     base._opened.clear()
     base._failed.clear()
-    return load_encoder(ModelSpec(family, weights, **spec))
+    return load_encoder(ModelSpec(family, weights, **{"dtype": "float32", **spec}))
 
 
 def of_dinov2(folder: str, image: Image.Image) -> Any:
@@ -165,7 +165,7 @@ class TestFingerprint:
         assert rough.contract.fingerprint != exact.contract.fingerprint
         assert rough.contract.dtype == "bfloat16"
         images = [noise(*size, seed=i) for i, size in enumerate(SIZES)]
-        assert (rough.encode(images) * exact.encode(images)).sum(axis=1).min() >= 0.98
+        assert (rough.encode(images) * exact.encode(images)).sum(axis=1).min() >= 0.99
 
 
 def test_fingerprints_differ_between_families_of_the_same_weights(tiny: Tiny) -> None:

@@ -45,13 +45,13 @@ from lmm_classifier.types import FloatArray, Sample, required
 from synthetic import COLOURS, picture, write_corpus
 
 Copy = Callable[[Path], Path]
-DIGITS = ModelSpec("siglip", "shipped:siglip-digits")
+DIGITS = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")
 TEXTS = ["a photo of a daisy", "rose", "", "a tulip and a rose and a daisy and a photo of a tulip", "Rose"]
 
 
 def opened(folder: Path, **spec: Any) -> TextEncoder:
     base._opened.clear()
-    return load_text_encoder(ModelSpec("siglip", str(folder), **spec))
+    return load_text_encoder(ModelSpec("siglip", str(folder), **{"dtype": "float32", **spec}))
 
 
 def siglip_tokenizer(folder: Path) -> Any:

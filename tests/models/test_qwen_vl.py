@@ -71,7 +71,7 @@ def folder(family: str, qwen_folders: dict[str, Path]) -> Path:
 
 @pytest.fixture
 def chooser(folder: Path) -> Chooser:
-    return load_chooser(ModelSpec("qwen-vl", str(folder)))
+    return load_chooser(ModelSpec("qwen-vl", str(folder), dtype="float32"))
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Path, type[Any]]:
 
 def opened(folder: Path, **spec: Any) -> Encoder:
     base._opened.clear()
-    return load_encoder(ModelSpec("siglip", str(folder), **spec))
+    return load_encoder(ModelSpec("siglip", str(folder), **{"dtype": "float32", **spec}))
 
 
 def reference(folder: Path, whole_model: type[Any], image: Image.Image) -> np.ndarray:
