@@ -7,7 +7,8 @@
     ├── IndexFolderError           an index on disk is missing, damaged or inconsistent
     │   └── EncoderMismatchError       the index was built by another encoder
     ├── ModelError                 a model cannot be loaded or run
-    │   └── ModelUnavailableError      its weights are neither on this machine nor reachable
+    │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
+    │   └── ModelOutOfMemoryError      a pass through it needs more memory than there is
     └── StepError                  a pipeline step broke its contract
 
 Each message is one line that says what is wrong, where, and what to do about it.
@@ -78,6 +79,10 @@ class ModelError(LmmClassifierError):
 
 class ModelUnavailableError(ModelError):
     """The weights of a model are neither on this machine nor reachable."""
+
+
+class ModelOutOfMemoryError(ModelError):
+    """A pass through a model needs more memory than there is; raised where a smaller batch is no way out."""
 
 
 class StepError(LmmClassifierError):

@@ -16,6 +16,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.pretrained import (
     checkpoint_folder,
     dtype_of,
@@ -64,13 +65,14 @@ class ClipEncoder(TransformEncoder):
             crops=settings["resize_mode"] == "shortest",
         )
         self._text = OnFirstUse(self._open_text)
+        self._texts = Batches(self._weights, "texts")
         self._lock = threading.Lock()  # a tokenizer keeps padding and truncation as state
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         if not texts:
             return self._no_rows
         tokenizer, model = self._text()  # before inference mode begins: it would stick to the weights
-        return self._unit_rows(texts, "texts", lambda part: self._text_features(part, tokenizer, model))
+        return self._texts.unit_rows(texts, lambda part: self._text_features(part, tokenizer, model))
 
     def _text_features(self, texts: Sequence[str], tokenizer: Any, model: Any) -> torch.Tensor:
         with self._lock:

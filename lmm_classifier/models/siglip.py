@@ -17,6 +17,7 @@ from transformers import (
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.tower import OnFirstUse, VisionTower
 from lmm_classifier.types import FloatArray
@@ -43,13 +44,14 @@ class SiglipEncoder(VisionTower):
         if not self._model.use_head:
             raise ModelError(f"model {self._weights!r} has no pooling head, hence no vector of an image")
         self._text = OnFirstUse(self._open_text)
+        self._texts = Batches(self._weights, "texts")
         self._lock = threading.Lock()  # a tokenizer keeps padding and truncation as state
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         if not texts:
             return self._no_rows
         tokenizer, model = self._text()  # before inference mode begins: it would stick to the weights
-        return self._unit_rows(texts, "texts", lambda part: self._text_features(part, tokenizer, model))
+        return self._texts.unit_rows(texts, lambda part: self._text_features(part, tokenizer, model))
 
     def _text_features(self, texts: Sequence[str], tokenizer: Any, model: Any) -> torch.Tensor:
         with self._lock:

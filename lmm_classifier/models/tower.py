@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.models.forward import running, unit_rows
+from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.pretrained import preprocessing_of, pretrained, pretrained_model, weights_digest
 from lmm_classifier.types import EncoderContract, FloatArray
 
@@ -45,6 +45,7 @@ class TorchEncoder(ABC):
         self._spec = spec
         self._weights = weights
         self._model: Any = model
+        self._images = Batches(weights, "images")
         example = next(model.parameters())
         self._device, self._dtype = example.device, example.dtype
         self._contract = EncoderContract(
@@ -64,7 +65,7 @@ class TorchEncoder(ABC):
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
         if not images:
             return self._no_rows
-        return self._unit_rows(images, "images", lambda part: self._features(self._inputs(part)))
+        return self._images.unit_rows(images, lambda part: self._features(self._inputs(part)))
 
     @abstractmethod
     def _inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
@@ -81,13 +82,6 @@ class TorchEncoder(ABC):
     @property
     def _no_rows(self) -> FloatArray:
         return np.empty((0, self._contract.dim), np.float32)
-
-    def _unit_rows(
-        self, items: Sequence[T], what: str, features: Callable[[Sequence[T]], torch.Tensor]
-    ) -> FloatArray:
-        """The features of images or texts, float32 (n, d), each row of L2 norm 1."""
-        with running(self._weights, f"{len(items)} {what}"):
-            return unit_rows(features(items))
 
 
 class VisionTower(TorchEncoder):
