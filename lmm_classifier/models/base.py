@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import LmmClassifierError, ModelError
-from lmm_classifier.ranges import Device, Dtype
+from lmm_classifier.ranges import Device, Dtype, Flag
 from lmm_classifier.types import EncoderContract, FloatArray
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class ModelSpec:
         dtype: arithmetic of the model, or "auto": bfloat16 on CUDA and on processors that have AVX512-BF16
             or AMX, float32 elsewhere. Vectors of two dtypes never mix: name one where an index built on
             one machine serves on another, or figures must not depend on the machine.
+        compile: let torch compile the model, for encoders that run in torch. The first batch of each size
+            takes many seconds and needs a C++ compiler; the ones after it are faster. Vectors change by
+            rounding only, so this is no part of the contract.
     """
 
     family: str
@@ -45,6 +48,7 @@ class ModelSpec:
     revision: str = "main"
     device: Device = "auto"
     dtype: Dtype = "auto"
+    compile: Flag = False
 
 
 class Encoder(Protocol):
@@ -153,6 +157,12 @@ def load_chooser(spec: ModelSpec) -> Chooser:
         ModelError: it cannot be opened.
     """
     return cast("Chooser", _load("chooser", spec))
+
+
+def refuse_compile(spec: ModelSpec) -> None:
+    """Raise a ModelError if a spec asks to compile a model of a family that cannot be."""
+    if spec.compile:
+        raise ModelError(f"{spec.family!r} is not compiled by torch; leave `compile` out")
 
 
 def rate(spec: ModelSpec, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:

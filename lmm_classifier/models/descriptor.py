@@ -12,7 +12,7 @@ from skimage.color import rgb2hsv
 from skimage.feature import hog
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.types import EncoderContract, FloatArray
 
 SIDE = 64  # px; 8 x 8 cells of 8 px
@@ -34,6 +34,7 @@ class DescriptorEncoder:
     """Histogram of oriented gradients beside an HSV colour histogram, each of unit norm."""
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
         if spec.weights or spec.dtype not in ("auto", "float32"):
             raise ModelError("encoder 'descriptor' takes no weights and computes in float32; leave both out")
 

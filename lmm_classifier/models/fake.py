@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.types import EncoderContract, FloatArray
 
 GRID = 4
@@ -24,6 +24,7 @@ class FakeEncoder:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
         self._weights = spec.weights
 
     @property
@@ -49,6 +50,7 @@ class FakeChooser:
     """Prefers the option that `weights` names, else the alphabetically first; `weights: fails` raises."""
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
         self._preferred = spec.weights
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:  # noqa: ARG002

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -18,7 +18,12 @@ from lmm_classifier.types import FloatArray
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+UNLIMITED = sys.maxsize
+LARGEST_COMPILED = 64
+"""Padded to powers of two, 7 shapes; torch compiles 8 of a function, and runs more uncompiled."""
+
 # Only CUDA has a class for it; these are of c10/core/impl/alloc_cpu.cpp (Linux, Windows) and of Apple's.
+_COMPILER = ("torch._dynamo", "torch._inductor")  # where its errors are defined; importing it takes seconds
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -39,6 +44,10 @@ def running(weights: str, what: str) -> Iterator[None]:
                 f"{weights!r} needs more memory than there is for {what}: use a smaller batch or model, or "
                 f"dtype bfloat16 ({first_line(error)})"
             ) from error
+        if type(error).__module__.startswith(_COMPILER):
+            raise ModelError(
+                f"{weights!r} cannot be compiled here; leave `compile` out ({first_line(error)})"
+            ) from error
         raise ModelError(f"{weights!r} failed on {what}: {first_line(error)}") from error
 
 
@@ -50,11 +59,12 @@ class Batches:
     Args:
         weights: for messages.
         what: for messages: the items, in the plural.
+        largest: at most this many at once, though more may fit.
     """
 
-    def __init__(self, weights: str, what: str) -> None:
+    def __init__(self, weights: str, what: str, largest: int = UNLIMITED) -> None:
         self._weights, self._what = weights, what
-        self._largest = sys.maxsize
+        self._largest = largest
 
     def unit_rows(self, items: Sequence[T], features: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
         """The features (n, d) of at least one item as unit rows, in order.
@@ -91,6 +101,13 @@ def unit_rows(features: torch.Tensor) -> FloatArray:
     """Features (n, d) of any float type as float32 rows of L2 norm 1."""
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     return np.asarray(unit.cpu().numpy(), dtype=np.float32)
+
+
+def padded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs of n >= 1 photos with the last one repeated up to the next power of two."""
+    n = len(next(iter(inputs.values())))
+    fill = (1 << (n - 1).bit_length()) - n
+    return {name: torch.cat([rows, *[rows[-1:]] * fill]) for name, rows in inputs.items()}
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.onnx_description import Description, find, model_input, pooled
 from lmm_classifier.models.pretrained import first_line
 from lmm_classifier.registry import did_you_mean
@@ -44,6 +44,7 @@ class OnnxEncoder:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
         if spec.device not in ("auto", "cpu") or spec.dtype not in ("auto", "float32"):
             raise ModelError(
                 "encoder 'onnx' runs on the processor as the file says; leave device and dtype out"

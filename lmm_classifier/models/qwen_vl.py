@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
 from lmm_classifier.types import FloatArray
@@ -50,6 +50,7 @@ class QwenVLChooser:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
         self._weights = spec.weights or DEFAULT_WEIGHTS
         config = pretrained(AutoConfig.from_pretrained, spec, self._weights)
         if config.model_type not in MODEL_TYPES:

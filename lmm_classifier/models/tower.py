@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.models.forward import Batches
+from lmm_classifier.models.forward import LARGEST_COMPILED, UNLIMITED, Batches, padded
 from lmm_classifier.models.pretrained import preprocessing_of, pretrained, pretrained_model, weights_digest
 from lmm_classifier.types import EncoderContract, FloatArray
 
@@ -45,7 +45,9 @@ class TorchEncoder(ABC):
         self._spec = spec
         self._weights = weights
         self._model: Any = model
-        self._images = Batches(weights, "images")
+        # Every shape costs a compilation, so that their number must be small.
+        self._forward = torch.compile(model, dynamic=False) if spec.compile else model
+        self._images = Batches(weights, "images", LARGEST_COMPILED if spec.compile else UNLIMITED)
         example = next(model.parameters())
         self._device, self._dtype = example.device, example.dtype
         self._contract = EncoderContract(
@@ -73,7 +75,10 @@ class TorchEncoder(ABC):
 
     def _features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The vectors (n, d) of a forward pass."""
-        return self._pick(self._model(**inputs))
+        if not self._spec.compile:
+            return self._pick(self._forward(**inputs))
+        n = len(next(iter(inputs.values())))
+        return self._pick(self._forward(**padded(inputs)))[:n]
 
     @abstractmethod
     def _pick(self, output: Any) -> torch.Tensor:
