@@ -175,7 +175,10 @@ class HybridClassifier:
             return SkippedFile(str(path), error.code, error.reason)
 
     def _sample(self, image: ImageSource, position: int) -> Sample:
-        return Sample.from_image(_name(image, position), open_image(image, limits=self.limits))
+        return Sample.from_image(
+            _name(image, position),
+            open_image(image, target_size=self.pipeline.resolution(), limits=self.limits),
+        )
 
     def _steps(self, kind: type[S]) -> list[S]:
         return [step for step in self.pipeline.steps if isinstance(step, kind)]

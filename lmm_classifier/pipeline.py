@@ -34,6 +34,13 @@ class Step(ABC):
     def load(self) -> None:  # noqa: B027 -- most steps have nothing to open
         """Open models and files now instead of on the first batch. Idempotent."""
 
+    def resolution(self) -> int | None:
+        """Px of the shorter side of a photo that this step makes use of; None: every pixel. May open a model.
+
+        A step that does not read `image` needs none of them; one that does is shown all unless it says less.
+        """
+        return None if "image" in self.requires else 0
+
     @abstractmethod
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         """Process one batch."""
@@ -59,6 +66,21 @@ class Pipeline:
                     f"the order given is {' -> '.join(s.name for s in self.steps)}"
                 )
             available |= step.provides
+
+    def resolution(self) -> int | None:
+        """Px of the shorter side that photos must have at least, unless they are smaller; None: every pixel.
+
+        Where a step proposes regions it is every pixel: a small part of a photo must have enough of them.
+        May open a model.
+
+        Raises:
+            ModelError: a model that must be asked cannot be opened.
+        """
+        if any("regions" in step.provides for step in self.steps):
+            return None
+        needs = [step.resolution() for step in self.steps]
+        known = [need for need in needs if need is not None]
+        return max([1, *known]) if len(known) == len(needs) else None
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield finished samples in input order, `batch_size` at a time."""

@@ -140,9 +140,10 @@ def _samples(classifier: HybridClassifier, held_out: Corpus, skipped: list[Skipp
             "fitted on images of known labels, so leave these out"
         )
     indexed = dict(zip(index.records.sha256(), index.records.paths(), strict=True))
+    pixels = classifier.pipeline.resolution()  # decoded as they are to classify
     for item in held_out.items:
         try:
-            loaded = load_image_file(held_out.root / item.path, limits=classifier.limits)
+            loaded = load_image_file(held_out.root / item.path, target_size=pixels, limits=classifier.limits)
         except ImageError as error:
             skipped.append(SkippedFile(item.path, error.code, error.reason))
             continue

@@ -52,7 +52,10 @@ class ModelSpec:
 
 
 class Encoder(Protocol):
-    """Images to unit vectors. An encoder is constructed from a ModelSpec."""
+    """Images to unit vectors. An encoder is constructed from a ModelSpec.
+
+    It may say how many pixels it looks at, as `Downscaling` has it.
+    """
 
     @property
     def contract(self) -> EncoderContract:
@@ -90,6 +93,22 @@ class TextEncoder(Encoder, Protocol):
         ...
 
 
+class Downscaling(Protocol):
+    """What an encoder or a chooser may offer besides: that it scales photos down before it looks at them.
+
+    An encoder may find it out while it is opened; of a chooser, which is opened late, it must be an
+    attribute of the class.
+    """
+
+    @property
+    def input_size(self) -> int | None:
+        """Px that the preprocessing scales the shorter side of a photo to, at most.
+
+        A JPEG may be decoded at a reduced DCT scale that is not below it. None: all pixels are needed.
+        """
+        ...
+
+
 @plain_dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """One image, one prompt, and the answers to compare."""
@@ -100,7 +119,10 @@ class Question:
 
 
 class Chooser(Protocol):
-    """A vision-language model that rates given answers. A chooser is constructed from a ModelSpec."""
+    """A vision-language model that rates given answers. A chooser is constructed from a ModelSpec.
+
+    Its class may say how many pixels it looks at, as `Downscaling` has it.
+    """
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
         """Rate every option of every question, `batch_size` (question, option) pairs per forward pass.
@@ -163,6 +185,18 @@ def refuse_compile(spec: ModelSpec) -> None:
     """Raise a ModelError if a spec asks to compile a model of a family that cannot be."""
     if spec.compile:
         raise ModelError(f"{spec.family!r} is not compiled by torch; leave `compile` out")
+
+
+def input_size_of(model: object) -> int | None:
+    """The `input_size` of an encoder or a class of choosers; None, as of those that do not say: all pixels.
+
+    Raises:
+        ModelError: it is no number of pixels.
+    """
+    size = getattr(model, "input_size", None)
+    if size is None or (isinstance(size, int) and size >= 1):
+        return size
+    raise ModelError(f"`input_size` must be a positive number of pixels or None, got {size!r}")
 
 
 def rate(spec: ModelSpec, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:

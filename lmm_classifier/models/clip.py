@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -61,6 +62,7 @@ class ClipEncoder(TransformEncoder):
             for_inference(visual.to(dtype_of(spec)), spec, weights),
             json.dumps(decides, sort_keys=True),
             self._checkpoint.architecture["embed_dim"],
+            int(np.max(settings["size"])),  # one side, or height and width
             transform=transform,
             crops=settings["resize_mode"] == "shortest",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +33,10 @@ DIM = HOG_DIM + 16 * 4 * 4
 
 class DescriptorEncoder:
     """Histogram of oriented gradients beside an HSV colour histogram, each of unit norm."""
+
+    # Not SIDE: block norms make much of faint gradients. Of flowers 224 px wide, decoded at 112, vectors
+    # had a cosine of .99 to those of all pixels; at four times SIDE and more it stays above .997.
+    input_size: ClassVar = 4 * SIDE
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_compile(spec)

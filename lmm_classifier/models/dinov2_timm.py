@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, ClassVar
 
 import timm
@@ -50,6 +51,7 @@ class TimmDinoV2Encoder(TransformEncoder):
             for_inference(model.to(dtype_of(spec)), spec, weights),
             json.dumps(decides, sort_keys=True),
             model.num_features,
+            math.ceil(max(settings["input_size"][1:]) / settings["crop_pct"]),
             transform=create_transform(**settings, is_training=False),
             crops=settings["crop_mode"] == "center",
         )

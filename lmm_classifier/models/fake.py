@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -22,6 +23,8 @@ class FakeEncoder:
 
     A text is the plain picture of the last CSS colour it names, or grey.
     """
+
+    input_size: ClassVar = None  # the mean of every pixel
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_compile(spec)

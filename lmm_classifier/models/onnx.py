@@ -68,6 +68,10 @@ class OnnxEncoder:
     def contract(self) -> EncoderContract:
         return self._contract
 
+    @property
+    def input_size(self) -> int | None:
+        return self._description.input_size
+
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
         if not images:
             return np.empty((0, self._contract.dim), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -75,6 +76,13 @@ class Description(BaseModel):
     def input_shape(self) -> tuple[int, int, int]:
         """Of one image, in the order of `layout`."""
         return (3, *self.size) if self.layout == "NCHW" else (*self.size, 3)
+
+    @property
+    def input_size(self) -> int | None:
+        """Px of the shorter side after resizing the whole photo by as much as its part; None: all pixels."""
+        if self.interpolation == "nearest":
+            return None  # it takes single pixels, and a reduced decode would hand it means
+        return math.ceil(max(self.size) / self.crop)
 
     def canonical(self, output: str) -> str:
         """JSON of what decides the vectors; how files and inputs are called does not."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class QwenVLChooser:
     Nothing is generated and no prose is parsed. The text of prompt and options is tokenised apart from
     the chat template, with special tokens off, so a label cannot open or close a turn.
     """
+
+    input_size: ClassVar = math.isqrt(MAX_PIXELS) + 1  # the shorter side of that many pixels is no longer
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_compile(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -35,12 +36,19 @@ class TorchEncoder(ABC):
         model: on its device, ready for inference; takes what `_inputs` gives as keyword arguments.
         preprocessing: canonical JSON for the contract.
         dim: d.
+        input_size: as `Downscaling` has it.
     """
 
     family: ClassVar[str]
 
     def __init__(
-        self, spec: ModelSpec, weights: str, model: torch.nn.Module, preprocessing: str, dim: int
+        self,
+        spec: ModelSpec,
+        weights: str,
+        model: torch.nn.Module,
+        preprocessing: str,
+        dim: int,
+        input_size: int | None,
     ) -> None:
         self._spec = spec
         self._weights = weights
@@ -48,6 +56,7 @@ class TorchEncoder(ABC):
         # Every shape costs a compilation, so that their number must be small.
         self._forward = torch.compile(model, dynamic=False) if spec.compile else model
         self._images = Batches(weights, "images", LARGEST_COMPILED if spec.compile else UNLIMITED)
+        self._input_size = input_size
         example = next(model.parameters())
         self._device, self._dtype = example.device, example.dtype
         self._contract = EncoderContract(
@@ -63,6 +72,10 @@ class TorchEncoder(ABC):
     @property
     def contract(self) -> EncoderContract:
         return self._contract
+
+    @property
+    def input_size(self) -> int | None:
+        return self._input_size
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
         if not images:
@@ -111,7 +124,14 @@ class VisionTower(TorchEncoder):
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, weights)
         self._crops = bool(getattr(self._processor, "do_center_crop", False))
         model = pretrained_model(self.towers[self._model_type].from_pretrained, spec, weights)
-        super().__init__(spec, weights, model, preprocessing_of(self._processor), model.config.hidden_size)
+        super().__init__(
+            spec,
+            weights,
+            model,
+            preprocessing_of(self._processor),
+            model.config.hidden_size,
+            _input_size(self._processor.to_dict()),
+        )
 
     def _inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         shown = [without_sliver(image) for image in images] if self._crops else list(images)
@@ -137,11 +157,12 @@ class TransformEncoder(TorchEncoder):
         model: torch.nn.Module,
         preprocessing: str,
         dim: int,
+        input_size: int,
         *,
         transform: Callable[[Image.Image], torch.Tensor],
         crops: bool,
     ) -> None:
-        super().__init__(spec, weights, model, preprocessing, dim)
+        super().__init__(spec, weights, model, preprocessing, dim, input_size)
         self._transform = transform
         self._crops = crops
 
@@ -168,6 +189,20 @@ class OnFirstUse(Generic[T]):
             if not self._made:
                 self._made.append(self._make())
             return self._made[0]
+
+
+def _input_size(processing: Mapping[str, Any]) -> int | None:
+    """Px of the shorter side after the resizing that an image processor of transformers describes."""
+    if not processing.get("do_resize") or processing.get("resample") == Image.Resampling.NEAREST:
+        return None  # nearest takes single pixels, and a reduced decode would hand it means
+    if patches := processing.get("max_num_patches"):
+        # Of native aspect ratio: h x w patches with h * w <= max_num_patches, so that the shorter side
+        # has at most the root of them; rounding up to whole patches may ask one more of the longer side.
+        return (math.isqrt(patches - 1) + 2) * int(processing["patch_size"])
+    size = {name: side for name, side in (processing.get("size") or {}).items() if side}
+    if size.keys() == {"height", "width"} or size.keys() == {"shortest_edge"}:
+        return int(max(size.values()))  # the shorter side of an upright photo may become the longer one
+    return None
 
 
 def without_sliver(image: Image.Image) -> Image.Image:

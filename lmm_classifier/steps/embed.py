@@ -11,7 +11,7 @@ from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
 from lmm_classifier.pipeline import Step
 from lmm_classifier.types import Sample, read_only
 
@@ -34,6 +34,9 @@ class Embed(Step):
 
     def load(self) -> None:
         load_encoder(self.encoder)
+
+    def resolution(self) -> int | None:
+        return input_size_of(load_encoder(self.encoder))
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch:

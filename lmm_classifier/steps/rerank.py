@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question, load_chooser, rate
+from lmm_classifier.models.base import ModelSpec, Question, input_size_of, load_chooser, rate
 from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.pipeline import Step
 from lmm_classifier.ranges import BatchSize, Candidates, Flag
@@ -71,6 +71,11 @@ class Rerank(Step):
 
     def load(self) -> None:
         load_chooser(self.model)
+
+    def resolution(self) -> int | None:
+        return input_size_of(
+            registry.resolve("chooser", self.model.family)
+        )  # of the class: nothing is opened
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         cases = [case for i, sample in enumerate(batch) for case in self._uncertain(i, sample)]

@@ -212,6 +212,22 @@ def test_a_jpeg_is_decoded_no_smaller_than_needed(target_size: int, size: tuple[
     assert open_image(encoded(Image.new("RGB", (800, 1600)), "JPEG"), target_size=target_size).size == size
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_reduced_decode_shows_the_same_picture(orientation: int, mode: str, progressive: bool):
+    """Against the mean of 8 x 8 pixels, which is what a DCT of one coefficient gives."""
+    soft = Image.fromarray(noise(9, 7)).resize((640, 480), Image.Resampling.BICUBIC).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(soft, "JPEG", exif=exif, quality=95, progressive=progressive)
+    reduced, full = open_image(data, target_size=60), open_image(data)
+    assert reduced.size == ((80, 60) if orientation < 5 else (60, 80))
+    assert full.size == ((640, 480) if orientation < 5 else (480, 640))
+    difference = np.asarray(reduced, np.float32) - np.asarray(full.reduce(8), np.float32)
+    assert np.abs(difference).max() <= 4
+
+
 def test_limits_hold_for_the_header_even_with_a_target_size():
     data = encoded(Image.new("RGB", (400, 400)), "JPEG")
     assert code_of(data, target_size=32, limits=ImageLimits(max_pixels=159_999)) == "too_many_pixels"

@@ -1,0 +1,118 @@
+"""How many pixels of a photo a pipeline makes use of, and that no more of a JPEG are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.pipeline import Pipeline, Step
+from lmm_classifier.steps.embed import Embed
+from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.types import EncoderContract, FloatArray, Sample
+from synthetic import COLOURS, picture, write_corpus
+
+QWEN_SIDE = 1002  # px: the root of 1280 x 28 x 28 is 1001.8
+
+
+class Watching:
+    """An encoder that writes down the sizes it is shown."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, spec: ModelSpec) -> None:
+        if spec.weights:
+            self.input_size = int(spec.weights)
+
+    @property
+    def contract(self) -> EncoderContract:
+        return EncoderContract("watching", "", "", "", "", 3, "float32")
+
+    def encode(self, images: Sequence[Image.Image]) -> FloatArray:
+        self.seen.extend(image.size for image in images)
+        rows = np.asarray([np.asarray(image, np.float32).mean(axis=(0, 1)) + 1 for image in images])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Other(Step):
+    """A step of another package that knows nothing of resolutions."""
+
+    name: ClassVar[str] = "other"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()
+
+    def run(self, batch: Sequence[Sample]) -> list[Sample]:
+        return list(batch)
+
+
+class Looks(Other):
+    requires: ClassVar[frozenset[str]] = frozenset({"image"})
+
+
+class Proposes(Other):
+    provides: ClassVar[frozenset[str]] = frozenset({"regions"})
+
+
+@pytest.fixture(autouse=True)
+def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(registry.BUILTINS["encoder"], "watching", f"{__name__}:Watching")  # type: ignore[arg-type]
+    yield
+    Watching.seen.clear()
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (["100"], 100),
+        ([""], None),
+        (["100", Other()], 100),
+        (["100", Looks()], None),
+        ([Proposes(), "100"], None),
+        (["100", "300"], 300),
+        (["100", ""], None),
+        ([Other()], 1),
+        ([], 1),
+    ],
+)
+def test_is_what_the_most_demanding_step_needs(steps: list[str | Step], expected: int | None) -> None:
+    """A text stands for the step that embeds with an encoder of that many pixels."""
+    wired = [Embed(ModelSpec("watching", step)) if isinstance(step, str) else step for step in steps]
+    assert Pipeline(tuple(wired)).resolution() == expected
+
+
+def test_of_a_reranker_is_known_without_opening_it() -> None:
+    assert Rerank(ModelSpec("qwen-vl", "./nowhere")).resolution() == QWEN_SIDE
+    assert Rerank(ModelSpec("fake", "fails")).resolution() is None
+
+
+@pytest.mark.parametrize(
+    ("side", "rerank", "shown"),
+    [
+        ("100", {"enabled": False}, (200, 150)),
+        ("151", {"enabled": False}, (400, 300)),
+        ("", {"enabled": False}, (1600, 1200)),
+        ("100", {"model_name": "./nowhere"}, (1600, 1200)),
+    ],
+)
+def test_a_classifier_decodes_no_more(
+    side: str, rerank: dict[str, Any], shown: tuple[int, int], tmp_path: Path
+) -> None:
+    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("watching", side))
+    Watching.seen.clear()
+    picture(COLOURS["red"]).resize((1600, 1200)).save(tmp_path / "photo.jpg")
+    settings = {"encoder": ModelSpec("watching", side), "retrieval": {"index_path": tmp_path / "index"}}
+    classifier = HybridClassifier(PipelineConfig(**settings, rerank=rerank, allow_unknown=False))
+    assert classifier.classify(tmp_path / "photo.jpg").label == "red"
+    [by_file] = classifier.classify_files([tmp_path / "photo.jpg"])
+    assert by_file.label == "red"  # type: ignore[union-attr]
+    assert classifier.classify((tmp_path / "photo.jpg").read_bytes()).label == "red"
+    assert Watching.seen == [shown] * 3
