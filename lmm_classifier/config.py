@@ -166,7 +166,7 @@ class PipelineConfig(_Section):
         return _linked(steps)
 
 
-def model_spec(**options: str) -> ModelSpec:
+def model_spec(**options: str | bool) -> ModelSpec:
     """A ModelSpec from options given as text.
 
     Raises:

@@ -152,12 +152,6 @@ def load_encoder(spec: ModelSpec) -> Encoder:
     return cast("Encoder", _load("encoder", spec))
 
 
-def input_size_of(encoder: Encoder) -> int | None:
-    """The px of the shorter side that an encoder scales photos to; None if it needs every pixel."""
-    size: int | None = getattr(encoder, "input_size", None)
-    return size
-
-
 def load_text_encoder(spec: ModelSpec) -> TextEncoder:
     """`load_encoder`, for an encoder that must take texts as well; its text tower is not opened yet.
 
