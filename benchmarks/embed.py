@@ -39,7 +39,8 @@ LABELS = 10
 CHILD = (
     "import re, sys; from pathlib import Path; from lmm_classifier.indexing import index_corpus\n"
     "from lmm_classifier.models.base import ModelSpec\n"
-    "index_corpus(sys.argv[1], sys.argv[2], encoder=ModelSpec('fake'), workers=2)\n"
+    "tiny = ModelSpec('siglip', 'shipped:siglip-digits')\n"
+    "index_corpus(sys.argv[1], sys.argv[2], encoder=tiny, workers=2)\n"
     # Not getrusage: its peak counts the process that started this one, until exec.
     "print(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])"
 )

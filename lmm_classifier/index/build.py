@@ -255,6 +255,7 @@ class _Build:
                 plans[number], files, shard.stats, shard.indexed, shard.failures, shard.encoded
             )
             self._workspace.finish(number, entries[number])
+            del shard  # or its vectors would be in memory beside those of the next
         self._workspace.keep_only(len(self.jobs))
         return [entries[number] for number, _ in self.jobs]
 

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,20 @@ import pyarrow.parquet as pq
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import FileRecord, check_size, read_verified, replace_file, verify
+from lmm_classifier.index.files import (
+    FileRecord,
+    check_size,
+    read_verified,
+    replace_file,
+    replace_large_file,
+    verify,
+)
 from lmm_classifier.index.records import SCHEMA, Record, Records, as_table
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import FloatArray
 
-SHARD_ROWS = 8192  # 36 MiB of vectors at d = 1152
+SHARD_ROWS = 2048
+"""What a killed build does again at most, and holds in memory: 9 MiB of vectors at d = 1152."""
 FAILURES = "failures.jsonl"
 FOLDER = "shards"
 
@@ -30,12 +39,17 @@ def write_shard(
     """Write n records and, per space, their vectors (n, d); returns the manifest's entries."""
     parquet = io.BytesIO()
     pq.write_table(as_table(records), parquet, compression="zstd")
-    contents = {f"{FOLDER}/{number:06d}.parquet": parquet.getvalue()}
+    name = f"{FOLDER}/{number:06d}.parquet"
+    files = {name: replace_file(folder / name, parquet.getvalue(), len(records))}
     for space, rows in enumerate(vectors):
-        npy = io.BytesIO()
-        np.lib.format.write_array(npy, rows, allow_pickle=False)
-        contents[f"{FOLDER}/{number:06d}{_suffix(space)}"] = npy.getvalue()
-    return {name: replace_file(folder / name, content, len(records)) for name, content in contents.items()}
+        name = f"{FOLDER}/{number:06d}{_suffix(space)}"
+        files[name] = replace_large_file(folder / name, partial(_save, rows), len(records))
+    return files
+
+
+def _save(vectors: FloatArray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, vectors, allow_pickle=False)
 
 
 def vector_files(files: Mapping[str, FileRecord], space: int) -> list[str]:

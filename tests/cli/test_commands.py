@@ -239,26 +239,26 @@ def test_the_documented_entry_point_builds_an_npz(work: Path) -> None:
 
 
 def test_an_index_is_changed_checked_and_carried_by_commands(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", per_label=8)
+    write_corpus(tmp_path / "corpus", per_label=12)
     (tmp_path / "more/yellow").mkdir(parents=True)
     picture((240, 230, 30), seed=5).save(tmp_path / "more/yellow/a.png")
     built = run("index", "build", "corpus", "-o", "i", "--encoder", "fake", "--encoder", "descriptor",
                 "--json-progress", "--factory", "HNSW8", "--max-bad-ratio", "0", cwd=tmp_path)  # fmt: skip
     assert built.returncode == 0, built.stderr
     lines = [json.loads(line) for line in built.stderr.splitlines()]
-    assert {"stage": "indexing", "seen": 24, "total": 24, "skipped": 0}.items() <= lines[-2].items()
+    assert {"stage": "indexing", "seen": 36, "total": 36, "skipped": 0}.items() <= lines[-2].items()
     assert "HNSW8" in lines[-1]["stage"]
     assert (
-        "25 images of 4 labels, 1 of them encoded now"
+        "37 images of 4 labels, 1 of them encoded now"
         in run("index", "add", "i", "more", cwd=tmp_path).stdout
     )
     removed = run("index", "remove", "i", "--label", "red", "--path", "blue/0.png", cwd=tmp_path)
-    assert "16 images of 3 labels, 0 of them encoded now, 9 removed" in removed.stdout
+    assert "24 images of 3 labels, 0 of them encoded now, 13 removed" in removed.stdout
     failed_in_one_line(run("index", "remove", "i", "--label", "red", cwd=tmp_path))
     failed_in_one_line(run("index", "remove", "i", cwd=tmp_path))
     failed_in_one_line(run("index", "export", "i", "--npz", "x.npz", cwd=tmp_path))
     assert run("index", "export", "i", "--npz", "x.npz", "--encoder", "fake", cwd=tmp_path).returncode == 0
-    assert "16 images" in run("index", "import", "x.npz", "-o", "j", cwd=tmp_path).stdout
+    assert "24 images" in run("index", "import", "x.npz", "-o", "j", cwd=tmp_path).stdout
     assert "all as they were written" in run("index", "verify", "j", cwd=tmp_path).stdout
     info = json.loads(run("index", "info", "i", "--json", cwd=tmp_path).stdout)
     assert [space["name"] for space in info["encoders"]] == ["fake", "descriptor"]
@@ -310,7 +310,7 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path: Path, sent: signal.S
         time.sleep(0.01)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == code
+    assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert list((tmp_path / "out").iterdir()) == []
 
