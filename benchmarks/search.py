@@ -149,12 +149,12 @@ def approximate(rows: int, dim: int, factory: str | None) -> None:
 
 
 def _clustered(rows: int, dim: int) -> Iterator[FloatArray]:
-    """Unit vectors around 10,000 centres, a mean cosine of about .8 to their own: photos of things."""
+    """Unit vectors around 10,000 centres, at a cosine of about .7: photos of things."""
     rng = np.random.default_rng(0)
     centres = _unit(10_000, dim, seed=1)
     for start in range(0, rows, 100_000):
         n = min(100_000, rows - start)
-        noise = rng.standard_normal((n, dim), dtype=np.float32) * np.float32(0.75 / np.sqrt(dim))
+        noise = rng.standard_normal((n, dim), dtype=np.float32) * np.float32(1 / np.sqrt(dim))
         part = centres[rng.integers(len(centres), size=n)] + noise
         yield part / np.linalg.norm(part, axis=1, keepdims=True)
 

@@ -221,11 +221,6 @@ def test_a_calibration_holds_with_its_text_prior_and_no_other(index: Path, tmp_p
     unset = {"confidence_threshold": None, "open_set_threshold": None}
     off, on = ({**unset, "text_weight": weight} for weight in (0.0, 0.3))
     write_calibration(tmp_path / "index", without)
-    stored = tmp_path / "index/calibration.json"
-    body = json.loads(stored.read_text())
-    stored.write_text(
-        json.dumps({k: v for k, v in body.items() if not k.startswith("text_")})
-    )  # an older one
     classifier(tmp_path / "index", retrieval=off).check_index()
     with pytest.raises(
         ConfigError, match=r"with text weight 0, .* say text weight 0\.3 \(temperature 0\.01\)"

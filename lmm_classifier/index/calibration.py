@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.manifest import read_manifest
+from lmm_classifier.index.sealed import seal, unseal
 
 CALIBRATION = "calibration.json"
+SCHEMA_VERSION = 2  # 1 had no digest of its own
+REMEDY = "delete it or calibrate again"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -47,15 +49,14 @@ class Calibration:
     n_images: int
     index_digest: str
     created: str
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     text_weight: float = 0.0
     text_temperature: float | None = None
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Store a calibration with its index, atomically."""
-    body = json.dumps(asdict(calibration), indent=2, sort_keys=True) + "\n"
-    replace_file(folder / CALIBRATION, body.encode())
+    replace_file(folder / CALIBRATION, seal(asdict(calibration)))
 
 
 def carry_calibration(old: Path, new: Path) -> bool:
@@ -64,16 +65,15 @@ def carry_calibration(old: Path, new: Path) -> bool:
     Returns:
         False if there is one that does not fit any more and is left behind.
     """
-    path = old / CALIBRATION
-    if not path.is_file():
-        return True
     try:
-        content = path.read_bytes()
-        fits = TypeAdapter(Calibration).validate_json(content).index_digest == read_manifest(new).digest
-    except (OSError, ValidationError):
+        calibration = _read(old / CALIBRATION)
+    except IndexFolderError:
         return False
+    if calibration is None:
+        return True
+    fits = calibration.index_digest == read_manifest(new).digest
     if fits:
-        replace_file(new / CALIBRATION, content)
+        write_calibration(new, calibration)
     return fits
 
 
@@ -83,15 +83,16 @@ def read_calibration(folder: Path) -> Calibration | None:
     Raises:
         IndexFolderError: damaged, or fitted for another state of the index.
     """
-    path = folder / CALIBRATION
-    if not path.is_file():
-        return None
-    try:
-        calibration = TypeAdapter(Calibration).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise IndexFolderError(f"{path} is not a calibration; delete it or calibrate again") from error
-    if calibration.index_digest != read_manifest(folder).digest:
-        raise IndexFolderError(
-            f"{path} was fitted for another state of this index; delete it or calibrate again"
-        )
+    calibration = _read(folder / CALIBRATION)
+    if calibration and calibration.index_digest != read_manifest(folder).digest:
+        raise IndexFolderError(f"{folder / CALIBRATION} was fitted for another state of this index; {REMEDY}")
     return calibration
+
+
+def _read(path: Path) -> Calibration | None:
+    try:
+        return TypeAdapter(Calibration).validate_python(unseal(path, SCHEMA_VERSION, REMEDY))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise IndexFolderError(f"{path} is not a calibration; {REMEDY}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.files import FileRecord
+from lmm_classifier.index.sealed import digest_of, seal, unseal
 from lmm_classifier.types import EncoderContract
 
 MANIFEST = "manifest.json"
@@ -92,12 +91,14 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of the content: names this very state of the index."""
-        return _digest(json.loads(json.dumps(asdict(self))))
+        return digest_of(self._body())
 
     def to_json(self) -> bytes:
-        """The bytes of manifest.json: sorted, so equal manifests are equal files."""
-        body = asdict(self) | {"digest": self.digest, "fingerprints": self.fingerprints}
-        return json.dumps(body, indent=2, sort_keys=True).encode() + b"\n"
+        """The bytes of manifest.json."""
+        return seal(self._body())
+
+    def _body(self) -> dict[str, Any]:
+        return asdict(self) | {"fingerprints": self.fingerprints}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,25 +109,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        body = json.loads(path.read_bytes())
+        body = unseal(path, SCHEMA_VERSION, "rebuild the index")
     except FileNotFoundError as error:
         raise IndexFolderError(
             f"{folder} is not an index: it has no {MANIFEST}; build one with `index build`"
         ) from error
-    except OSError as error:
-        raise IndexFolderError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise IndexFolderError(f"{path} is not valid JSON; rebuild the index") from error
-    return _checked(path, body)
-
-
-def _checked(path: Path, body: Any) -> Manifest:
-    if not isinstance(body, dict):
-        raise IndexFolderError(f"{path} is not a manifest; rebuild the index")
-    _check_version(path, body.get("schema_version"))
-    digest, fingerprints = body.pop("digest", None), body.pop("fingerprints", None)
-    if digest != _digest(body):
-        raise IndexFolderError(f"{path} is damaged: its content does not match its digest; rebuild the index")
+    fingerprints = body.pop("fingerprints", None)
     try:
         manifest = TypeAdapter(Manifest).validate_python(body)
     except ValidationError as error:
@@ -139,15 +127,3 @@ def _checked(path: Path, body: Any) -> Manifest:
             f"{path} counts {manifest.count} vectors and {sum(manifest.labels.values())} labels; rebuild it"
         )
     return manifest
-
-
-def _check_version(path: Path, version: object) -> None:
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        remedy = "upgrade lmm-classifier" if version > SCHEMA_VERSION else "rebuild the index"
-        raise IndexFolderError(
-            f"{path} has schema version {version}, this program writes {SCHEMA_VERSION}; {remedy}"
-        )
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

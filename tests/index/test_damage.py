@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
+from lmm_classifier.index.shards import read_failures
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from synthetic import write_corpus
@@ -25,8 +27,10 @@ FILES = ("manifest.json", "shards/000000.npy", "shards/000000.parquet")
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pristine")
-    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=ModelSpec("fake"))
-    index_corpus(folder / "corpus", folder / "index.npz", encoder=ModelSpec("fake"))
+    corpus = write_corpus(folder / "corpus")
+    (corpus / "red/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    index_corpus(corpus, folder / "index", encoder=ModelSpec("fake"), max_bad_ratio=0.1)
+    index_corpus(corpus, folder / "index.npz", encoder=ModelSpec("fake"), max_bad_ratio=0.1)
     return folder
 
 
@@ -52,20 +56,35 @@ def damages(content: bytes, rng: np.random.Generator, n: int) -> list[bytes]:
     return copies
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_damaged_file_is_refused_by_name(index: Path, name: str) -> None:
+COPIES = [
+    pytest.param(90, id="90 copies"),
+    pytest.param(450, id="450 copies", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.parametrize("name", [*FILES, "calibration.json", "failures.jsonl"])
+def test_every_damaged_file_is_refused_by_name(index: Path, name: str, copies: int) -> None:
+    write_calibration(index, replace(CALIBRATED, index_digest=read_manifest(index).digest))
     content = (index / name).read_bytes()
     tried = 0
-    for copy in damages(content, np.random.default_rng(7), 90):
+    for copy in damages(content, np.random.default_rng(7), copies):
         (index / name).write_bytes(copy)
         with pytest.raises(IndexFolderError) as error:
-            open_index(index)
+            open_everything(index)
         assert name.rpartition("/")[2] in str(error.value)
         assert "\n" not in str(error.value)
         tried += 1
-    assert tried > 60
+    assert tried > copies * 2 / 3
     (index / name).write_bytes(content)
+    open_everything(index)
+
+
+def open_everything(index: Path) -> None:
+    """What `index info` reads."""
     assert len(open_index(index)) == 18
+    read_failures(index, read_manifest(index).files)
+    assert read_calibration(index) is not None
 
 
 def test_damaged_npz_is_refused_by_name(pristine: Path, tmp_path: Path) -> None:
@@ -100,16 +119,11 @@ def test_a_missing_file_is_named(index: Path, name: str) -> None:
 
 def forge(index: Path, change: Callable[[dict], None]) -> None:
     """Rewrite the manifest as somebody would who also knows how to compute its digest."""
-    manifest = read_manifest(index)
-    body = json.loads(manifest.to_json())
+    body = json.loads((index / MANIFEST).read_bytes())
+    del body["digest"]
     change(body)
-    del body["digest"], body["fingerprints"]
-    import hashlib
-
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    (index / MANIFEST).write_text(
-        json.dumps({**body, "digest": digest, "fingerprints": manifest.fingerprints})
-    )
+    (index / MANIFEST).write_text(json.dumps({**body, "digest": digest}))
 
 
 def test_counts_that_disagree_are_refused(index: Path) -> None:

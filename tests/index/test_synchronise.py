@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -232,7 +231,7 @@ from pathlib import Path
 import lmm_classifier.index.build as b
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
-b.SHARD_ROWS = 5
+b.SHARD_ROWS = int(sys.argv[4])
 load_encoder(ModelSpec("fake"))
 corpus, output, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 changes = 0
@@ -251,13 +250,13 @@ print(changes)
 """
 
 
-def child(corpus: Path, output: Path, last: int) -> subprocess.CompletedProcess[str]:
+def child(corpus: Path, output: Path, last: int, shard_rows: int = 5) -> subprocess.CompletedProcess[str]:
     output.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", CHILD, str(corpus), str(output), str(last)]
+    command = [sys.executable, "-c", CHILD, str(corpus), str(output), str(last), str(shard_rows)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def sweep(corpus: Path, folder: Path, points: range) -> None:
+def sweep(corpus: Path, folder: Path, points: range, shard_rows: int) -> None:
     """Kill at each point, building from nothing and synchronising in turn; build again and compare."""
     build(corpus, folder / "former/index")
     picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
@@ -268,7 +267,7 @@ def sweep(corpus: Path, folder: Path, points: range) -> None:
         output = folder / f"{point}" / "index"
         if point % 2:
             shutil.copytree(folder / "former", output.parent)
-        killed = child(corpus, output, point)
+        killed = child(corpus, output, point, shard_rows)
         assert killed.returncode == -9, killed.stderr
         if (output / "manifest.json").exists():
             assert len(open_index(output)) in (18, 19)  # the former or the new one, whole
@@ -278,32 +277,11 @@ def sweep(corpus: Path, folder: Path, points: range) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_every_change_of_the_disk(corpus: Path, tmp_path: Path) -> None:
-    total = int(child(corpus, tmp_path / "count/index", 0).stdout)
-    assert total > 60
-    sweep(corpus, tmp_path, range(1, total))
-
-
-def test_a_full_disk_is_said_and_survived(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shard_rows", "at_least"), [(5, 60), pytest.param(1, 150, marks=pytest.mark.slow)])
+def test_killed_at_every_change_of_the_disk(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_rows: int, at_least: int
 ) -> None:
-    build(corpus, tmp_path / "out/index")
-    picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
-    build(corpus, tmp_path / "undisturbed/index")
-    real = os.fsync
-    for fails_at in range(1, 12):
-        left = [fails_at]
-
-        def full(descriptor: int, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                raise OSError(28, "No space left on device")
-            real(descriptor)
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(IndexFolderError, match="No space left on device"):
-            build(corpus, tmp_path / "out/index", rebuild=True)
-        monkeypatch.setattr(os, "fsync", real)
-        assert len(open_index(tmp_path / "out/index")) == 18
-    build(corpus, tmp_path / "out/index")
-    assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
+    monkeypatch.setattr("lmm_classifier.index.build.SHARD_ROWS", shard_rows)
+    total = int(child(corpus, tmp_path / "count/index", 0, shard_rows).stdout)
+    assert total > at_least
+    sweep(corpus, tmp_path, range(1, total), shard_rows)
