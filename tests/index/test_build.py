@@ -53,8 +53,13 @@ def test_folder_holds_what_its_manifest_says(corpus: Path, tmp_path: Path) -> No
 
 
 def test_same_corpus_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
-    index_corpus(corpus, tmp_path / "a", encoder=FAKE, batch_size=4)
-    index_corpus(corpus, tmp_path / "b", encoder=FAKE, batch_size=5)
+    index_corpus(corpus, tmp_path / "a", encoder=FAKE, batch_size=4, workers=1)
+    elsewhere = tmp_path / "elsewhere"
+    for path in sorted(corpus.rglob("*.png"), reverse=True):  # another order in the folders
+        copy = elsewhere / path.relative_to(corpus)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    index_corpus(elsewhere, tmp_path / "b", encoder=FAKE, batch_size=5, workers=4)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 

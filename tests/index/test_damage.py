@@ -17,6 +17,7 @@ from lmm_classifier.index.calibration import CALIBRATION, Calibration, read_cali
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.shards import read_failures
+from lmm_classifier.index.verify import problems_of
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from synthetic import write_corpus
@@ -142,6 +143,71 @@ def test_a_newer_schema_asks_for_an_upgrade(index: Path) -> None:
     forge(index, lambda body: body.update(schema_version=99))
     with pytest.raises(IndexFolderError, match=r"schema version 99.*upgrade"):
         open_index(index)
+
+
+def put(index: Path, name: str, vectors: np.ndarray) -> None:
+    """Replace a shard's vectors and make the manifest agree with them."""
+    np.save(index / name, vectors, allow_pickle=False)
+    content = (index / name).read_bytes()
+    record = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "rows": len(vectors)}
+    forge(index, lambda body: body["files"].update({name: record}))
+
+
+def test_a_shard_of_another_encoder_is_refused(index: Path) -> None:
+    other = np.zeros((18, 2020), np.float32)
+    other[:, 0] = 1
+    put(index, "shards/000000.npy", other)
+    with pytest.raises(IndexFolderError, match=r"000000\.npy is .*of another encoder"):
+        open_index(index)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda vectors: vectors.__setitem__((3, 5), np.nan),
+        lambda vectors: vectors.__setitem__((17, 0), np.inf),
+        lambda vectors: vectors.__setitem__((0, 0), -np.inf),
+    ],
+)
+def test_vectors_that_are_no_numbers_are_refused(index: Path, spoil: Callable[[np.ndarray], None]) -> None:
+    vectors = np.load(index / "shards/000000.npy")
+    spoil(vectors)
+    put(index, "shards/000000.npy", vectors)
+    with pytest.raises(IndexFolderError, match=r"000000\.npy holds vectors that are not finite"):
+        open_index(index)
+    assert any("not finite" in line for line in problems_of(index))
+
+
+def test_vectors_that_are_not_unit_rows_are_found_by_verify(index: Path) -> None:
+    put(index, "shards/000000.npy", 2 * np.load(index / "shards/000000.npy"))
+    assert any("not unit rows" in line for line in problems_of(index))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda body: body.update(count=19),
+        lambda body: body["labels"].update(red=7),
+        lambda body: body["labels"].update(red=5, blue=7),
+        lambda body: body["files"]["shards/000000.npy"].update(rows=17),
+        lambda body: body["files"]["shards/000000.parquet"].update(rows=17),
+        lambda body: body["files"].pop("shards/000000.npy"),
+        lambda body: body["files"].pop("shards/000000.parquet"),
+        lambda body: body["spaces"][0]["encoder"].update(dim=47),
+        lambda body: body["spaces"][0]["encoder"].update(name="siglip"),
+        lambda body: body["spaces"].append(body["spaces"][0]),
+        lambda body: body["spaces"][0]["search"].update(factory="IVF4,Flat"),
+        lambda body: body.update(fingerprints=[]),
+        lambda body: body.update(spaces=[]),
+        lambda body: body.update(metric="l2"),
+    ],
+)
+def test_parts_that_disagree_are_refused(index: Path, tamper: Callable[[dict], None]) -> None:
+    forge(index, tamper)
+    with pytest.raises(IndexFolderError) as error:
+        open_index(index)
+    assert "\n" not in str(error.value)
+    assert str(index) in str(error.value)
 
 
 def test_a_swapped_encoder_is_refused(index: Path) -> None:

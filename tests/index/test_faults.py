@@ -20,6 +20,7 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.build import BuildOptions, build_index
 from lmm_classifier.index.change import add_to_index
+from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import open_index
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
@@ -127,6 +128,59 @@ def test_whatever_the_disk_refuses_is_said_and_survived(
             assert len(open_index(output)) == 18
         build(corpus, output)
         assert tree(output.parent) == expected, point
+
+
+class Order:
+    """Notes what reaches the disk in which order, below a folder."""
+
+    def __init__(self) -> None:
+        self.folder = ""
+        self.events: list[tuple[str, str]] = []
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.folder and event == "os.rename" and self.folder in str(arguments[0]):
+            self.events += [("rename", str(arguments[0])), ("to", str(arguments[1]))]
+
+
+@pytest.fixture(scope="module")
+def order_hook() -> Order:
+    order = Order()
+    sys.addaudithook(order)
+    return order
+
+
+def test_nothing_gets_its_name_before_it_is_on_the_disk(
+    order_hook: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        order_hook.events.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    corpus = write_corpus(tmp_path / "corpus", per_label=10)
+    order_hook.folder = str(tmp_path)
+    try:
+        index_corpus(corpus, tmp_path / "index", encoder=FAKE, search=SearchOptions(factory="HNSW8"))
+    finally:
+        order_hook.folder = ""
+    events = order_hook.events
+    renamed = [i for i, (what, _) in enumerate(events) if what == "rename"]
+    assert len(renamed) > 10
+    for i in renamed[:-1]:  # every file: synced, renamed, and its folder synced
+        source, target = events[i][1], events[i + 1][1]
+        assert events[i - 1] == ("fsync", source)
+        assert events[i + 2] == ("fsync", str(Path(target).parent))
+    *files, published = [events[i + 1][1] for i in renamed]
+    assert files[-1].endswith("index/manifest.json")
+    assert published == str(tmp_path / "index")
+    last = renamed[-1]
+    assert {path for _, path in events[last - 2 : last]} == {  # what the folder holds, before it moves
+        str(tmp_path / ".index.partial/index/shards"),
+        str(tmp_path / ".index.partial/index"),
+    }
+    assert events[last + 2] == ("fsync", str(tmp_path))
 
 
 @pytest.fixture
