@@ -1,27 +1,16 @@
-"""A self-contained HTML page that shows what the classifier did: figures, confusion matrix, gallery.
-
-One file, no script, nothing fetched; every text is escaped, and a Content-Security-Policy forbids the rest.
-"""
+"""A self-contained HTML page that shows what the classifier did: figures, confusion matrix, gallery."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
-
-from lmm_classifier.corpus.images import open_image
 from lmm_classifier.evaluate.metrics import confusion
-from lmm_classifier.index.files import replace_file
+from lmm_classifier.evaluate.page import thumbnail, write_page
 from lmm_classifier.result import Classification, Neighbour
-from lmm_classifier.text import printable
 from lmm_classifier.types import UNKNOWN
 
-THUMBNAIL = 96  # px, longest side
 SHOWN_NEIGHBOURS = 5
 SHOWN_CANDIDATES = 4
 
@@ -69,28 +58,25 @@ def write_report(
         corpus_root: what the neighbours' paths start from.
         per_kind: pictures of corrections, regressions, wrong and right answers each.
     """
-    environment = Environment(
-        loader=PackageLoader("lmm_classifier.evaluate", "."), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["printable"] = printable
     names, counts = confusion([q.answer for q in queries], [q.truth for q in queries])
     totals = counts.sum(axis=1).clip(1)
     matrix = [
         (name, [_Cell(int(n), float(n / totals[i]), i == j) for j, n in enumerate(row)])
         for i, (name, row) in enumerate(zip(names, counts, strict=True))
     ]
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        "report.html.jinja",
         title=title,
         figures=figures,
         names=names,
         matrix=matrix,
         groups=_groups(queries, per_kind),
-        picture=_picture,
+        picture=thumbnail,
         near=lambda answer: _near(answer.neighbours, corpus_root),
         shown_candidates=SHOWN_CANDIDATES,
         unknown=UNKNOWN,
     )
-    replace_file(path, page.encode("utf-8", "replace"))
 
 
 def _groups(queries: Sequence[Query], per_kind: int) -> list[tuple[str, int, Sequence[Query]]]:
@@ -114,13 +100,4 @@ def _spread(members: Sequence[Query], most: int) -> Sequence[Query]:
 
 def _near(neighbours: Iterable[Neighbour], root: Path) -> list[tuple[Neighbour, str]]:
     shown = list(neighbours)[:SHOWN_NEIGHBOURS]
-    return [(neighbour, _picture(root / neighbour.path)) for neighbour in shown]
-
-
-def _picture(path: Path) -> str:
-    """A small PNG of the photo as a data URL."""
-    image = open_image(path, target_size=THUMBNAIL)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return [(neighbour, thumbnail(root / neighbour.path)) for neighbour in shown]

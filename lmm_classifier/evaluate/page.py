@@ -1,0 +1,53 @@
+"""What the HTML pages share: the frame, escaping, and small pictures inside the page.
+
+Each is one file without scripts that fetches nothing; every text is escaped, and a Content-Security-Policy
+forbids the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from lmm_classifier.corpus.images import open_image
+from lmm_classifier.index.files import replace_file
+from lmm_classifier.text import printable
+
+THUMBNAIL = 96  # px, longest side
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Render a template of this folder, which extends frame.html.jinja, and write it as UTF-8.
+
+    Args:
+        path: the HTML file.
+        template: name of the file.
+        values: what the template reads; each is escaped, and a missing one is an error.
+
+    Raises:
+        IndexFolderError: it cannot be written there.
+    """
+    environment = Environment(
+        loader=PackageLoader("lmm_classifier.evaluate", "."), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["printable"] = printable
+    page = environment.get_template(template).render(**values)
+    replace_file(path, page.encode("utf-8", "replace"))
+
+
+def thumbnail(path: Path) -> str:
+    """A PNG of the photo as a data URL, THUMBNAIL px along its longest side.
+
+    Raises:
+        ImageError: the photo cannot be read.
+    """
+    image = open_image(path, target_size=THUMBNAIL)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
