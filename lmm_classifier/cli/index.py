@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmm_classifier import registry
-from lmm_classifier.cli import index_look
+from lmm_classifier.cli import index_audit, index_look
 from lmm_classifier.cli.output import first_lines, help_without_command, note, progress
 from lmm_classifier.text import printable
 
@@ -181,6 +181,7 @@ def import_(
     return _tell(import_npz(npz, output), started)
 
 
+app.command()(index_audit.audit)
 app.command()(index_look.info)
 app.command()(index_look.verify)
 

@@ -19,6 +19,7 @@ from lmm_classifier.index.files import replace_file
 from lmm_classifier.text import printable
 
 THUMBNAIL = 96  # px, longest side
+QUALITY = 90  # of 100
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -41,7 +42,9 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def thumbnail(path: Path) -> str:
-    """A PNG of the photo as a data URL, THUMBNAIL px along its longest side.
+    """A WebP of the photo as a data URL, at most THUMBNAIL px along its longest side.
+
+    WebP because a page of some hundred photos is a fifth of what it is with PNG.
 
     Raises:
         ImageError: the photo cannot be read.
@@ -49,5 +52,5 @@ def thumbnail(path: Path) -> str:
     image = open_image(path, target_size=THUMBNAIL)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "WEBP", quality=QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -4,12 +4,12 @@ import base64
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from html_page import HOSTILE, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.evaluate.report import Query, write_report
 from lmm_classifier.indexing import index_corpus
@@ -18,20 +18,6 @@ from lmm_classifier.result import Candidate
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
-
-
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, tuple[str, ...]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, tuple(name for name, _ in attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture
@@ -52,12 +38,6 @@ def queries(tmp_path: Path) -> list[Query]:
     ]
 
 
-def parsed(path: Path) -> Tags:
-    tags = Tags()
-    tags.feed(path.read_text(encoding="utf-8"))
-    return tags
-
-
 def test_page_is_self_contained_and_shows_figures_matrix_and_gallery(
     tmp_path: Path, queries: list[Query]
 ) -> None:
@@ -68,7 +48,7 @@ def test_page_is_self_contained_and_shows_figures_matrix_and_gallery(
     assert {tag for tag, _ in tags.seen}.isdisjoint({"script", "link", "iframe", "object"})
     assert "Content-Security-Policy" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    pictures = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
     assert len(pictures) == 3 * (1 + 5)  # each query and its five nearest
     for data in pictures:
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (24, 24)
