@@ -22,7 +22,7 @@ class Step(ABC):
       1. The fields are the whole configuration; unknown keys and out-of-range values are refused.
       2. Constructing a step is free: no file, network or model is touched. Equal steps are equal values.
       3. `run` returns one sample per input, in order, with the same ids.
-      4. `run` changes only the sample fields named in `provides`.
+      4. `run` changes only the sample fields named in `provides`. It never gets a sample that is skipped.
       5. `run([]) == []`, and an answer does not depend on the batch it came in.
       6. It never swallows an exception.
     """
@@ -91,10 +91,43 @@ class Pipeline:
             yield from batch
 
 
+def run_shared(batch: Sequence[Sample], lines: Sequence[tuple[Step, ...]]) -> list[list[Sample]]:
+    """Run several lines of steps over one batch; what two lines begin with runs once.
+
+    Equal steps after equal steps have equal inputs, and steps are values: the beginnings of the lines are
+    the keys. Nothing else is shared, so a line never sees what another made.
+
+    Returns:
+        per line, the finished samples in order.
+
+    Raises:
+        ConfigError: the wiring of a line is wrong.
+        LmmClassifierError: as the steps raise it.
+    """
+    for line in lines:
+        Pipeline(line)
+    done: dict[tuple[Step, ...], list[Sample]] = {(): list(batch)}
+    for line in lines:
+        known = max(n for n in range(len(line) + 1) if line[:n] in done)
+        for n in range(known, len(line)):
+            done[line[: n + 1]] = _run_step(line[n], done[line[:n]])
+    return [done[line] for line in lines]
+
+
 def _run_step(step: Step, batch: list[Sample]) -> list[Sample]:
+    """Run a step over the samples that are not skipped; the others stay where they are."""
+    active = [sample for sample in batch if sample.skipped is None]
     started = time.perf_counter()
-    result = step.run(batch)
-    seconds = (time.perf_counter() - started) / len(batch)
-    if [s.sample_id for s in result] != [s.sample_id for s in batch]:
+    result = step.run(active)
+    seconds = (time.perf_counter() - started) / max(len(active), 1)
+    if [s.sample_id for s in result] != [s.sample_id for s in active]:
         raise StepError(f"step {step.name!r} lost, added or reordered samples")
-    return [replace(s, timings=read_only({**s.timings, step.name: seconds})) for s in result]
+    timed = iter(
+        replace(s, timings=read_only({**s.timings, step.name: _more(s, step, seconds)})) for s in result
+    )
+    return [sample if sample.skipped else next(timed) for sample in batch]
+
+
+def _more(sample: Sample, step: Step, seconds: float) -> float:
+    """Seconds under a step's name: a line may hold a step twice, such as one detector after another."""
+    return sample.timings.get(step.name, 0.0) + seconds

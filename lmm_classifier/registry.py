@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from lmm_classifier.errors import ConfigError
 
-Kind = Literal["step", "encoder", "chooser"]
+Kind = Literal["step", "encoder", "chooser", "detector"]
 
 BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     "step": {  # in data-flow order
+        "detect": "lmm_classifier.steps.detect:Detect",
+        "focus": "lmm_classifier.steps.focus:Focus",
         "embed": "lmm_classifier.steps.embed:Embed",
         "retrieve": "lmm_classifier.steps.retrieve:Retrieve",
         "vote": "lmm_classifier.steps.vote:Vote",
@@ -39,6 +41,12 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     "chooser": {
         "qwen-vl": "lmm_classifier.models.qwen_vl:QwenVLChooser",
         "fake": "lmm_classifier.models.fake:FakeChooser",
+    },
+    "detector": {
+        "faster-rcnn": "lmm_classifier.models.faster_rcnn:FasterRcnnDetector",
+        "mtcnn": "lmm_classifier.models.mtcnn:MtcnnDetector",
+        "objects": "lmm_classifier.models.object_detector:ObjectDetector",
+        "fake": "lmm_classifier.models.fake:FakeDetector",
     },
 }
 

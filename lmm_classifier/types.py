@@ -33,6 +33,9 @@ Box = tuple[int, int, int, int]
 Status = Literal["known", "uncertain", "unknown"]
 T = TypeVar("T")
 
+PADDING = (124, 116, 104)
+"""Mean colour of ImageNet (x 255 of .485, .456, .406): nearly zero after a model's normalisation."""
+
 UNKNOWN = "unknown"
 """The label of an answer that no label of the corpus fits; reserved wherever unknowns are allowed."""
 
@@ -54,6 +57,48 @@ class Region:
     source: str = "image"
     score: float = 1.0
     mask: BoolArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The one region that the following steps look at, and how it came to be that one.
+
+    Attributes:
+        wanted: "whole_image", or the kind of region that was asked for, such as "person".
+        row: its row among the sample's regions.
+        box: what is cut out, (x0, y0, x1, y1) px: the region's box, grown where padding was asked for.
+        square: whether the cut is padded to a square, so that a model that crops the centre sees it all.
+        fallback: why it is the whole image although another was wanted; None where it is as wanted.
+    """
+
+    wanted: str
+    row: int
+    box: Box
+    square: bool
+    fallback: str | None = None
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The pixels of the box."""
+        crop = image if self.box == (0, 0, *image.size) else image.crop(self.box)
+        if not self.square or crop.width == crop.height:
+            return crop
+        side = max(crop.size)
+        padded = Image.new("RGB", (side, side), PADDING)
+        padded.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+        return padded
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Why the following steps leave a sample alone: something they need is not in the photo.
+
+    Attributes:
+        code: for programs, such as "no_person" or "no_face".
+        reason: one sentence for people.
+    """
+
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +236,10 @@ class Sample:
         sample_id: unique within a run; a path for files.
         image: upright RGB.
         truth: the right label, where it is known.
-        regions: r regions, the whole image first.
+        regions: all regions that were proposed, the whole image first.
+        target: the one region to look at; None looks at all of them. The r of the fields below is the
+            number of regions looked at.
+        skipped: why no further step looks at this sample; None while they do.
         embeddings: encoder fingerprint -> float32 (r, d), unit rows.
         neighbours, scores, verdicts, choices: set by retrieve, vote (and text_prior), open_set and rerank.
         timings: step name -> seconds this sample took (its share of the batch); kept by the pipeline.
@@ -201,6 +249,8 @@ class Sample:
     image: Image.Image
     truth: str | None = None
     regions: tuple[Region, ...]
+    target: Target | None = None
+    skipped: Skip | None = None
     embeddings: Mapping[str, FloatArray] = field(default_factory=lambda: MappingProxyType({}))
     neighbours: Neighbours | None = None
     scores: Scores | None = None
@@ -214,7 +264,9 @@ class Sample:
         return cls(sample_id=sample_id, image=image, truth=truth, regions=(Region((0, 0, *image.size)),))
 
     def crops(self) -> list[Image.Image]:
-        """Pixels of each region, in order; the whole image is not copied."""
+        """Pixels of each region looked at, in order; the whole image is not copied."""
+        if self.target is not None:
+            return [self.target.cut(self.image)]
         return [self.image if r.kind == "image" else self.image.crop(r.box) for r in self.regions]
 
 

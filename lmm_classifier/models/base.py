@@ -149,7 +149,7 @@ def load_encoder(spec: ModelSpec) -> Encoder:
         ConfigError: unknown family.
         ModelError: it cannot be opened.
     """
-    return cast("Encoder", _load("encoder", spec))
+    return cast("Encoder", open_model("encoder", spec))
 
 
 def load_text_encoder(spec: ModelSpec) -> TextEncoder:
@@ -172,7 +172,7 @@ def load_chooser(spec: ModelSpec) -> Chooser:
         ConfigError: unknown family.
         ModelError: it cannot be opened.
     """
-    return cast("Chooser", _load("chooser", spec))
+    return cast("Chooser", open_model("chooser", spec))
 
 
 def refuse_compile(spec: ModelSpec) -> None:
@@ -212,7 +212,13 @@ def rate(spec: ModelSpec, questions: Sequence[Question], batch_size: int) -> lis
     return rated
 
 
-def _load(kind: registry.Kind, spec: ModelSpec) -> Any:
+def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
+    """The one model of a kind and spec in the process, opened on first use.
+
+    Raises:
+        ConfigError: unknown family.
+        ModelError: it cannot be opened; for a minute it is not tried again.
+    """
     key = (kind, spec)
     with _lock:  # two first requests must not open a model twice
         if key in _opened:

@@ -11,9 +11,11 @@ from PIL import Image, ImageColor
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
-from lmm_classifier.types import EncoderContract, FloatArray
+from lmm_classifier.models.detection import Detections
+from lmm_classifier.types import Box, EncoderContract, FloatArray
 
 GRID = 4
+MID_GREY = 128
 FAILS = "fails"
 GREY = "gray"
 
@@ -47,6 +49,32 @@ class FakeEncoder:
         named = [[w for w in re.findall("[a-z]+", t.lower()) if w in ImageColor.colormap] for t in texts]
         colours = [words[-1] if words else GREY for words in named]
         return self.encode([Image.new("RGB", (GRID, GRID), colour) for colour in colours])
+
+
+class FakeDetector:
+    """Finds the box around the pixels brighter than mid-grey, as `weights` or "person": score 1."""
+
+    min_score: ClassVar[float] = 0.5
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+        self._label = spec.weights or "person"
+
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
+        if self._label == FAILS:
+            raise ModelError("the fake detector was told to fail")
+        boxes = [
+            image.convert("L").point(lambda value: 255 * (value > MID_GREY)).getbbox() for image in images
+        ]
+        return [self._found(box) for box in boxes]
+
+    def _found(self, box: Box | None) -> Detections:
+        n = 0 if box is None else 1
+        return Detections(
+            np.asarray([box] if box else [], np.float32).reshape(n, 4),
+            np.ones(n, np.float32),
+            (self._label,) * n,
+        )
 
 
 class FakeChooser:

@@ -18,7 +18,7 @@ from lmm_classifier.types import Sample, read_only
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Embed(Step):
-    """Encode every region of every image in one model call."""
+    """Encode the regions looked at, of all images in one model call."""
 
     name: ClassVar[str] = "embed"
     requires: ClassVar[frozenset[str]] = frozenset({"image", "regions"})
@@ -42,10 +42,11 @@ class Embed(Step):
         if not batch:
             return []
         encoder = load_encoder(self.encoder)
-        vectors = encoder.encode([crop for sample in batch for crop in sample.crops()])  # (sum of r, d)
+        crops = [sample.crops() for sample in batch]
+        vectors = encoder.encode([crop for some in crops for crop in some])  # (sum of r, d)
         vectors.setflags(write=False)
         key = encoder.contract.fingerprint
-        ends = np.cumsum([len(sample.regions) for sample in batch])
+        ends = np.cumsum([len(some) for some in crops])
         return [
             replace(sample, embeddings=read_only({**sample.embeddings, key: rows}))
             for sample, rows in zip(batch, np.split(vectors, ends[:-1]), strict=True)

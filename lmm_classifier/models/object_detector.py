@@ -1,0 +1,51 @@
+"""General objects by any object detector of transformers: RT-DETR, DETR, YOLOS and their like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.detection import Detections
+from lmm_classifier.models.forward import running
+from lmm_classifier.models.pretrained import pretrained, pretrained_model
+
+DEFAULT_WEIGHTS = "PekingU/rtdetr_v2_r18vd"
+
+
+class ObjectDetector:
+    """Boxes with labels of the checkpoint's own configuration, through its own image processor."""
+
+    min_score: ClassVar[float] = 0.5
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+        self._weights = spec.weights or DEFAULT_WEIGHTS
+        self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
+        if not hasattr(self._processor, "post_process_object_detection"):
+            raise ModelError(f"model {self._weights!r} is no object detector")
+        self._model = pretrained_model(AutoModelForObjectDetection.from_pretrained, spec, self._weights)
+
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
+        # One by one: processors that pad the images of a batch to one size move their boxes.
+        return [self._found(image) for image in images]
+
+    def _found(self, image: Image.Image) -> Detections:
+        with running(self._weights, "1 image"):
+            inputs = self._processor(images=image, return_tensors="pt").to(self._model.device)
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+            output: Any = self._model(**inputs)
+            [found] = self._processor.post_process_object_detection(
+                output, threshold=0.0, target_sizes=[(image.height, image.width)]
+            )
+        names = self._model.config.id2label
+        return Detections(
+            np.asarray(found["boxes"].float().cpu().numpy(), np.float32).reshape(-1, 4),
+            np.asarray(found["scores"].float().cpu().numpy(), np.float32),
+            tuple(names[label] for label in found["labels"].tolist()),
+        )
