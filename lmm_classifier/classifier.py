@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, product
+from itertools import product
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeVar
@@ -157,22 +157,13 @@ class HybridClassifier:
 
         Answers come in the order of the paths, and memory does not grow with their number.
         """
-        source = iter(paths)
-        while batch := list(islice(source, self.pipeline.batch_size)):
-            opened = [self._open(path) for path in batch]
-            answers = self._run([item for item in opened if isinstance(item, Sample)])
-            for item in opened:
-                yield next(answers) if isinstance(item, Sample) else item
+        cut = self.thresholds
+        for finished in self.pipeline.run_files(paths, self.limits):
+            yield summarise(finished, cut) if isinstance(finished, Sample) else finished
 
     def _run(self, samples: Iterable[Sample]) -> Iterator[Classification]:
         cut = self.thresholds
         return (summarise(sample, cut) for sample in self.pipeline.run(samples))
-
-    def _open(self, path: str | Path) -> Sample | SkippedFile:
-        try:
-            return self._sample(path, 0)
-        except ImageError as error:
-            return SkippedFile(str(path), error.code, error.reason)
 
     def _sample(self, image: ImageSource, position: int) -> Sample:
         return Sample.from_image(

@@ -208,9 +208,18 @@ def _step(spec: Mapping[str, Any]) -> Step:
     if len(spec) != 1:
         raise ConfigError(f"pipeline: each step is one `name: {{options}}`, got the keys {list(spec)}")
     [(name, options)] = spec.items()
+    return make_step(name, options or {})
+
+
+def make_step(name: str, options: Mapping[str, Any]) -> Step:
+    """The step of a name, with options as they are written in YAML. Free: no model or file is opened.
+
+    Raises:
+        ConfigError: an unknown step or option, or one out of range.
+    """
     cls = registry.resolve("step", name)
     try:
-        step: Step = TypeAdapter(cls).validate_python(options or {})
+        step: Step = TypeAdapter(cls).validate_python(options)
     except ValidationError as error:
         raise ConfigError(f"{name}.{explain(error, cls)}") from error
     return step

@@ -7,9 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
-from lmm_classifier.errors import ConfigError, StepError
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
+from lmm_classifier.errors import ConfigError, ImageError, StepError
 from lmm_classifier.types import Sample, read_only
 
 
@@ -89,6 +92,27 @@ class Pipeline:
             for step in self.steps:
                 batch = _run_step(step, batch)
             yield from batch
+
+    def run_files(
+        self, paths: Iterable[str | Path], limits: ImageLimits = DEFAULT_LIMITS
+    ) -> Iterator[Sample | SkippedFile]:
+        """Yield finished samples of photos as they are read, a batch at a time, in the order of the paths.
+
+        A photo that cannot be read yields its reason. Memory does not grow with their number.
+        """
+        source = iter(paths)
+        while batch := list(islice(source, self.batch_size)):
+            opened = [self._open(path, limits) for path in batch]
+            finished = self.run(item for item in opened if isinstance(item, Sample))
+            for item in opened:
+                yield next(finished) if isinstance(item, Sample) else item
+
+    def _open(self, path: str | Path, limits: ImageLimits) -> Sample | SkippedFile:
+        try:
+            image = open_image(path, target_size=self.resolution(), limits=limits)
+        except ImageError as error:
+            return SkippedFile(str(path), error.code, error.reason)
+        return Sample.from_image(str(path), image)
 
 
 def run_shared(batch: Sequence[Sample], lines: Sequence[tuple[Step, ...]]) -> list[list[Sample]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Step
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.focus import CropPolicy, Focus, OnMissing, Padding, Prominence
+from lmm_classifier.yaml_file import explain
 
 TargetName = Literal["whole_image", "prominent_person", "prominent_face"]
 FaceContext = Literal["prominent_person", "whole_image"]
@@ -55,6 +58,18 @@ class Where:
 
     def _focus(self, kind: str, on_missing: OnMissing) -> Focus:
         return Focus(kind, self.prominence, self.padding, self.crop_policy, on_missing)
+
+
+def make_where(options: Mapping[str, Any]) -> Where:
+    """A place, with options as they are written in YAML.
+
+    Raises:
+        ConfigError: an unknown option, or one out of range.
+    """
+    try:
+        return TypeAdapter(Where).validate_python(options)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Where)) from error
 
 
 def lines_of(tasks: Sequence[tuple[Where, Sequence[Step]]]) -> list[tuple[Step, ...]]:

@@ -6,6 +6,7 @@ The only file that parses YAML: settings (`config.py`) and the description of an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lmm_classifier.registry import did_you_mean
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 50
 MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def read_yaml(path: Path) -> Any:
@@ -46,6 +48,34 @@ def read_yaml(path: Path) -> Any:
     return body
 
 
+def read_parameters(assignments: Iterable[str]) -> dict[str, Any]:
+    """Options given as `key=value`, values in YAML, dots for what is nested: `model.family=mtcnn`.
+
+    Raises:
+        ConfigError: no `=`, a value that is not YAML, or a key given twice.
+    """
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"parameter {assignment!r} must be written key=value")
+        try:
+            _refuse_bombs(text)
+            value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"parameter {key}: {text!r} is not valid YAML") from error
+        *parents, last = key.split(".")
+        place = options
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"parameter {key!r} lies inside {parent!r}, which has a value already")
+        if last in place:
+            raise ConfigError(f"parameter {key!r} is given twice")
+        place[last] = value
+    return options
+
+
 def _refuse_bombs(text: str) -> None:
     """Look at the events of the text, which costs nothing, before building what they ask for."""
     aliases = depth = 0
@@ -72,12 +102,13 @@ class _StrictLoader(yaml.SafeLoader):
 
 def explain(error: ValidationError, model: Any) -> str:
     """The first problem of a ValidationError in one line, with the nearest key for a misspelt one."""
-    first, *others = error.errors()
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] in UNKNOWN_KEY), problems[0])  # it often causes the others
     where = ".".join(str(part) for part in first["loc"])
     problem = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in UNKNOWN_KEY:
         problem = f"unknown key{did_you_mean(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
-    more = f" (and {len(others)} more)" if others else ""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where}: {problem}{more}" if where else f"{problem}{more}"
 
 

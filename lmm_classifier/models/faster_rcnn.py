@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
 from torchvision.transforms.functional import to_tensor
 
-from lmm_classifier.errors import ModelError
+from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
@@ -53,6 +54,12 @@ class FasterRcnnDetector:
         self._categories: list[str] = categories
 
     def _published(self, spec: ModelSpec) -> tuple[dict[str, Any], Any]:
+        cached = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED.url.rpartition("/")[2])
+        if HF_HUB_OFFLINE and not cached.is_file():
+            raise ModelUnavailableError(
+                f"model {self._weights!r} is not on this machine ({cached}), and HF_HUB_OFFLINE is set: "
+                "connect once so that it can be downloaded, or set `weights` to a local folder"
+            )
         with opening(spec, self._weights):
             state = torch.hub.load_state_dict_from_url(
                 PUBLISHED.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
