@@ -14,7 +14,7 @@ from lmm_classifier.errors import CorpusError, IndexFolderError
 from lmm_classifier.index.engine import check_factory
 from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.intake import Reading, stat_now
-from lmm_classifier.index.making import MakesVectors, OnTaken, Shard, make_shard
+from lmm_classifier.index.making import MakesVectors, OnTaken, Shard, Work, make_shard
 from lmm_classifier.index.manifest import EXACT
 from lmm_classifier.index.previous import NOTHING, Previous, Task, open_previous
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
@@ -37,6 +37,8 @@ class BuildOptions:
             decoded no larger than needed. None decodes every pixel.
         max_bad_ratio: share of unreadable images above which the build fails instead of leaving them out.
         search: how the index is to be searched.
+        shard_rows: images per shard: what a kill costs at most, and what a worker takes at a time. None
+            means 8192. Another number next time cuts the files anew, without encoding anything again.
     """
 
     batch_size: int = 32
@@ -45,12 +47,12 @@ class BuildOptions:
     target_size: int | None = None
     max_bad_ratio: float = MAX_BAD_RATIO
     search: SearchOptions = field(default_factory=SearchOptions)
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 1:
-            raise CorpusError(
-                f"batch_size and workers must be at least 1, got {self.batch_size} and {self.workers}"
-            )
+        for name in ("batch_size", "workers", "shard_rows"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise CorpusError(f"{name} must be at least 1, got {value}")
 
 
 DEFAULT_OPTIONS = BuildOptions()
@@ -89,10 +91,24 @@ class Runner(Protocol):
     """Where shards are made: in this process, or on many machines."""
 
     def run(
-        self, jobs: Iterable[tuple[int, Sequence[Task]]], on_taken: OnTaken
+        self, jobs: Iterable[tuple[int, Sequence[Task]]], work: Work, on_taken: OnTaken
     ) -> Iterator[tuple[int, Shard]]:
         """Make a shard of each numbered job, in any order. `on_taken` is called once per task."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRunner:
+    """Shards made one after the other in this process."""
+
+    def run(
+        self, jobs: Iterable[tuple[int, Sequence[Task]]], work: Work, on_taken: OnTaken
+    ) -> Iterator[tuple[int, Shard]]:
+        for number, tasks in jobs:
+            yield number, make_shard(tasks, work, on_taken)
+
+
+LOCAL = LocalRunner()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +137,7 @@ def build_index(
     options: BuildOptions = DEFAULT_OPTIONS,
     *,
     rebuild: bool = False,
-    runner: Runner | None = None,
+    runner: Runner = LOCAL,
     on_progress: OnProgress = unheard,
 ) -> BuildReport:
     """Make an index hold exactly the readable images of a corpus.
@@ -137,7 +153,7 @@ def build_index(
             An index already there is replaced at the very end, or not at all.
         options: how.
         rebuild: start over, whatever is there.
-        runner: where the shards are made; in this process if left out.
+        runner: where the shards are made.
         on_progress: called after each file.
 
     Raises:
@@ -168,15 +184,15 @@ def carry_out(
     workspace: Workspace,
     previous: Previous,
     options: BuildOptions,
-    runner: Runner | None = None,
+    runner: Runner = LOCAL,
     on_progress: OnProgress = unheard,
 ) -> BuildReport:
     """Make every shard of a plan in a locked workspace, and publish them. Errors as `build_index`."""
     reading = Reading(plan.root, options.limits, options.target_size, options.workers)
-    runner = runner or LocalRunner(reading, encoders, previous, options.batch_size)
+    work = Work(reading, encoders, previous, options.batch_size)
     contracts = [encoder.contract for encoder in encoders]
     workspace.prepare()
-    build = _Build(plan, workspace, previous, on_progress)
+    build = _Build(plan, workspace, work, options.shard_rows or SHARD_ROWS, on_progress)
     entries = build.entries([plan_of(tasks, contracts) for _, tasks in build.jobs], runner)
     files = {name: record for entry in entries for name, record in entry.files.items()}
     records = read_records(workspace.index, files)
@@ -209,35 +225,18 @@ def carry_out(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class LocalRunner:
-    """Shards made one after the other in this process."""
-
-    reading: Reading
-    encoders: Sequence[MakesVectors]
-    previous: Previous
-    batch_size: int
-
-    def run(
-        self, jobs: Iterable[tuple[int, Sequence[Task]]], on_taken: OnTaken
-    ) -> Iterator[tuple[int, Shard]]:
-        for number, tasks in jobs:
-            yield (
-                number,
-                make_shard(tasks, self.reading, self.encoders, self.previous, self.batch_size, on_taken),
-            )
-
-
 class _Build:
-    """The shards of one plan; each covers SHARD_ROWS tasks, readable or not."""
+    """The shards of one plan; each covers `shard_rows` tasks, readable or not."""
 
-    def __init__(self, plan: Plan, workspace: Workspace, previous: Previous, on_progress: OnProgress) -> None:
+    def __init__(
+        self, plan: Plan, workspace: Workspace, work: Work, shard_rows: int, on_progress: OnProgress
+    ) -> None:
         tasks = plan.tasks
-        starts = range(0, len(tasks), SHARD_ROWS)
-        self.jobs = [(number, tasks[i : i + SHARD_ROWS]) for number, i in enumerate(starts)]
+        starts = range(0, len(tasks), shard_rows)
+        self.jobs = [(number, tasks[i : i + shard_rows]) for number, i in enumerate(starts)]
         self._plan = plan
         self._workspace = workspace
-        self._previous = previous
+        self._work = work
         self._on_progress = on_progress
         self._seen, self._skipped = 0, len(plan.skipped)
 
@@ -249,7 +248,7 @@ class _Build:
                 entries[number] = entry
                 self._tell(len(tasks), len(entry.failures))
         missing = [job for job in self.jobs if job[0] not in entries]
-        for number, shard in runner.run(missing, lambda indexed: self._tell(1, not indexed)):
+        for number, shard in runner.run(missing, self._work, lambda indexed: self._tell(1, not indexed)):
             files = write_shard(self._workspace.index, number, shard.vectors, shard.records)
             entries[number] = ShardEntry(
                 plans[number], files, shard.stats, shard.indexed, shard.failures, shard.encoded
@@ -261,7 +260,7 @@ class _Build:
 
     def _finished(self, number: int, plan: str, tasks: Sequence[Task]) -> ShardEntry | None:
         entry = self._workspace.finished(number, plan)
-        now = tuple(stat_now(task, self._plan.root, self._previous) for task in tasks) if entry else ()
+        now = tuple(stat_now(task, self._plan.root, self._work.previous) for task in tasks) if entry else ()
         return entry if entry and entry.stats == now else None  # else a photo has changed since
 
     def _tell(self, seen: int, skipped: int) -> None:

@@ -53,34 +53,41 @@ class Shard:
     encoded: int
 
 
-def make_shard(
-    tasks: Sequence[Task],
-    reading: Reading,
-    encoders: Sequence[MakesVectors],
-    previous: Previous,
-    batch_size: int,
-    on_taken: OnTaken,
-) -> Shard:
-    """Decode each photo once and let every encoder see it.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all shards of a build have in common.
 
-    Args:
-        tasks: what the shard is made of.
+    Attributes:
         reading: how photos are read.
         encoders: what makes the vectors, one space each.
         previous: whose vectors are taken over where the bytes are the same.
         batch_size: images per model call.
+    """
+
+    reading: Reading
+    encoders: Sequence[MakesVectors]
+    previous: Previous
+    batch_size: int
+
+
+def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> Shard:
+    """Decode each photo once and let every encoder see it.
+
+    Args:
+        tasks: what the shard is made of.
+        work: how.
         on_taken: called after each task with whether it got a row.
 
     Raises:
         ModelError: an encoder failed or broke its contract.
     """
-    rows = _Rows(encoders, len(tasks), batch_size)
+    rows = _Rows(work.encoders, len(tasks), work.batch_size)
     records: list[Record] = []
     indexed: list[int] = []
     known: list[tuple[int, int]] = []
     failures: list[SkippedFile] = []
     stats: list[Stat] = []
-    for position, taken in enumerate(_taken(tasks, reading, previous)):
+    for position, taken in enumerate(_taken(tasks, work.reading, work.previous)):
         stats.append(taken.stat)
         if taken.error is not None:
             failures.append(SkippedFile(taken.task.path, taken.error.code, taken.error.reason))
@@ -96,7 +103,7 @@ def make_shard(
     if known:
         here, there = np.asarray(known, np.int64).T
         for space, vectors in enumerate(rows.vectors):
-            vectors[here] = previous.vectors(space, there)
+            vectors[here] = work.previous.vectors(space, there)
     return Shard(
         vectors=tuple(vectors[: len(records)] for vectors in rows.vectors),
         records=tuple(records),

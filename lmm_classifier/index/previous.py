@@ -41,10 +41,18 @@ class Previous:
         records: n records of the index; none where there was no index.
         sha256: their digests.
         row_by_content: SHA-256 of a file's bytes -> row.
+        folder: where `open_previous` found it; None where there was no index folder.
     """
 
-    def __init__(self, records: Records, spaces: Sequence[Vectors], stats: IntArray | None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        spaces: Sequence[Vectors],
+        stats: IntArray | None,
+        folder: Path | None = None,
+    ) -> None:
         self.records = records
+        self.folder = folder
         self._spaces = tuple(spaces)
         self._stats = stats
 
@@ -108,7 +116,7 @@ def open_previous(folder: Path, encoders: Sequence[EncoderContract]) -> Previous
         raise
     except IndexFolderError as error:
         raise IndexFolderError(f"{error} with --rebuild") from error
-    return Previous(records, spaces, _read_stats(folder, len(records)))
+    return Previous(records, spaces, _read_stats(folder, len(records)), folder)
 
 
 def write_stats(folder: Path, stats: Sequence[Stat]) -> None:
