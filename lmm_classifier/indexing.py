@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,14 +14,17 @@ from lmm_classifier.corpus.corpus import Corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.index.build import (
+    LOCAL,
     MAX_BAD_RATIO,
     BuildOptions,
     BuildReport,
+    Runner,
     build_index,
 )
 from lmm_classifier.index.change import add_to_index
 from lmm_classifier.index.progress import OnProgress, unheard
 from lmm_classifier.index.publish import SearchOptions
+from lmm_classifier.index.ray_runner import RayRunner
 from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
 from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
 from lmm_classifier.ranges import Device, Dtype
@@ -30,6 +35,7 @@ log = logging.getLogger(__name__)
 DEFAULT_ENCODER = ModelSpec("siglip")
 DEFAULT_SEARCH = SearchOptions()
 Encoders = ModelSpec | Sequence[ModelSpec]
+RunnerOf = Callable[[Encoders], Runner]
 
 
 def index_corpus(
@@ -41,21 +47,46 @@ def index_corpus(
     workers: int | None = None,
     max_bad_ratio: float = MAX_BAD_RATIO,
     search: SearchOptions = DEFAULT_SEARCH,
+    shard_rows: int | None = None,
     rebuild: bool = False,
+    runner: RunnerOf | None = None,
     on_progress: OnProgress = unheard,
 ) -> BuildReport:
     """Index a labelled folder (`root/<label>/**`) or a CSV or JSONL table with `path` and `label`.
 
     Several encoders see each photo in one pass, and the index can then be searched by each of them.
-    `workers` are the threads that decode, one per processor by default. Other arguments and errors are
+    `workers` are the threads that decode, one per processor by default. `runner` makes the shards
+    elsewhere, as `on_ray` does; in this process if left out. Other arguments and errors are
     those of `lmm_classifier.index.build.build_index`; in addition a CorpusError is raised for a source
     that is missing or empty, and a ModelError for an encoder that cannot be opened. The corpus is looked
     at before a model is opened.
     """
     corpus = _corpus(source, output)
     encoders = _opened(encoder)
-    options = _options(encoders, batch_size, workers, max_bad_ratio, search)
-    return build_index(corpus, encoders, Path(output), options, rebuild=rebuild, on_progress=on_progress)
+    options = replace(_options(encoders, batch_size, workers, max_bad_ratio, search), shard_rows=shard_rows)
+    return build_index(
+        corpus,
+        encoders,
+        Path(output),
+        options,
+        rebuild=rebuild,
+        runner=runner(encoder) if runner else LOCAL,
+        on_progress=on_progress,
+    )
+
+
+def on_ray(address: str | None = None) -> RunnerOf:
+    """For `index_corpus(runner=...)`: the shards are made by the workers of a Ray cluster.
+
+    Args:
+        address: of the cluster, such as "10.0.0.1:6379"; None starts a Ray on this machine.
+    """
+
+    def runner(encoder: Encoders) -> RayRunner:
+        specs = _specs(encoder)
+        return RayRunner(partial(_opened, specs), address, any(spec.device != "cpu" for spec in specs))
+
+    return runner
 
 
 def add_photos(
@@ -124,8 +155,11 @@ def _spec_of(contract: EncoderContract, device: Device) -> ModelSpec:
 
 
 def _opened(encoder: Encoders) -> list[Encoder]:
-    specs = [encoder] if isinstance(encoder, ModelSpec) else encoder
-    return [load_encoder(spec) for spec in specs]
+    return [load_encoder(spec) for spec in _specs(encoder)]
+
+
+def _specs(encoder: Encoders) -> tuple[ModelSpec, ...]:
+    return (encoder,) if isinstance(encoder, ModelSpec) else tuple(encoder)
 
 
 def _options(

@@ -16,9 +16,11 @@ from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.index.build import BuildReport
+    from lmm_classifier.indexing import RunnerOf
     from lmm_classifier.models.base import ModelSpec
 
 app = typer.Typer()
+ENGINES = ("local", "ray")
 MAX_BAD_RATIO = 0.05  # as in index/build.py, which is not imported for a help page
 
 Source = Annotated[Path, typer.Argument(help="Folder root/<label>/**, or a .csv or .jsonl with path,label.")]
@@ -79,6 +81,13 @@ def build(
     factory: Factory = None,
     target_recall: TargetRecall = 0.99,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: many machines, see --address.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster; without, a Ray on this machine.")
+    ] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 8192 by default.")
+    ] = None,
     json_progress: JsonProgress = False,
 ) -> int:
     """Turn a labelled corpus into an index, or bring an index up to date with its corpus.
@@ -89,6 +98,7 @@ def build(
     from lmm_classifier.index.publish import SearchOptions
     from lmm_classifier.indexing import index_corpus
 
+    runner = _runner(engine, address)
     specs = _specs(encoder, weights, revision=revision, device=device, dtype=dtype, compile=compiled)
     started = time.perf_counter()
     with progress(json_progress) as on_progress:
@@ -100,7 +110,9 @@ def build(
             workers=workers,
             max_bad_ratio=max_bad_ratio,
             search=SearchOptions(factory, target_recall),
+            shard_rows=shard_rows,
             rebuild=rebuild,
+            runner=runner,
             on_progress=on_progress,
         )
     return _tell(report, started)
@@ -184,6 +196,23 @@ def import_(
 app.command()(index_audit.audit)
 app.command()(index_look.info)
 app.command()(index_look.verify)
+
+
+def _runner(engine: str, address: str | None) -> RunnerOf | None:
+    """Where the shards are made; None means here."""
+    from lmm_classifier.errors import ConfigError
+
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}{registry.did_you_mean(engine, ENGINES)}")
+    if engine == "local":
+        if address is not None:
+            raise ConfigError("--address is that of a Ray cluster; add --engine ray")
+        return None
+    from lmm_classifier.index.ray_runner import check_installed
+    from lmm_classifier.indexing import on_ray
+
+    check_installed()
+    return on_ray(address)
 
 
 def _specs(encoders: Sequence[str], weights: str, **options: str | bool) -> list[ModelSpec]:
