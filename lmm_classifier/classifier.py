@@ -66,7 +66,7 @@ class HybridClassifier:
             if not isinstance(step, Rerank):
                 step.load()
         for embed, retrieve in product(self._steps(Embed), self._steps(Retrieve)):
-            open_index(retrieve.index, load_encoder(embed.encoder).contract)
+            retrieve.open(load_encoder(embed.encoder).contract)
 
     def check_index(self) -> None:
         """Open and verify the index, and check that it fits the settings. Opens no model.

@@ -22,7 +22,17 @@ from lmm_classifier.index.files import is_single_file
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.prompt import DEFAULT_PROMPT
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.ranges import BatchSize, Candidates, Device, Dtype, Flag, Share, Temperature, TopK
+from lmm_classifier.ranges import (
+    BatchSize,
+    Candidates,
+    Device,
+    Dtype,
+    Flag,
+    SearchBackend,
+    Share,
+    Temperature,
+    TopK,
+)
 from lmm_classifier.yaml_file import explain, read_yaml
 
 
@@ -44,6 +54,9 @@ class RetrievalSettings(_Section):
     confidence_threshold: Share | None = None
     open_set_threshold: Share | None = None
     metric: Literal["cosine"] = "cosine"
+    backend: SearchBackend = "faiss"
+    milvus_uri: str | None = None
+    milvus_collection: str | None = None
 
 
 class RerankSettings(_Section):
@@ -143,6 +156,14 @@ class PipelineConfig(_Section):
         retrieval = self.retrieval
         if retrieval is None:
             raise ConfigError("retrieval.index_path is required")
+        retrieve = {
+            "index": retrieval.index_path,
+            "k": retrieval.top_k,
+            "labels": self.labels,
+            "backend": retrieval.backend,
+            "milvus_uri": retrieval.milvus_uri,
+            "milvus_collection": retrieval.milvus_collection,
+        }
         open_set = {
             "confidence_threshold": retrieval.confidence_threshold,
             "open_set_threshold": retrieval.open_set_threshold,
@@ -157,7 +178,7 @@ class PipelineConfig(_Section):
         }
         steps: tuple[Mapping[str, Any], ...] = (
             {"embed": {"encoder": self.encoder}},
-            {"retrieve": {"index": retrieval.index_path, "k": retrieval.top_k, "labels": self.labels}},
+            {"retrieve": retrieve},
             {"vote": {"temperature": retrieval.temperature}},
             *([{"text_prior": {"weight": retrieval.text_weight}}] if retrieval.text_weight else []),
             {"open_set": open_set},
@@ -237,11 +258,19 @@ def _anchored(value: Any, base: Path) -> Any:
         steps = [_anchored(step, base) for step in value.steps()]
         return value.model_copy(update={"pipeline": tuple({s.name: _options(s)} for s in steps)})
     if isinstance(value, BaseModel):
-        update = {key: _anchored(getattr(value, key), base) for key in value.model_fields_set}
+        update = {key: _anchored_field(key, getattr(value, key), base) for key in value.model_fields_set}
         return value.model_copy(update=update)
     if isinstance(value, Step) and dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{key: _anchored(v, base) for key, v in _options(value).items()})
+        options = {key: _anchored_field(key, v, base) for key, v in _options(value).items()}
+        return dataclasses.replace(value, **options)
     return value
+
+
+def _anchored_field(name: str, value: Any, base: Path) -> Any:
+    """As `_anchored`; a Milvus URI that is no URL is the path of a local database."""
+    if name == "milvus_uri" and isinstance(value, str) and "://" not in value:
+        return str(base / Path(value).expanduser())
+    return _anchored(value, base)
 
 
 def _anchored_weights(weights: str, base: Path) -> str:

@@ -1,4 +1,4 @@
-"""`index build | add | remove | export | import`: making an index, and changing one."""
+"""`index build | add | remove | export | import | push`: making an index, and changing one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmm_classifier import registry
-from lmm_classifier.cli import index_audit, index_look
+from lmm_classifier.cli import index_audit, index_look, index_push
 from lmm_classifier.cli.output import first_lines, help_without_command, note, progress
 from lmm_classifier.text import printable
 
@@ -196,6 +196,7 @@ def import_(
 app.command()(index_audit.audit)
 app.command()(index_look.info)
 app.command()(index_look.verify)
+app.command()(index_push.push)
 
 
 def _runner(engine: str, address: str | None) -> RunnerOf | None:

@@ -21,7 +21,7 @@ from lmm_classifier.index.npz import read_npz, write_npz
 from lmm_classifier.index.previous import Kept, Previous, Task, open_previous
 from lmm_classifier.index.progress import OnProgress, unheard
 from lmm_classifier.index.records import Record
-from lmm_classifier.index.search import encoders_of, open_index
+from lmm_classifier.index.search import open_index, the_encoder
 from lmm_classifier.index.shards import read_failures
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.index.workspace import Workspace, locked_workspace
@@ -113,13 +113,7 @@ def export_npz(index: Path, output: Path, encoder: str = "") -> int:
     """
     if not is_single_file(output):
         raise ConfigError(f"{output} must end in .npz")
-    encoders = encoders_of(index)
-    chosen = [contract for contract in encoders if encoder in ("", contract.name)]
-    if len(chosen) != 1:
-        raise ConfigError(
-            f"{index} has the encoders {', '.join(contract.name for contract in encoders)}; choose one"
-        )
-    opened = open_index(index, chosen[0])
+    opened = open_index(index, the_encoder(index, encoder))
     write_npz(output, opened.encoder, opened.vectors.take(np.arange(len(opened))), opened.records)
     return len(opened)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import faiss
 import numpy as np
@@ -52,6 +52,15 @@ class Search(Protocol):
         ...
 
 
+@runtime_checkable
+class Filtering(Search, Protocol):
+    """A search that can be narrowed without comparing the vectors here."""
+
+    def among(self, codes: Sequence[int]) -> Search:
+        """The search among the vectors whose labels have these codes."""
+        ...
+
+
 class ExactSearch:
     """Every vector is compared. On unit rows, inner product is cosine similarity."""
 
@@ -65,6 +74,18 @@ class ExactSearch:
         return Found(np.where(rows < 0, np.float32(0), similarity), rows)
 
 
+class Subset:
+    """Exact search among some rows (m,) of the vectors."""
+
+    def __init__(self, vectors: Vectors, rows: IntArray) -> None:
+        self._exact = ExactSearch(Vectors([vectors.take(rows)], vectors.dim))
+        self._rows = rows
+
+    def search(self, queries: FloatArray, k: int) -> Found:
+        found = self._exact.search(queries, k)
+        return Found(found.similarity, np.where(found.rows < 0, -1, self._rows[found.rows]))
+
+
 class ApproximateSearch:
     """A FAISS structure proposes candidates; their similarities are computed from the vectors themselves."""
 
@@ -75,24 +96,35 @@ class ApproximateSearch:
 
     def search(self, queries: FloatArray, k: int) -> Found:
         _, candidates = self._engine.search(queries, min(k * self._refine, len(self._vectors)))
-        parts = [
-            self._best(queries[i : i + LOOKED_UP], candidates[i : i + LOOKED_UP], k)
-            for i in range(0, len(queries), LOOKED_UP)
-        ]
-        return Found(
-            np.concatenate([part.similarity for part in parts] or [np.empty((0, k), np.float32)]),
-            np.concatenate([part.rows for part in parts] or [np.empty((0, k), np.int64)]),
-        )
+        groups = [slice(i, i + LOOKED_UP) for i in range(0, len(queries), LOOKED_UP)]
+        return stacked([rescored(self._vectors, queries[g], candidates[g], k) for g in groups], k)
 
-    def _best(self, queries: FloatArray, candidates: IntArray, k: int) -> Found:
-        n, m = candidates.shape
-        vectors = self._vectors.take(candidates.clip(0).ravel()).reshape(n, m, -1)
-        similarity = np.einsum("nd,nmd->nm", queries, vectors)
-        similarity[candidates < 0] = -np.inf
-        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        similarity = np.take_along_axis(similarity, order, axis=1)
-        rows = np.where(np.isinf(similarity), -1, np.take_along_axis(candidates, order, axis=1))
-        return Found(np.where(rows < 0, np.float32(0), similarity), rows)
+
+def rescored(vectors: Vectors, queries: FloatArray, candidates: IntArray, k: int) -> Found:
+    """The k best candidates of each query by their exact vectors.
+
+    Args:
+        vectors: of the index.
+        queries: float32 (n, d), unit rows.
+        candidates: int64 (n, m), rows proposed for each query, m >= k; -1 pads.
+        k: how many to keep.
+    """
+    n, m = candidates.shape
+    proposed = vectors.take(candidates.clip(0).ravel()).reshape(n, m, -1)
+    similarity = np.einsum("nd,nmd->nm", queries, proposed)
+    similarity[candidates < 0] = -np.inf
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    similarity = np.take_along_axis(similarity, order, axis=1)
+    rows = np.where(np.isinf(similarity), -1, np.take_along_axis(candidates, order, axis=1))
+    return Found(np.where(rows < 0, np.float32(0), similarity), rows)
+
+
+def stacked(parts: Sequence[Found], k: int) -> Found:
+    """What was found for several groups of queries, as one."""
+    return Found(
+        np.concatenate([part.similarity for part in parts] or [np.empty((0, k), np.float32)]),
+        np.concatenate([part.rows for part in parts] or [np.empty((0, k), np.int64)]),
+    )
 
 
 def factory_for(n: int, dim: int) -> str:

@@ -6,13 +6,23 @@ import logging
 import threading
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, IndexFolderError
-from lmm_classifier.index.engine import ApproximateSearch, ExactSearch, Found, Search, read_engine
+from lmm_classifier.index.engine import (
+    ApproximateSearch,
+    ExactSearch,
+    Filtering,
+    Found,
+    Search,
+    Subset,
+    read_engine,
+)
 from lmm_classifier.index.files import is_single_file, verify
 from lmm_classifier.index.manifest import EXACT, EXACTLY, MANIFEST, Manifest, OperatingPoint, read_manifest
 from lmm_classifier.index.npz import read_npz
@@ -57,7 +67,7 @@ class VectorIndex:
         self.vectors = vectors
         self._name = name
         self._search = search or ExactSearch(vectors)
-        self._subsets: dict[tuple[str, ...], tuple[ExactSearch, IntArray]] = {}
+        self._subsets: dict[tuple[str, ...], Search] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -83,9 +93,7 @@ class VectorIndex:
         if labels is None or set(self.labels) <= set(labels):
             found = self._search.search(queries, k)
         else:
-            subset, rows = self._subset(labels)
-            found = subset.search(queries, k)
-            found = Found(found.similarity, np.where(found.rows < 0, -1, rows[found.rows]))
+            found = self._subset(labels).search(queries, k)
         return Found(found.similarity.clip(-1, 1), found.rows)  # rounding goes past 1
 
     def describe(self, similarity: FloatArray, rows: IntArray) -> Neighbours:
@@ -108,7 +116,7 @@ class VectorIndex:
             raise _foreign(self._name, (self.encoder,), embeddings)
         return embeddings[self.encoder.fingerprint]
 
-    def _subset(self, labels: tuple[str, ...]) -> tuple[ExactSearch, IntArray]:
+    def _subset(self, labels: tuple[str, ...]) -> Search:
         if labels not in self._subsets:
             rows = self.records.rows_of(labels)
             if not rows.size:
@@ -116,7 +124,10 @@ class VectorIndex:
                     f"{self._name} has no image with one of the labels {', '.join(labels)}; "
                     f"it has {', '.join(self.labels)}"
                 )
-            self._subsets[labels] = ExactSearch(Vectors([self.vectors.take(rows)], self.encoder.dim)), rows
+            if isinstance(self._search, Filtering):
+                self._subsets[labels] = self._search.among(np.unique(self.records.codes[rows]).tolist())
+            else:
+                self._subsets[labels] = Subset(self.vectors, rows)
         return self._subsets[labels]
 
 
@@ -127,7 +138,32 @@ def describe_encoder(contract: EncoderContract) -> str:
     return f"{contract.name}{weights} ({kind})"
 
 
-def open_index(path: Path, encoder: EncoderContract | None = None) -> VectorIndex:
+class Backend(Protocol):
+    """What searches the vectors of an index folder. Hashable: equal ones share an opened index."""
+
+    def open(self, folder: Path, manifest: Manifest, number: int, vectors: Vectors) -> Search:
+        """The search of one space, ready to use.
+
+        Raises:
+            ConfigError, IndexFolderError: it cannot be used, or does not hold this state of the index.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Faiss:
+    """In this process: exactly, or by the FAISS structure that was built with the index."""
+
+    def open(self, folder: Path, manifest: Manifest, number: int, vectors: Vectors) -> Search:
+        if manifest.spaces[number].search.factory == EXACT:
+            return ExactSearch(vectors)
+        return _approximate(folder, manifest, number, vectors)
+
+
+FAISS = Faiss()
+
+
+def open_index(path: Path, encoder: EncoderContract | None = None, backend: Backend = FAISS) -> VectorIndex:
     """Open an index folder, or an .npz file, verifying every file that is used.
 
     The opened index is kept, and opened anew when the file on disk has been replaced.
@@ -135,34 +171,37 @@ def open_index(path: Path, encoder: EncoderContract | None = None) -> VectorInde
     Args:
         path: the index.
         encoder: which of the index's encoders is to be searched by; the first if left out.
+        backend: what searches it.
 
     Raises:
+        ConfigError: the backend cannot be used, or not for a single file.
         IndexFolderError: missing, damaged or inconsistent; the message names the file.
         EncoderMismatchError: the encoder made none of its vectors; says what differs.
     """
     opened = _opened(path)
     if encoder is None:
-        return opened.space(0)
+        return opened.space(0, backend)
     if encoder.fingerprint not in opened.fingerprints:
         raise _differing(path, encoder, opened.encoders)
-    return opened.space(opened.fingerprints.index(encoder.fingerprint))
+    return opened.space(opened.fingerprints.index(encoder.fingerprint), backend)
 
 
-def open_matching(path: Path, embeddings: Collection[str]) -> VectorIndex:
+def open_matching(path: Path, embeddings: Collection[str], backend: Backend = FAISS) -> VectorIndex:
     """As `open_index`, for the first of the index's encoders whose embeddings are there.
 
     Args:
         path: the index.
         embeddings: fingerprints of the encoders that have seen the query.
+        backend: what searches it.
 
     Raises:
-        IndexFolderError: as `open_index`.
+        ConfigError, IndexFolderError: as `open_index`.
         EncoderMismatchError: none of them made vectors of the index.
     """
     opened = _opened(path)
     for number, fingerprint in enumerate(opened.fingerprints):
         if fingerprint in embeddings:
-            return opened.space(number)
+            return opened.space(number, backend)
     raise _foreign(str(path), opened.encoders, embeddings)
 
 
@@ -175,18 +214,36 @@ def encoders_of(path: Path) -> tuple[EncoderContract, ...]:
     return _opened(path).encoders
 
 
+def the_encoder(path: Path, name: str) -> EncoderContract:
+    """The contract of the index's encoder of that family, or of its only one if the name is "".
+
+    Raises:
+        ConfigError: there is none, or several and none is named.
+        IndexFolderError: as `open_index`.
+    """
+    encoders = encoders_of(path)
+    chosen = [contract for contract in encoders if name in ("", contract.name)]
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"{path} has the encoders {', '.join(contract.name for contract in encoders)}; choose one"
+        )
+    return chosen[0]
+
+
 class _Opened:
     """An index whose records are read and whose spaces are opened when somebody searches them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._spaces: dict[int, VectorIndex] = {}
+        self._spaces: dict[tuple[int, Backend], VectorIndex] = {}
         self._lock = threading.Lock()
         if is_single_file(path):
             contract, vectors, records = read_npz(path)
             self.encoders: tuple[EncoderContract, ...] = (contract,)
             self._records = records
-            self._spaces[0] = VectorIndex(contract, records, Vectors([vectors], contract.dim), str(path))
+            self._spaces[0, FAISS] = VectorIndex(
+                contract, records, Vectors([vectors], contract.dim), str(path)
+            )
         else:
             self._manifest = read_manifest(path)
             self.encoders = self._manifest.encoders
@@ -194,14 +251,21 @@ class _Opened:
             _check_counts(path, self._manifest, self._records)
         self.fingerprints = [encoder.fingerprint for encoder in self.encoders]
 
-    def space(self, number: int) -> VectorIndex:
+    def space(self, number: int, backend: Backend) -> VectorIndex:
+        if is_single_file(self._path) and backend != FAISS:
+            raise ConfigError(
+                f"{self._path} is a single file, searched in this process only; make a folder of it"
+            )
+        key = number, backend
         with self._lock:
-            if number not in self._spaces:
-                self._spaces[number] = open_space(self._path, self._manifest, self._records, number)
-            return self._spaces[number]
+            if key not in self._spaces:
+                self._spaces[key] = open_space(self._path, self._manifest, self._records, number, backend)
+            return self._spaces[key]
 
 
-def open_space(path: Path, manifest: Manifest, records: Records, number: int) -> VectorIndex:
+def open_space(
+    path: Path, manifest: Manifest, records: Records, number: int, backend: Backend = FAISS
+) -> VectorIndex:
     """Load one space of an index folder while other threads verify its files.
 
     Raises:
@@ -214,7 +278,7 @@ def open_space(path: Path, manifest: Manifest, records: Records, number: int) ->
             pool.submit(verify_vectors, path, name, manifest.files[name])
             for name in vector_files(manifest.files, number)
         ]
-        search = None if space.search.factory == EXACT else _approximate(path, manifest, number, vectors)
+        search = backend.open(path, manifest, number, vectors)
         index = VectorIndex(space.encoder, records, vectors, str(path), search, space.search)
         for check in pending:
             check.result()

@@ -17,7 +17,10 @@ WITHOUT = (
 
 @pytest.mark.parametrize(
     ("library", "name", "arguments"),
-    [("ray", "ray", ["index", "build", "corpus", "-o", "index", "--encoder", "fake", "--engine", "ray"])],
+    [
+        ("ray", "ray", ["index", "build", "corpus", "-o", "index", "--encoder", "fake", "--engine", "ray"]),
+        ("pymilvus", "milvus", ["index", "push", "index", "--milvus", "./x.db"]),
+    ],
 )
 def test_a_missing_extra_is_one_sentence(
     tmp_path: Path, library: str, name: str, arguments: list[str]
