@@ -73,7 +73,10 @@ class RayRunner:
                         on_taken(position in indexed)
                     yield made.number, made.outcome
             except ray.exceptions.RayError as error:
-                raise ModelError(f"the Ray workers failed: {_reason(error)}") from error
+                raise ModelError(
+                    f"the Ray workers failed: {_reason(error)} Finished shards are kept: see Ray's logs, "
+                    "give the machines more memory or take fewer --workers, and build again"
+                ) from error
 
     def _made(self, ray: Any, jobs: Sequence[Job], work: Work) -> Iterator[Made]:
         """What the workers made of the jobs, as it comes."""

@@ -17,6 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from lmm_classifier.corpus.images import DEFAULT_LIMITS
+from lmm_classifier.errors import EncoderMismatchError
+from lmm_classifier.index.intake import Reading
+from lmm_classifier.index.making import Work
+from lmm_classifier.index.previous import NOTHING
+from lmm_classifier.index.ray_runner import Recipe
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.fake import FakeEncoder
 from synthetic import COLOURS, picture, write_corpus
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'lmm-classifier[ray]'")
@@ -36,8 +44,14 @@ class Slow(FakeEncoder):
             node = os.environ.get("SLOW_NODE", "")
             file.write(f"{os.getpid()} {node} {len(images)}\\n")
         time.sleep(0.1)
+        for _ in range(600 * (folder / "wait").exists()):  # for the other node
+            if len({line.split()[1] for line in (folder / "notes").open()}) > 1:
+                break
+            time.sleep(0.05)
         if (folder / "fail").exists():
             raise ModelError("the weights melted\\nin two lines")
+        if (folder / "die").exists():
+            os._exit(1)
         if (folder / "crash").exists():
             raise ZeroDivisionError("by a plug-in")
         return super().encode(images)
@@ -90,6 +104,7 @@ def cluster() -> Iterator[Cluster]:
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_TMPDIR": str(folder),
         "SLOW_NOTES": str(folder / "notes"),
     }
     with socket.socket() as free:
@@ -172,6 +187,7 @@ def on_cluster(cluster: Cluster, output: str = "index") -> tuple[str, ...]:
 
 
 def test_two_nodes_make_what_one_machine_makes(cluster: Cluster, work: Path) -> None:
+    (cluster.notes / "wait").touch()
     built = cluster.cli(*on_cluster(cluster), "--json-progress", cwd=work)
     assert built.returncode == 2, built.stderr
     assert built.stdout.startswith("index: 39 images of 3 labels, 39 of them encoded now")
@@ -203,7 +219,11 @@ def test_a_worker_that_is_killed_costs_its_shard(cluster: Cluster, work: Path) -
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("fail", "error: the weights melted in two lines\n"), ("crash", "ZeroDivisionError: by a plug-in\n")],
+    [
+        ("fail", "error: the weights melted in two lines\n"),
+        ("crash", "ZeroDivisionError: by a plug-in\n"),
+        ("die", "take fewer --workers, and build again\n"),
+    ],
 )
 def test_an_encoder_that_fails_on_a_worker_fails_in_one_line(
     cluster: Cluster, work: Path, how: str, said: str
@@ -239,6 +259,17 @@ def test_a_ray_of_its_own(cluster: Cluster, work: Path) -> None:
     built = cluster.cli(*BUILD, "-o", "index", "--encoder", "slow", "--engine", "ray", cwd=work)
     assert (built.returncode, built.stdout.count("\n"), built.stderr.count("\n")) == (2, 1, 1), built.stderr
     assert tree(work / "index") == tree(work / "local")
+
+
+def test_a_worker_that_would_make_other_vectors_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    here, there = FakeEncoder(ModelSpec("fake")), FakeEncoder(ModelSpec("fake", "of another version"))
+    work = Work(Reading(tmp_path, DEFAULT_LIMITS, None, 1), [here], NOTHING, 2)
+    assert Recipe.of(work, lambda: [here]).work() == work
+    with pytest.raises(EncoderMismatchError, match="on worker .* name --dtype"):
+        Recipe.of(work, lambda: [there]).work()
 
 
 @pytest.mark.parametrize(
