@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -240,7 +240,8 @@ def connected(address: str | None) -> Iterator[Any]:
             with ray.data.DataContext.current(context):
                 yield ray
         finally:
-            ray.shutdown()
+            with redirect_stdout(_Logged()):  # what Ray has held back is printed by this very thread
+                ray.shutdown()
 
 
 def _connect(ray: Any, address: str | None) -> None:
@@ -319,18 +320,25 @@ def _stdout_kept_clean() -> Iterator[None]:
         sys.stdout = kept
 
 
+class _Logged(io.TextIOBase):
+    """A stream whose lines are logged."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.info("Ray: %s", text.strip())
+        return len(text)
+
+
 class _WithoutRay(io.TextIOBase):
     """A stream that hands on everything but what Ray's threads write."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._logged = _Logged()
 
     def write(self, text: str) -> int:
-        if not threading.current_thread().name.startswith("ray_"):
-            return self._stream.write(text)
-        if text.strip():
-            log.info("Ray: %s", text.strip())
-        return len(text)
+        of_ray = threading.current_thread().name.startswith("ray_")
+        return (self._logged if of_ray else self._stream).write(text)
 
     def flush(self) -> None:
         self._stream.flush()
