@@ -13,6 +13,7 @@ from typing import ClassVar
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
 from lmm_classifier.errors import ConfigError, ImageError, StepError
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import Sample, read_only
 
 
@@ -43,6 +44,11 @@ class Step(ABC):
         A step that does not read `image` needs none of them; one that does is shown all unless it says less.
         """
         return None if "image" in self.requires else 0
+
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models among the options."""
+        values = (getattr(self, name) for name in getattr(self, "__dataclass_fields__", {}))
+        return tuple(value for value in values if isinstance(value, ModelSpec))
 
     @abstractmethod
     def run(self, batch: Sequence[Sample]) -> list[Sample]:

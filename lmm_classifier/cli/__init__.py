@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lmm_classifier import __version__
-from lmm_classifier.cli import classify, config, demo, index, steps
+from lmm_classifier.cli import classify, config, demo, index, models, steps
 from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.logging_config import setup_logging
@@ -36,6 +36,7 @@ app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
 app.add_typer(config.app, name="config")
+app.add_typer(models.app, name="models")
 
 
 def _version(wanted: bool) -> None:

@@ -27,11 +27,12 @@ from lmm_classifier.models.pretrained import (
     opening,
     refuse_missing,
 )
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.tower import OnFirstUse, TransformEncoder
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = "ViT-B-32-quickgelu/openai"
+DEFAULT_WEIGHTS = default_weights("clip")
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # today's name, an older one
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")

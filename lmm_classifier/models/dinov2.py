@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from transformers import Dinov2Model, Dinov2WithRegistersModel
 
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.tower import VisionTower
 
 
@@ -14,5 +15,5 @@ class DinoV2Encoder(VisionTower):
 
     family: ClassVar = "dinov2"
     title: ClassVar = "DINOv2"
-    default_weights: ClassVar = "facebook/dinov2-base"
+    default_weights: ClassVar = default_weights("dinov2")
     towers: ClassVar = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}

@@ -21,9 +21,10 @@ from lmm_classifier.models.pretrained import (
     opening,
     refuse_missing,
 )
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.tower import TransformEncoder
 
-DEFAULT_WEIGHTS = "timm/vit_base_patch14_dinov2.lvd142m"
+DEFAULT_WEIGHTS = default_weights("dinov2-timm")
 FILES = ("config.json", "model.safetensors")
 
 

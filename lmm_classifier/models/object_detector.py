@@ -14,8 +14,9 @@ from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.published import default_weights
 
-DEFAULT_WEIGHTS = "PekingU/rtdetr_v2_r18vd"
+DEFAULT_WEIGHTS = default_weights("objects")
 
 
 class ObjectDetector:

@@ -19,9 +19,10 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = "Qwen/Qwen2-VL-7B-Instruct"
+DEFAULT_WEIGHTS = default_weights("qwen-vl")
 # 1280 visual tokens of 28 x 28 px: the bound that Qwen2-VL's model card proposes to balance cost and
 # quality. The processor's own limit would let a 12-megapixel photo take 16,000.
 MAX_PIXELS = 1280 * 28 * 28

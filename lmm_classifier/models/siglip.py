@@ -19,6 +19,7 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.tower import OnFirstUse, VisionTower
 from lmm_classifier.types import FloatArray
 
@@ -30,7 +31,7 @@ class SiglipEncoder(VisionTower):
 
     family: ClassVar = "siglip"
     title: ClassVar = "SigLIP"
-    default_weights: ClassVar = "google/siglip-so400m-patch14-384"
+    default_weights: ClassVar = default_weights("siglip")
     # SigLIP 2 of fixed resolution is of the first type, of native aspect ratio of the second.
     towers: ClassVar = {
         "siglip": SiglipVisionModel,

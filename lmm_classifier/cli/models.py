@@ -1,0 +1,119 @@
+"""`models list | fetch | verify | where`: checkpoints on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmm_classifier.cli.output import help_without_command, note
+from lmm_classifier.text import printable
+
+if TYPE_CHECKING:
+    from lmm_classifier.models.store import Checkpoint
+
+app = typer.Typer()
+
+Embed = Annotated[bool, typer.Option("--embed", help="The defaults of the encoders.")]
+Rerank = Annotated[bool, typer.Option("--rerank", help="The default of the reranker.")]
+Detect = Annotated[bool, typer.Option("--detect", help="The default of the object detector.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="What these settings use, instead of the defaults.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def group(context: typer.Context) -> None:
+    """List, fetch and verify the checkpoints that steps use. None is loaded into memory."""
+    help_without_command(context)
+
+
+@app.command("list")
+def list_(
+    embed: Embed = False,
+    rerank: Rerank = False,
+    detect: Detect = False,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per checkpoint.")] = False,
+) -> int:
+    """List checkpoints with licence, commit and size, and whether they are on this machine."""
+    for checkpoint in _wanted(config, embed=embed, rerank=rerank, detect=detect):
+        found = _described(checkpoint)
+        if as_json:
+            typer.echo(json.dumps(found))
+            continue
+        here = f"{found['mib']:.1f} MiB at {found['commit']}" if found["commit"] else "not on this machine"
+        licence = found["licence"] or "licence: see its model card"
+        typer.echo(printable(f"{checkpoint.family}: {checkpoint.hub_id} ({licence}), {here}"))
+    return 0
+
+
+@app.command()
+def fetch(embed: Embed = False, rerank: Rerank = False, detect: Detect = False, config: Config = None) -> int:
+    """Download checkpoints; an interrupted download goes on where it was."""
+    from lmm_classifier.models.store import fetch as fetched
+
+    for checkpoint in _wanted(config, embed=embed, rerank=rerank, detect=detect):
+        folder = fetched(checkpoint)
+        typer.echo(printable(f"{checkpoint.hub_id}: revision {folder.name} in {folder}"))
+    return 0
+
+
+@app.command()
+def verify(
+    embed: Embed = False, rerank: Rerank = False, detect: Detect = False, config: Config = None
+) -> int:
+    """Compare every file of the checkpoints on this machine with the digest it is filed under."""
+    from lmm_classifier.models.store import problems_of
+
+    damaged = missing = 0
+    for checkpoint in _wanted(config, embed=embed, rerank=rerank, detect=detect):
+        folder = checkpoint.folder()
+        if folder is None:
+            missing += 1
+            typer.echo(printable(f"{checkpoint.hub_id}: not on this machine"))
+            continue
+        problems = list(problems_of(folder))
+        damaged += len(problems)
+        for problem in problems:
+            note(f"error: {problem}")
+        if not problems:
+            typer.echo(printable(f"{checkpoint.hub_id}: every file is as the hub has it"))
+    return 1 if damaged else 2 if missing else 0
+
+
+@app.command()
+def where() -> int:
+    """Print the folders that checkpoints are kept in."""
+    from lmm_classifier.models.store import CACHE, SHIPPED
+
+    typer.echo(f"hub: {CACHE} (set HF_HUB_CACHE or HF_HOME to move it)")
+    typer.echo(f"shipped: {SHIPPED}")
+    return 0
+
+
+def _wanted(config: Path | None, **tasks: bool) -> tuple[Checkpoint, ...]:
+    from lmm_classifier.config import PipelineConfig
+    from lmm_classifier.errors import ConfigError
+    from lmm_classifier.models.published import TASKS
+    from lmm_classifier.models.store import defaults, wanted_by
+
+    chosen = [task for task in TASKS if tasks[task]]
+    if config is None:
+        return defaults(chosen)
+    if chosen:
+        raise ConfigError(f"--config says which models; leave --{chosen[0]} out")
+    settings = PipelineConfig.from_yaml(config)
+    return wanted_by(spec for step in settings.steps() for spec in step.models())
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lmm_classifier.models.store import size_of
+
+    folder = checkpoint.folder()
+    size = size_of(folder) / 2**20 if folder else None
+    return asdict(checkpoint) | {"commit": folder.name if folder else None, "mib": size}

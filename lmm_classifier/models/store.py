@@ -1,0 +1,123 @@
+"""Checkpoints on this machine: which are here, fetching them, and whether they are still what they were.
+
+Nothing is loaded into memory. The hub's own cache is used, with its environment variables (HF_HOME,
+HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from lmm_classifier.errors import ModelUnavailableError
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.published import DEFAULTS, FILES, Task, default_weights
+
+CACHE = Path(HF_HUB_CACHE)
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+_LFS, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint of the hub that settings or defaults ask for.
+
+    Attributes:
+        family: whose weights they are.
+        hub_id: "owner/name".
+        revision: branch, tag or commit that is asked for.
+        licence: of a default; "" where it is only on the model card.
+    """
+
+    family: str
+    hub_id: str
+    revision: str
+    licence: str = ""
+
+    def folder(self) -> Path | None:
+        """Where it is on this machine, named by its commit; None if it is not here."""
+        try:
+            found = snapshot_download(
+                self.hub_id, revision=self.revision, allow_patterns=list(FILES), local_files_only=True
+            )
+        except LocalEntryNotFoundError:
+            return None
+        return Path(str(found))
+
+
+def defaults(tasks: Sequence[Task]) -> tuple[Checkpoint, ...]:
+    """The checkpoints of the families' defaults for some tasks; for all if none is named."""
+    return tuple(
+        Checkpoint(d.family, d.hub_id or d.weights, "main", d.licence)
+        for d in DEFAULTS
+        if not tasks or d.task in tasks
+    )
+
+
+def wanted_by(specs: Iterable[ModelSpec]) -> tuple[Checkpoint, ...]:
+    """The checkpoints of the hub that some models mean; local and shipped ones need no fetching."""
+    published = {default.weights: default for default in DEFAULTS}
+    found: dict[Checkpoint, None] = {}
+    for spec in specs:
+        weights = spec.weights or default_weights(spec.family)
+        default = published.get(weights)
+        hub_id = default.hub_id if default and default.hub_id else weights
+        if hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
+            licence = default.licence if default else ""
+            found[Checkpoint(spec.family, hub_id, spec.revision, licence)] = None
+    return tuple(found)
+
+
+def fetch(checkpoint: Checkpoint) -> Path:
+    """Download what is missing of a checkpoint; an interrupted download goes on where it was.
+
+    Returns:
+        the folder, named by the commit, which can be written into settings as `revision`.
+
+    Raises:
+        ModelUnavailableError: the hub cannot be reached, or does not give it to this user.
+    """
+    try:
+        found = snapshot_download(checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=list(FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelUnavailableError(
+            f"model {checkpoint.hub_id!r} ({checkpoint.revision}) cannot be fetched: {reason}"
+        ) from error
+    return Path(str(found))
+
+
+def problems_of(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of a fetched checkpoint: each is named by the digest it must have.
+
+    The hub's cache calls a large file by its SHA-256 and a small one by its git object id.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        blob = path.resolve()
+        if not blob.is_file():
+            yield f"{path} points to nothing: fetch it again"
+        elif _LFS.fullmatch(blob.name):
+            with blob.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != blob.name:
+                    yield f"{path} is damaged: delete {blob} and fetch it again"
+        elif _GIT.fullmatch(blob.name):
+            content = blob.read_bytes()
+            header = f"blob {len(content)}\0".encode()
+            if hashlib.sha1(header + content, usedforsecurity=False).hexdigest() != blob.name:
+                yield f"{path} is damaged: delete {blob} and fetch it again"
+        else:
+            yield f"{path} has no digest to compare with: it was not put there by the hub's cache"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a checkpoint on the disk."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
