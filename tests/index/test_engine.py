@@ -159,11 +159,12 @@ def test_an_approximate_index_on_disk(folder: Path, vectors: Vectors) -> None:
     assert set(index.records.codes[one.rows.ravel()].tolist()) == {0, 2}
 
 
-def test_a_damaged_structure_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("copies", [90, pytest.param(450, marks=pytest.mark.slow)])
+def test_a_damaged_structure_is_refused_by_name(folder: Path, tmp_path: Path, copies: int) -> None:
     path = Path(shutil.copytree(folder / "index", tmp_path / "index"))
     content = (path / "index.faiss").read_bytes()
     rng = np.random.default_rng(7)
-    for i in range(90):
+    for i in range(copies):
         at = int(rng.integers(len(content)))
         copy = bytearray(content)
         if i % 2:
