@@ -47,10 +47,7 @@ def run(package: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_readmes_step_works_in_settings(package: Path, tmp_path: Path) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
-    picture(COLOURS["red"], seed=1).save(tmp_path / "photo.png")
-    settings = """
+SETTINGS = """
 pipeline:
 - embed: {encoder: {family: fake}}
 - retrieve: {index: index}
@@ -58,6 +55,44 @@ pipeline:
 - discount: {labels: [red], factor: 0.25}
 - open_set: {confidence_threshold: 0.5, open_set_threshold: 0.1}
 """
+IN_PYTHON = """
+import json
+from lmm_classifier import PipelineConfig
+from lmm_classifier.findings import findings
+from my_package import Discount
+pipeline = PipelineConfig.from_yaml("s.yaml").build()
+assert pipeline.steps[3] == Discount(labels=("red",), factor=0.25)
+print(json.dumps(findings(next(pipeline.run_files(["photo.png"])))))
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with an index, a photo and settings."""
+    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
+    picture(COLOURS["red"], seed=1).save(tmp_path / "photo.png")
+    (tmp_path / "s.yaml").write_text(SETTINGS)
+    return tmp_path
+
+
+def test_the_readmes_step_answers_the_same_through_every_door(package: Path, work: Path) -> None:
+    shell = run(package, work, "-m", "lmm_classifier", "pipeline", "photo.png", "-c", "s.yaml")
+    python = run(package, work, "-c", IN_PYTHON)
+    answers = [json.loads(result.stdout) for result in (shell, python)]
+    for answer in answers:
+        assert set(answer.pop("timings")) == {"embed", "retrieve", "vote", "discount", "open_set"}
+    assert answers[0] == answers[1]
+    listed = json.loads(run(package, work, "-m", "lmm_classifier", "steps", "--json").stdout)
+    [entry] = [entry for entry in listed if entry["name"] == "discount"]
+    assert entry["parameters"] == ["labels: list of string (default [])", "factor: number (default 0.5)"]
+    assert entry["summary"] == "Lower the evidence for labels that are rare where the photos come from."
+    alone = run(package, work, "-m", "lmm_classifier", "run", "discount", "photo.png")
+    assert alone.returncode == 1
+    assert "'discount' needs scores" in alone.stderr
+
+
+def test_the_readmes_step_works_in_settings(package: Path, work: Path) -> None:
+    tmp_path, settings = work, SETTINGS
     scores = []
     for text in (settings, settings.replace("0.25", "1")):
         (tmp_path / "s.yaml").write_text(text)
