@@ -12,7 +12,9 @@ import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from PIL import Image
 from safetensors.torch import load_file
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import to_tensor
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
@@ -20,10 +22,13 @@ from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import for_inference, is_local, local_path, opening, refuse_missing
+from lmm_classifier.models.shape import widened
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
 FILES = ("config.json", "model.safetensors")
-SETTINGS = frozenset({"categories", "min_size", "max_size"})
+SETTINGS = frozenset({"categories", "min_size", "max_size", "norm_eps"})
+MAX_ASPECT_RATIO = 64
+"""Of 1333 px, 20 are left across; the model's resizing would round the shorter side of a sliver to 0."""
 
 
 class FasterRcnnDetector:
@@ -31,7 +36,9 @@ class FasterRcnnDetector:
 
     Weights are left out (those torchvision publishes, from download.pytorch.org, checked by their hash), or
     a local folder with `model.safetensors` and `config.json`: `categories` (row 0 is the background) and,
-    if wanted, `min_size` and `max_size`, the sides in px that a photo is scaled to (800 and 1333).
+    if wanted, `min_size` and `max_size`, the sides in px that a photo is scaled to (800 and 1333), and
+    `norm_eps` of the batch normalisation: 0, as torchvision runs its weights and what was tuned from them,
+    or 1e-5 for a model that was trained on an ImageNet backbone.
     """
 
     min_score: ClassVar[float] = 0.05
@@ -44,11 +51,14 @@ class FasterRcnnDetector:
         self._weights = spec.weights or "torchvision COCO_V1"
         settings, state = self._published(spec) if not spec.weights else self._local(spec)
         categories = settings.pop("categories")
-        model = fasterrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=len(categories), **settings
-        )
+        norm_eps = settings.pop("norm_eps", 0.0)
         with opening(spec, self._weights):
+            backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
+            model = FasterRCNN(backbone, num_classes=len(categories), **settings)
             report = model.load_state_dict(state, strict=False)
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.eps = norm_eps
         refuse_missing(self._weights, report.missing_keys)
         self._model = for_inference(model, spec, self._weights)
         self._categories: list[str] = categories
@@ -79,17 +89,26 @@ class FasterRcnnDetector:
         return [self._found(image) for image in images]
 
     def _found(self, image: Image.Image) -> Detections:
+        shown = widened(image, MAX_ASPECT_RATIO)
         with running(self._weights, "1 image"):
-            [found] = self._model([to_tensor(image).to(next(self._model.parameters()).device)])
+            [found] = self._model([to_tensor(shown).to(next(self._model.parameters()).device)])
+        stretched = np.asarray([shown.width / image.width, shown.height / image.height] * 2, np.float32)
         return Detections(
-            np.asarray(found["boxes"].cpu().numpy(), np.float32),
+            np.asarray(found["boxes"].cpu().numpy() / stretched, np.float32),
             np.asarray(found["scores"].cpu().numpy(), np.float32),
             tuple(self._categories[label] for label in found["labels"].tolist()),
         )
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    body = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(body, dict) or not isinstance(body.get("categories"), list) or body.keys() - SETTINGS:
-        raise ModelError(f"{path} must hold `categories`, and may hold `min_size` and `max_size`")
-    return body
+    body: Any = json.loads(path.read_text(encoding="utf-8"))
+    names = body.get("categories") if isinstance(body, dict) else None
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{path} must hold `categories`: a list of names, the first for the background")
+    numbers = {key: value for key, value in body.items() if key != "categories"}
+    if unknown := numbers.keys() - SETTINGS:
+        raise ModelError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(sorted(SETTINGS))}")
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < (key != "norm_eps"):
+            raise ModelError(f"{path}: {key!r} must be a positive number, got {value!r}")
+    return {"categories": names, **numbers}

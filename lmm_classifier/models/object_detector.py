@@ -15,8 +15,11 @@ from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
+from lmm_classifier.models.shape import widened
 
 DEFAULT_WEIGHTS = default_weights("objects")
+MAX_ASPECT_RATIO = 64
+"""For processors that keep the shape of a photo: they would round the shorter side of a sliver to 0 px."""
 
 
 class ObjectDetector:
@@ -30,6 +33,7 @@ class ObjectDetector:
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
         if not hasattr(self._processor, "post_process_object_detection"):
             raise ModelError(f"model {self._weights!r} is no object detector")
+        self._keeps_shape = "shortest_edge" in (self._processor.to_dict().get("size") or {})
         self._model = pretrained_model(AutoModelForObjectDetection.from_pretrained, spec, self._weights)
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -38,15 +42,18 @@ class ObjectDetector:
 
     def _found(self, image: Image.Image) -> Detections:
         with running(self._weights, "1 image"):
-            inputs = self._processor(images=image, return_tensors="pt").to(self._model.device)
+            shown = widened(image, MAX_ASPECT_RATIO) if self._keeps_shape else image
+            inputs = self._processor(images=shown, return_tensors="pt").to(self._model.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
             output: Any = self._model(**inputs)
+            # In bfloat16 a coordinate of a large photo would be right to a few pixels only.
+            output.logits, output.pred_boxes = output.logits.float(), output.pred_boxes.float()
             [found] = self._processor.post_process_object_detection(
                 output, threshold=0.0, target_sizes=[(image.height, image.width)]
             )
         names = self._model.config.id2label
         return Detections(
-            np.asarray(found["boxes"].float().cpu().numpy(), np.float32).reshape(-1, 4),
-            np.asarray(found["scores"].float().cpu().numpy(), np.float32),
+            np.asarray(found["boxes"].cpu().numpy(), np.float32).reshape(-1, 4),
+            np.asarray(found["scores"].cpu().numpy(), np.float32),
             tuple(names[label] for label in found["labels"].tolist()),
         )

@@ -20,6 +20,7 @@ from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
+from lmm_classifier.models.shape import shrunk, widened
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = default_weights("qwen-vl")
@@ -137,13 +138,8 @@ class QwenVLChooser:
 
 
 def _affordable(image: Image.Image) -> Image.Image:
-    """Shrink an image to MAX_PIXELS, and widen one that is too long and thin for the image processor."""
-    if (shrink := math.sqrt(image.width * image.height / MAX_PIXELS)) > 1:
-        image = image.resize((max(1, int(image.width / shrink)), max(1, int(image.height / shrink))))
-    least = math.ceil(max(image.size) / _MAX_ASPECT_RATIO)
-    if min(image.size) >= least:
-        return image
-    return image.resize((max(image.width, least), max(image.height, least)))
+    """An image of at most about MAX_PIXELS that is not too long and thin for the image processor."""
+    return widened(shrunk(image, MAX_PIXELS), _MAX_ASPECT_RATIO)
 
 
 def _literal(tokenizer: Any, text: str) -> list[int]:

@@ -17,12 +17,10 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import LARGEST_COMPILED, UNLIMITED, Batches, padded
 from lmm_classifier.models.pretrained import preprocessing_of, pretrained, pretrained_model, weights_digest
+from lmm_classifier.models.shape import without_sliver
 from lmm_classifier.types import EncoderContract, FloatArray
 
 T = TypeVar("T")
-
-MAX_ASPECT_RATIO = 16
-"""A centre crop sees no more of a photo; resized whole, 1 x 2,000 px would become 224 x 448,000."""
 
 
 class TorchEncoder(ABC):
@@ -203,13 +201,3 @@ def _input_size(processing: Mapping[str, Any]) -> int | None:
     if size.keys() == {"height", "width"} or size.keys() == {"shortest_edge"}:
         return int(max(size.values()))  # the shorter side of an upright photo may become the longer one
     return None
-
-
-def without_sliver(image: Image.Image) -> Image.Image:
-    """Cut the ends off a long and thin image, equally, as a centre crop would after resizing it whole."""
-    width, height = image.size
-    excess = max(width, height) - MAX_ASPECT_RATIO * min(width, height)
-    if excess <= 1:
-        return image
-    cut = excess // 2
-    return image.crop((cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut))

@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, Dinov2Model, DINOv3ViTModel
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models import base
 from lmm_classifier.models.base import Encoder, ModelSpec, load_encoder
-from lmm_classifier.models.tower import without_sliver
+from lmm_classifier.models.shape import without_sliver
 from tiny_models import REGISTERS
 
 Noise = Callable[..., Image.Image]
