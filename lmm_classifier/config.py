@@ -202,11 +202,11 @@ def model_spec(**options: str | bool) -> ModelSpec:
 def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Fill in what one step takes from another unless it says otherwise.
 
-    `text_prior` takes the encoder of `embed`, and index and labels of `retrieve`; `open_set` the
-    calibration of that index; `rerank` whether unknowns are allowed from `open_set`.
+    `text_prior` and `zero_shot` take the encoder of `embed`, `text_prior` index and labels of `retrieve` as
+    well; `open_set` the calibration of that index; `rerank` whether unknowns are allowed from `open_set`.
     """
     linked: list[Mapping[str, Any]] = []
-    inherited: dict[str, dict[str, Any]] = {"text_prior": {}, "open_set": {}, "rerank": {}}
+    inherited: dict[str, dict[str, Any]] = {"text_prior": {}, "open_set": {}, "rerank": {}, "zero_shot": {}}
     for spec in specs:
         options: dict[str, Any] = {}
         for name, given in spec.items():
@@ -216,6 +216,8 @@ def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         for name, keys in (("embed", ("encoder",)), ("retrieve", ("index", "labels"))):
             given = options.get(name, {})
             inherited["text_prior"] |= {key: given[key] for key in keys if key in given}
+        if "encoder" in options.get("embed", {}):
+            inherited["zero_shot"]["encoder"] = options["embed"]["encoder"]
         index = options.get("retrieve", {}).get("index")
         if isinstance(index, str | Path) and not is_single_file(Path(index)):
             inherited["open_set"]["calibration"] = index

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar, cast
+
+from PIL import Image
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
 from lmm_classifier.errors import ConfigError, ImageError, StepError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.types import Sample, read_only
+from lmm_classifier.types import FloatArray, Sample, read_only
 
 
 class Step(ABC):
@@ -53,6 +55,21 @@ class Step(ABC):
     @abstractmethod
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         """Process one batch."""
+
+
+S = TypeVar("S", bound="Sequence[object] | FloatArray")
+
+
+def crops_of(batch: Sequence[Sample]) -> list[Image.Image]:
+    """Pixels of the regions looked at, of all samples in one list: a model takes them together."""
+    return [crop for sample in batch for crop in sample.crops()]
+
+
+def by_sample(batch: Sequence[Sample], rows: S) -> list[S]:
+    """What was made of `crops_of(batch)`, a row per crop, handed out again per sample."""
+    counts = [sample.n_looked_at for sample in batch]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    return [cast("S", rows[start : start + n]) for start, n in zip(starts, counts, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 TopK = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Template = Annotated[str, Field(pattern=r"\{\}")]  # with {} where a label goes
+MaxLength = Annotated[int, Field(strict=True, ge=1, le=1024)]  # new tokens of a caption
 Candidates = Annotated[int, Field(strict=True, ge=1, le=20)]
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=4096)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]

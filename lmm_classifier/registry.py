@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lmm_classifier.errors import ConfigError
 
-Kind = Literal["step", "encoder", "chooser", "detector"]
+Kind = Literal["step", "encoder", "chooser", "detector", "classifier", "captioner"]
 
 BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     "step": {  # in data-flow order
@@ -26,6 +26,9 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
         "text_prior": "lmm_classifier.steps.text_prior:TextPrior",
         "open_set": "lmm_classifier.steps.open_set:OpenSet",
         "rerank": "lmm_classifier.steps.rerank:Rerank",
+        "caption": "lmm_classifier.steps.caption:Caption",
+        "label": "lmm_classifier.steps.label:Label",
+        "zero_shot": "lmm_classifier.steps.zero_shot:ZeroShot",
     },
     "encoder": {
         "siglip": "lmm_classifier.models.siglip:SiglipEncoder",
@@ -47,6 +50,15 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
         "mtcnn": "lmm_classifier.models.mtcnn:MtcnnDetector",
         "objects": "lmm_classifier.models.object_detector:ObjectDetector",
         "fake": "lmm_classifier.models.fake:FakeDetector",
+    },
+    "classifier": {
+        "image-classifier": "lmm_classifier.models.image_classifier:ImageClassifier",
+        "fake": "lmm_classifier.models.fake:FakeClassifier",
+    },
+    "captioner": {
+        "blip": "lmm_classifier.models.blip:BlipCaptioner",
+        "image-text-to-text": "lmm_classifier.models.image_text_to_text:ChatCaptioner",
+        "fake": "lmm_classifier.models.fake:FakeCaptioner",
     },
 }
 

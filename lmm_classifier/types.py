@@ -228,6 +228,21 @@ class Choice:
         return dict(zip(self.options, (weights / weights.sum()).tolist(), strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """What a classifier says about one of its classes.
+
+    Attributes:
+        label: the first name of the class.
+        score: probability in [0, 1].
+        synonyms: its other names, as in "tench, Tinca tinca": they share the one score.
+    """
+
+    label: str
+    score: float
+    synonyms: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Sample:
     """One image on its way through the pipeline: one optional field per step.
@@ -241,6 +256,8 @@ class Sample:
             number of regions looked at.
         skipped: why no further step looks at this sample; None while they do.
         embeddings: encoder fingerprint -> float32 (r, d), unit rows.
+        labelings: per region looked at, what `label` or `zero_shot` found, best first.
+        captions: per region looked at, one sentence or more.
         neighbours, scores, verdicts, choices: set by retrieve, vote (and text_prior), open_set and rerank.
         timings: step name -> seconds this sample took (its share of the batch); kept by the pipeline.
     """
@@ -256,12 +273,19 @@ class Sample:
     scores: Scores | None = None
     verdicts: tuple[Verdict, ...] | None = None
     choices: tuple[Choice | None, ...] | None = None
+    labelings: tuple[tuple[LabelScore, ...], ...] | None = None
+    captions: tuple[str, ...] | None = None
     timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def from_image(cls, sample_id: str, image: Image.Image, truth: str | None = None) -> Sample:
         """Start a sample whose only region is the whole image."""
         return cls(sample_id=sample_id, image=image, truth=truth, regions=(Region((0, 0, *image.size)),))
+
+    @property
+    def n_looked_at(self) -> int:
+        """Number of regions looked at."""
+        return 1 if self.target is not None else len(self.regions)
 
     def crops(self) -> list[Image.Image]:
         """Pixels of each region looked at, in order; the whole image is not copied."""

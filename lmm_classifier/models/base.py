@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -14,9 +15,9 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.errors import LmmClassifierError, ModelError
+from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError
 from lmm_classifier.ranges import Device, Dtype, Flag
-from lmm_classifier.types import EncoderContract, FloatArray
+from lmm_classifier.types import EncoderContract, FloatArray, Sample
 
 log = logging.getLogger(__name__)
 
@@ -200,16 +201,45 @@ def rate(spec: ModelSpec, questions: Sequence[Question], batch_size: int) -> lis
         ModelError: it cannot be opened, failed, or gave anything but a finite number per option.
     """
     chooser = load_chooser(spec)
-    try:
+    with answering("chooser", spec):
         rated = chooser.log_likelihoods(questions, batch_size)
-    except LmmClassifierError:
-        raise
-    except Exception as error:
-        raise ModelError(f"chooser {spec.family!r} failed: {type(error).__name__}: {error}") from error
     shapes = [np.shape(values) for values in rated]
     if shapes != [(len(q.options),) for q in questions] or not all(np.isfinite(v).all() for v in rated):
         raise ModelError(f"chooser {spec.family!r} must give one finite number per option, got {shapes}")
     return rated
+
+
+@contextmanager
+def answering(kind: registry.Kind, spec: ModelSpec) -> Iterator[None]:
+    """Whatever a model of any package raises while it is asked becomes an error of ours.
+
+    Raises:
+        ModelError: it failed.
+    """
+    try:
+        yield
+    except LmmClassifierError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"{kind} {spec.family!r} failed: {type(error).__name__}: {said}") from error
+
+
+def embedded(sample: Sample, spec: ModelSpec, step: str) -> FloatArray:
+    """The vectors (r, d) that the encoder of this spec made of a sample; `step` is who asks.
+
+    Raises:
+        EncoderMismatchError: another encoder made them.
+        ModelError: the encoder cannot be opened.
+    """
+    contract = load_encoder(spec).contract
+    if contract.fingerprint not in sample.embeddings:
+        raise EncoderMismatchError(
+            f"{step} has encoder {contract.name} {contract.weights} (fingerprint {contract.fingerprint}), "
+            f"the photos were embedded by {', '.join(sorted(sample.embeddings)) or 'none'}; "
+            "give both steps the same encoder"
+        )
+    return sample.embeddings[contract.fingerprint]
 
 
 def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:

@@ -9,8 +9,8 @@ from typing import Protocol, cast
 import numpy as np
 from PIL import Image
 
-from lmm_classifier.errors import LmmClassifierError, ModelError
-from lmm_classifier.models.base import ModelSpec, open_model
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec, answering, open_model
 from lmm_classifier.types import FloatArray
 
 
@@ -67,12 +67,8 @@ def detected(spec: ModelSpec, images: Sequence[Image.Image]) -> list[Detections]
         ModelError: it cannot be opened, failed, or gave something else.
     """
     detector = load_detector(spec)
-    try:
+    with answering("detector", spec):
         found = detector.detect(images)
-    except LmmClassifierError:
-        raise
-    except Exception as error:
-        raise ModelError(f"detector {spec.family!r} failed: {type(error).__name__}: {error}") from error
     if len(found) != len(images):
         raise ModelError(f"detector {spec.family!r} gave {len(found)} answers for {len(images)} images")
     for each in found:

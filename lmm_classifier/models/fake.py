@@ -16,6 +16,7 @@ from lmm_classifier.types import Box, EncoderContract, FloatArray
 
 GRID = 4
 MID_GREY = 128
+HUES = ("red, crimson", "green", "blue")
 FAILS = "fails"
 GREY = "gray"
 
@@ -92,3 +93,39 @@ class FakeChooser:
     def _rate(self, options: tuple[str, ...]) -> FloatArray:
         chosen = self._preferred if self._preferred in options else min(options)
         return np.asarray([-0.1 if option == chosen else -3.0 for option in options], np.float32)
+
+
+class FakeClassifier:
+    """Tells red from green from blue by their share of the light; `weights: fails` raises."""
+
+    names: ClassVar[tuple[str, ...]] = HUES
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+        self._fails = spec.weights == FAILS
+
+    def probabilities(self, images: Sequence[Image.Image]) -> FloatArray:
+        if self._fails:
+            raise ModelError("the fake classifier was told to fail")
+        means = [
+            np.asarray(image, np.float64).mean(axis=(0, 1)) + 1 for image in images
+        ]  # black is a third each
+        rows = np.asarray(means).reshape(len(images), len(HUES))
+        return np.asarray(rows / rows.sum(axis=1, keepdims=True), np.float32)
+
+
+class FakeCaptioner:
+    """Tells the size of the picture after the prompt, a word per token; `weights: fails` raises."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+        self._fails = spec.weights == FAILS
+
+    def captions(self, images: Sequence[Image.Image], prompt: str | None, max_length: int) -> list[str]:
+        if self._fails:
+            raise ModelError("the fake captioner was told to fail")
+        start = prompt or "a picture of"
+        return [
+            f"{start} {' '.join(f'{image.width} by {image.height} pixels'.split()[:max_length])}"
+            for image in images
+        ]

@@ -16,6 +16,7 @@ from lmm_classifier.models.pretrained import first_line
 from lmm_classifier.types import FloatArray
 
 T = TypeVar("T")
+R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 UNLIMITED = sys.maxsize
@@ -67,19 +68,23 @@ class Batches:
         self._largest = largest
 
     def unit_rows(self, items: Sequence[T], features: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
-        """The features (n, d) of at least one item as unit rows, in order.
+        """The features (n, d) of at least one item as unit rows, in order; raises as `parts`."""
+        return np.concatenate(self.parts(items, lambda part: unit_rows(features(part))))
+
+    def parts(self, items: Sequence[T], answers: Callable[[Sequence[T]], R]) -> list[R]:
+        """The answers about one part of the items after the other, in order.
 
         Raises:
             ModelOutOfMemoryError: a single item does not fit.
             ModelError: the model failed.
         """
-        rows: list[FloatArray] = []
+        answered: list[R] = []
         start, refused = 0, 0
         while start < len(items):
             part = items[start : start + self._largest]
             try:
                 with running(self._weights, f"{len(part)} {self._what}"):
-                    rows.append(unit_rows(features(part)))
+                    answered.append(answers(part))
                 start += len(part)
             except ModelOutOfMemoryError:  # to try again in here would keep what filled the memory
                 if len(part) == 1:
@@ -94,7 +99,7 @@ class Batches:
                 self._what,
                 self._largest,
             )
-        return np.concatenate(rows)
+        return answered
 
 
 def unit_rows(features: torch.Tensor) -> FloatArray:

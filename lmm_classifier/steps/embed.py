@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
 from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
-from lmm_classifier.pipeline import Step
+from lmm_classifier.pipeline import Step, by_sample, crops_of
 from lmm_classifier.types import Sample, read_only
 
 
@@ -42,12 +41,10 @@ class Embed(Step):
         if not batch:
             return []
         encoder = load_encoder(self.encoder)
-        crops = [sample.crops() for sample in batch]
-        vectors = encoder.encode([crop for some in crops for crop in some])  # (sum of r, d)
+        vectors = encoder.encode(crops_of(batch))  # (sum of r, d)
         vectors.setflags(write=False)
         key = encoder.contract.fingerprint
-        ends = np.cumsum([len(some) for some in crops])
         return [
             replace(sample, embeddings=read_only({**sample.embeddings, key: rows}))
-            for sample, rows in zip(batch, np.split(vectors, ends[:-1]), strict=True)
+            for sample, rows in zip(batch, by_sample(batch, vectors), strict=True)
         ]

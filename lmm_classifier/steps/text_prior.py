@@ -12,9 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.decision.text_prior import DEFAULT_TEXT_TEMPERATURE, text_probabilities, with_text_prior
-from lmm_classifier.errors import EncoderMismatchError
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.base import ModelSpec, embedded
 from lmm_classifier.models.label_text import TEMPLATES, kept_label_vectors
 from lmm_classifier.pipeline import Step
 from lmm_classifier.ranges import Share, Temperature, Template
@@ -68,7 +67,7 @@ class TextPrior(Step):
     def _mixed(
         self, sample: Sample, labels: tuple[str, ...], texts: FloatArray, with_images: frozenset[str]
     ) -> Scores:
-        probabilities = text_probabilities(self._images(sample), texts, self.temperature)
+        probabilities = text_probabilities(embedded(sample, self.encoder, self.name), texts, self.temperature)
         return with_text_prior(required(sample.scores), probabilities, labels, with_images, self.weight)
 
     def _labels(self, with_images: frozenset[str]) -> tuple[str, ...]:
@@ -76,13 +75,3 @@ class TextPrior(Step):
 
     def _texts(self, labels: tuple[str, ...]) -> FloatArray:
         return kept_label_vectors(self.encoder, labels, self.templates)
-
-    def _images(self, sample: Sample) -> FloatArray:
-        contract = load_encoder(self.encoder).contract
-        if contract.fingerprint not in sample.embeddings:
-            raise EncoderMismatchError(
-                f"text_prior has encoder {contract.name} {contract.weights} (fingerprint "
-                f"{contract.fingerprint}), the photos were embedded by "
-                f"{', '.join(sorted(sample.embeddings)) or 'none'}; give both steps the same encoder"
-            )
-        return sample.embeddings[contract.fingerprint]

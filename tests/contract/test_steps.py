@@ -48,6 +48,9 @@ def options(index: Path) -> dict[str, dict[str, Any]]:
         },
         "open_set": {"confidence_threshold": 0.999, "open_set_threshold": 0.1},
         "rerank": {"model": {"family": "fake"}, "max_candidates": 2},
+        "caption": {"model": {"family": "fake"}, "prompt": "a drawing of", "batch_size": 2},
+        "label": {"model": {"family": "fake"}, "top_k": 2},
+        "zero_shot": {"labels": [*COLOURS, "purple"], "encoder": {"family": "fake"}},
     }
 
 

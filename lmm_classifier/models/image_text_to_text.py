@@ -1,0 +1,75 @@
+"""Captions by any vision-language model that transformers opens and that has a chat template."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.captioning import refuse_float16
+from lmm_classifier.models.forward import Batches
+from lmm_classifier.models.generation import make_greedy
+from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
+from lmm_classifier.models.shape import shrunk, widened
+
+DEFAULT_PROMPT = "Describe this photo in one sentence. Name only what is visible in it."
+MAX_PIXELS = 1280 * 28 * 28
+"""1,280 visual tokens of Qwen2-VL; models that see photos at a fixed size scale them down further."""
+MAX_ASPECT_RATIO = 200  # of Qwen's image processors, the strictest known
+
+
+class ChatCaptioner:
+    """Answers a prompt about each photo; only what the model adds to the prompt is the caption."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+        refuse_float16(spec)
+        if not spec.weights:
+            raise ModelError("captioner 'image-text-to-text' takes any model: name one as `weights`")
+        self._weights = spec.weights
+        self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
+        self._chat(DEFAULT_PROMPT)  # a model without a template is refused now
+        self._processor.tokenizer.padding_side = "left"  # what follows a prompt must not follow padding
+        self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        make_greedy(self._model)
+        self._images = Batches(self._weights, "images")
+        self._lock = threading.Lock()  # a fast tokenizer keeps state
+
+    def captions(self, images: Sequence[Image.Image], prompt: str | None, max_length: int) -> list[str]:
+        asked = DEFAULT_PROMPT if prompt is None else prompt
+        with self._lock:
+            parts = self._images.parts(images, lambda part: self._captions(part, asked, max_length))
+        return [text for part in parts for text in part]
+
+    def _captions(self, images: Sequence[Image.Image], prompt: str, max_length: int) -> list[str]:
+        shown = [widened(shrunk(image, MAX_PIXELS), MAX_ASPECT_RATIO) for image in images]
+        text, bos = self._chat(prompt), self._processor.tokenizer.bos_token
+        inputs = self._processor(
+            text=[text] * len(shown),
+            images=[[image] for image in shown],
+            padding=True,
+            add_special_tokens=not (bos and text.startswith(bos)),  # or the template's would be there twice
+            return_tensors="pt",
+        ).to(self._model.device, self._model.dtype)
+        ids = self._model.generate(**inputs, max_new_tokens=max_length)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        texts: list[str] = self._processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return texts
+
+    def _chat(self, prompt: str) -> str:
+        """Image and prompt as the model's own chat template puts them."""
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        try:
+            chat: str = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except (AttributeError, ValueError, TypeError, TemplateError) as error:
+            raise ModelError(
+                f"model {self._weights!r} has no usable chat template: {first_line(error)}"
+            ) from error
+        return chat
