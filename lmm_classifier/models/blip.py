@@ -13,7 +13,7 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
-from lmm_classifier.models.generation import make_greedy
+from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 
 DEFAULT_WEIGHTS = "Salesforce/blip-image-captioning-base"
@@ -33,6 +33,8 @@ class BlipCaptioner:
             )
         self._positions: int = config.text_config.max_position_embeddings
         self._processor = pretrained(BlipProcessor.from_pretrained, spec, self._weights)
+        vocabulary = config.text_config.vocab_size
+        refuse_without_vocabulary(self._weights, self._processor.tokenizer, vocabulary)
         self._model = pretrained_model(BlipForConditionalGeneration.from_pretrained, spec, self._weights)
         make_greedy(self._model.text_decoder)
         self._images = Batches(self._weights, "images")

@@ -13,7 +13,7 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
-from lmm_classifier.models.generation import make_greedy
+from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
 from lmm_classifier.models.shape import shrunk, widened
 
@@ -36,6 +36,8 @@ class ChatCaptioner:
         self._chat(DEFAULT_PROMPT)  # a model without a template is refused now
         self._processor.tokenizer.padding_side = "left"  # what follows a prompt must not follow padding
         self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        vocabulary = self._model.config.get_text_config().vocab_size
+        refuse_without_vocabulary(self._weights, self._processor.tokenizer, vocabulary)
         make_greedy(self._model)
         self._images = Batches(self._weights, "images")
         self._lock = threading.Lock()  # a fast tokenizer keeps state
