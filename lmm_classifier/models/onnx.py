@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as state
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.onnx_description import Description, find, model_input, pooled
-from lmm_classifier.models.pretrained import first_line
+from lmm_classifier.models.onnx_session import open_session, refuse_settings, run_session
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import EncoderContract, FloatArray
 
-THREADS = 2  # per call; several workers share a machine
-FATAL = 4  # onnxruntime's level of log messages; what is less is raised
 TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
-_FAILURES = (  # onnxruntime has no base class for them
-    state.EPFail,
-    state.Fail,
-    state.InvalidArgument,
-    state.InvalidGraph,
-    state.InvalidProtobuf,
-    state.NoModel,
-    state.NoSuchFile,
-    state.NotImplemented,
-    state.RuntimeException,
-    RuntimeError,
-    ValueError,
-)
 
 
 class OnnxEncoder:
@@ -44,14 +25,10 @@ class OnnxEncoder:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
-        if spec.device not in ("auto", "cpu") or spec.dtype not in ("auto", "float32"):
-            raise ModelError(
-                "encoder 'onnx' runs on the processor as the file says; leave device and dtype out"
-            )
+        refuse_settings(spec, "encoder")
         self._weights = spec.weights
         path, self._description = find(spec.weights)
-        self._session, digest = _open(path, spec.weights)
+        self._session, digest = open_session(path, spec.weights, spec.family)
         self._input, self._batch = _input(self._session, self._description, spec.weights)
         self._output = _output(self._session, self._description, spec.weights)
         self._contract = EncoderContract(
@@ -88,30 +65,11 @@ class OnnxEncoder:
         """Raw vectors, float32 (len(images), d); at most as many images as the graph takes at once."""
         pixels = model_input(images, self._description)
         fill = max((self._batch or 0) - len(images), 0)
-        try:
-            [output] = self._session.run(
-                [self._output], {self._input: np.pad(pixels, [(0, fill), (0, 0), (0, 0), (0, 0)])}
-            )
-        except _FAILURES as error:
-            raise ModelError(
-                f"{self._weights!r} failed on {len(images)} images: {first_line(error)}"
-            ) from error
+        inputs = {self._input: np.pad(pixels, [(0, fill), (0, 0), (0, 0), (0, 0)])}
+        [output] = run_session(self._session, [self._output], inputs, self._weights, f"{len(images)} images")
         return pooled(np.asarray(output, np.float32), len(pixels) + fill, self._description, self._weights)[
             : len(images)
         ]
-
-
-def _open(path: Path, weights: str) -> tuple[Any, str]:
-    """A session of the file and its SHA-256; of its bytes, so that no second file takes part unseen."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
-    options.log_severity_level = FATAL
-    try:
-        content = path.read_bytes()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except (OSError, *_FAILURES) as error:
-        raise ModelError(f"model {weights!r} cannot be opened as 'onnx': {first_line(error)}") from error
-    return session, hashlib.sha256(content).hexdigest()
 
 
 def _input(session: Any, description: Description, weights: str) -> tuple[str, int | None]:
