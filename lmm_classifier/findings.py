@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from lmm_classifier.types import Sample
+from lmm_classifier.masks import to_rle
+from lmm_classifier.types import Region, Sample
 
 NOT_FOUND = frozenset({"sample_id", "image", "truth"})  # given, not found
-NOT_SHOWN = frozenset({"mask"})  # an array as large as the photo
+REGION_KEYS = ("box", "kind", "source", "score")
 
 
 def findings(sample: Sample) -> dict[str, Any]:
     """A flat view: source, width and height in pixels, then one key per field of the sample.
 
-    Boxes are (x0, y0, x1, y1) in pixels of the upright photo. Fields that no step has set are left out.
+    Boxes are (x0, y0, x1, y1) in pixels of the upright photo, masks COCO's run lengths of all of it: `size`
+    [h, w] and `counts`. Fields that no step has set are left out, and masks of regions that have none.
     """
     found: dict[str, Any] = {
         "source": sample.sample_id,
@@ -40,9 +42,11 @@ def _is_empty(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, Region):
+        mask = {} if value.mask is None else {"mask": to_rle(value.mask)}
+        return _plain({key: getattr(value, key) for key in REGION_KEYS}) | mask
     if dataclasses.is_dataclass(value):
-        shown = (field.name for field in dataclasses.fields(value) if field.name not in NOT_SHOWN)
-        return {name: _plain(getattr(value, name)) for name in shown}
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):

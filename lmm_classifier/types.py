@@ -49,7 +49,7 @@ class Region:
         kind: what it shows: "image" for the whole frame, else "person", "face", ...
         source: name of the step that proposed it; "image" for the whole frame.
         score: detector confidence in [0, 1].
-        mask: bool (h, w) of the whole image, or None for the full box.
+        mask: bool (h, w) of the whole image, read-only, or None for the full box.
     """
 
     box: Box
@@ -57,6 +57,12 @@ class Region:
     source: str = "image"
     score: float = 1.0
     mask: BoolArray | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
+                raise ValueError(f"mask must be bool (h, w), got {self.mask.dtype} {self.mask.shape}")
+            self.mask.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +292,11 @@ class Sample:
     def n_looked_at(self) -> int:
         """Number of regions looked at."""
         return 1 if self.target is not None else len(self.regions)
+
+    @property
+    def view(self) -> Box:
+        """The part that steps look for things in: the target's box, else the whole image."""
+        return self.target.box if self.target is not None else (0, 0, *self.image.size)
 
     def crops(self) -> list[Image.Image]:
         """Pixels of each region looked at, in order; the whole image is not copied."""

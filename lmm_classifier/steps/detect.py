@@ -47,7 +47,7 @@ class Detect(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch:
             return []
-        boxes = [_looked_at(sample) for sample in batch]
+        boxes = [sample.view for sample in batch]
         found = detected(
             self.model, [sample.image.crop(box) for sample, box in zip(batch, boxes, strict=True)]
         )
@@ -65,10 +65,6 @@ class Detect(Step):
             if score >= cut and placed and (self.labels is None or label in self.labels):
                 regions.append(Region(placed, label, self.name, min(score, 1.0)))
         return sorted(regions, key=lambda region: -region.score)
-
-
-def _looked_at(sample: Sample) -> Box:
-    return sample.target.box if sample.target else (0, 0, *sample.image.size)
 
 
 def _clamped(box: Sequence[float], within: Box) -> Box | None:
