@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from lmm_classifier.errors import ConfigError
 
-Kind = Literal["step", "encoder", "chooser", "detector", "classifier", "captioner"]
+Kind = Literal["step", "encoder", "chooser", "detector", "segmenter", "panoptic", "classifier", "captioner"]
 
 BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     "step": {  # in data-flow order
         "detect": "lmm_classifier.steps.detect:Detect",
         "focus": "lmm_classifier.steps.focus:Focus",
+        "segment": "lmm_classifier.steps.segment:Segment",
+        "segment_panoptic": "lmm_classifier.steps.segment_panoptic:SegmentPanoptic",
         "embed": "lmm_classifier.steps.embed:Embed",
         "retrieve": "lmm_classifier.steps.retrieve:Retrieve",
         "vote": "lmm_classifier.steps.vote:Vote",
@@ -44,6 +46,14 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     "chooser": {
         "qwen-vl": "lmm_classifier.models.qwen_vl:QwenVLChooser",
         "fake": "lmm_classifier.models.fake:FakeChooser",
+    },
+    "segmenter": {
+        "sam2": "lmm_classifier.models.sam2_onnx:Sam2Segmenter",
+        "fake": "lmm_classifier.models.fake:FakeSegmenter",
+    },
+    "panoptic": {
+        "detr-panoptic": "lmm_classifier.models.detr_panoptic_onnx:DetrPanoptic",
+        "fake": "lmm_classifier.models.fake:FakePanoptic",
     },
     "detector": {
         "faster-rcnn": "lmm_classifier.models.faster_rcnn:FasterRcnnDetector",

@@ -12,11 +12,14 @@ from PIL import Image, ImageColor
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.models.detection import Detections
-from lmm_classifier.types import Box, EncoderContract, FloatArray
+from lmm_classifier.models.prompting import Cue
+from lmm_classifier.models.segmentation import Candidates, Segment
+from lmm_classifier.types import BoolArray, Box, EncoderContract, FloatArray
 
 GRID = 4
 MID_GREY = 128
 HUES = ("red, crimson", "green", "blue")
+SIMILAR = 32
 FAILS = "fails"
 GREY = "gray"
 
@@ -50,6 +53,51 @@ class FakeEncoder:
         named = [[w for w in re.findall("[a-z]+", t.lower()) if w in ImageColor.colormap] for t in texts]
         colours = [words[-1] if words else GREY for words in named]
         return self.encode([Image.new("RGB", (GRID, GRID), colour) for colour in colours])
+
+
+class FakeSegmenter:
+    """Cuts out the pixels about as bright as the first point or the centre of the box: score 1."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+
+    def open(self, image: Image.Image) -> FakeSession:
+        return FakeSession(np.asarray(image.convert("L"), np.float32))
+
+
+class FakeSession:
+    """A photo as its brightness, float32 (h, w)."""
+
+    def __init__(self, brightness: FloatArray) -> None:
+        self._brightness = brightness
+
+    def candidates(self, cue: Cue) -> Candidates:
+        x0, y0, x1, y1 = cue.box or (0, 0, *self._brightness.shape[::-1])
+        x, y = cue.points[0] if len(cue.points) else ((x0 + x1) / 2, (y0 + y1) / 2)
+        logits = np.full_like(self._brightness, -1)
+        part = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
+        logits[part] = SIMILAR - np.abs(self._brightness[part] - self._brightness[int(y), int(x)])
+        return Candidates(logits[None], np.ones(1, np.float32))
+
+    def mask(self, logits: FloatArray) -> BoolArray:
+        return logits > 0
+
+
+class FakePanoptic:
+    """Divides an image into "bright", a thing, and "dark", stuff, at mid-grey: score 1."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        refuse_compile(spec)
+
+    def segment(
+        self,
+        images: Sequence[Image.Image],
+        min_score: float,  # noqa: ARG002
+        fuse_stuff: bool,  # noqa: ARG002
+    ) -> list[list[Segment]]:
+        bright = [np.asarray(image.convert("L")) > MID_GREY for image in images]
+        parts = [((mask, "bright", True), (~mask, "dark", False)) for mask in bright]
+        return [[Segment(m, label, 1.0, thing) for m, label, thing in part if m.any()] for part in parts]
 
 
 class FakeDetector:

@@ -37,6 +37,8 @@ def options(index: Path) -> dict[str, dict[str, Any]]:
     return {
         "detect": {"model": {"family": "fake"}},
         "focus": {"kind": "person", "on_missing": "fallback"},
+        "segment": {"model": {"family": "fake"}, "prompts": [{}, {"points": [[1, 2]]}]},
+        "segment_panoptic": {"model": {"family": "fake"}},
         "embed": {"encoder": {"family": "fake"}},
         "retrieve": {"index": str(index), "k": 5},
         "vote": {"temperature": 0.1},
