@@ -303,7 +303,12 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path: Path, sent: signal.S
     write_corpus(tmp_path / "corpus", per_label=400)
     command = [sys.executable, "-m", "lmm_classifier", "index", "build", "corpus", "-o", "out/index"]
     process = subprocess.Popen(
-        [*command, "--encoder", "descriptor"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [*command, "--encoder", "descriptor"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has told them to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob("out/.index.*")) and time.monotonic() < deadline:

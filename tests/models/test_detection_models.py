@@ -97,6 +97,7 @@ class TestFasterRcnn:
         asked: list[dict[str, Any]] = []
         answer = lambda url, **options: asked.append({"url": url, **options}) or state  # noqa: E731
         monkeypatch.setattr(torch.hub, "load_state_dict_from_url", answer)
+        monkeypatch.setattr("lmm_classifier.models.faster_rcnn.HF_HUB_OFFLINE", False)
         return asked
 
     def test_of_torchvision_is_torchvisions(
