@@ -19,6 +19,9 @@ app = typer.Typer()
 Embed = Annotated[bool, typer.Option("--embed", help="The defaults of the encoders.")]
 Rerank = Annotated[bool, typer.Option("--rerank", help="The default of the reranker.")]
 Detect = Annotated[bool, typer.Option("--detect", help="The default of the object detector.")]
+Segment = Annotated[bool, typer.Option("--segment", help="The defaults of the segmenters.")]
+Classify = Annotated[bool, typer.Option("--classify", help="The default of the step `label`.")]
+Caption = Annotated[bool, typer.Option("--caption", help="The default of the step `caption`.")]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="What these settings use, instead of the defaults.")
 ]
@@ -35,11 +38,22 @@ def list_(
     embed: Embed = False,
     rerank: Rerank = False,
     detect: Detect = False,
+    segment: Segment = False,
+    classify: Classify = False,
+    caption: Caption = False,
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per checkpoint.")] = False,
 ) -> int:
     """List checkpoints with licence, commit and size, and whether they are on this machine."""
-    for checkpoint in _wanted(config, embed=embed, rerank=rerank, detect=detect):
+    for checkpoint in _wanted(
+        config,
+        embed=embed,
+        rerank=rerank,
+        detect=detect,
+        segment=segment,
+        classify=classify,
+        caption=caption,
+    ):
         found = _described(checkpoint)
         if as_json:
             typer.echo(json.dumps(found))
@@ -51,11 +65,27 @@ def list_(
 
 
 @app.command()
-def fetch(embed: Embed = False, rerank: Rerank = False, detect: Detect = False, config: Config = None) -> int:
+def fetch(
+    embed: Embed = False,
+    rerank: Rerank = False,
+    detect: Detect = False,
+    segment: Segment = False,
+    classify: Classify = False,
+    caption: Caption = False,
+    config: Config = None,
+) -> int:
     """Download checkpoints; an interrupted download goes on where it was."""
     from lmm_classifier.models.store import fetch as fetched
 
-    for checkpoint in _wanted(config, embed=embed, rerank=rerank, detect=detect):
+    for checkpoint in _wanted(
+        config,
+        embed=embed,
+        rerank=rerank,
+        detect=detect,
+        segment=segment,
+        classify=classify,
+        caption=caption,
+    ):
         folder = fetched(checkpoint)
         typer.echo(printable(f"{checkpoint.hub_id}: revision {folder.name} in {folder}"))
     return 0
@@ -63,13 +93,27 @@ def fetch(embed: Embed = False, rerank: Rerank = False, detect: Detect = False, 
 
 @app.command()
 def verify(
-    embed: Embed = False, rerank: Rerank = False, detect: Detect = False, config: Config = None
+    embed: Embed = False,
+    rerank: Rerank = False,
+    detect: Detect = False,
+    segment: Segment = False,
+    classify: Classify = False,
+    caption: Caption = False,
+    config: Config = None,
 ) -> int:
     """Compare every file of the checkpoints on this machine with the digest it is filed under."""
     from lmm_classifier.models.store import problems_of
 
     damaged = missing = 0
-    for checkpoint in _wanted(config, embed=embed, rerank=rerank, detect=detect):
+    for checkpoint in _wanted(
+        config,
+        embed=embed,
+        rerank=rerank,
+        detect=detect,
+        segment=segment,
+        classify=classify,
+        caption=caption,
+    ):
         folder = checkpoint.folder()
         if folder is None:
             missing += 1

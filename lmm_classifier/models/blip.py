@@ -15,8 +15,9 @@ from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.published import default_weights
 
-DEFAULT_WEIGHTS = "Salesforce/blip-image-captioning-base"
+DEFAULT_WEIGHTS = default_weights("blip")
 
 
 class BlipCaptioner:

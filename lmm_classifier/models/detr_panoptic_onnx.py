@@ -16,11 +16,12 @@ from lmm_classifier.models.coco_panoptic import class_names, things
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.onnx_description import Description, model_input
 from lmm_classifier.models.onnx_session import INT64, BoundModel, Port, files_of, refuse_settings
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.segmentation import Segment
 from lmm_classifier.models.upsampling import upsampled
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = "Xenova/detr-resnet-50-panoptic"
+DEFAULT_WEIGHTS = default_weights("detr-panoptic")
 FILE, CONFIG = "onnx/model.onnx", "config.json"
 SHORT, LONG = 800, 1333  # px: size of DetrImageProcessor
 PAD_MASK = 64  # the export takes a mask of this side, all ones, for photos of any size

@@ -14,10 +14,11 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.shape import without_sliver
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = "facebook/convnext-tiny-224"
+DEFAULT_WEIGHTS = default_weights("image-classifier")
 SQUASHES_FROM = 384
 """Px from which processors with `crop_pct`, ConvNeXt's among them, no longer crop."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Task = Literal["embed", "rerank", "detect"]
+Task = Literal["embed", "rerank", "detect", "segment", "classify", "caption"]
 TASKS: tuple[Task, ...] = get_args(Task)
 # Weights as safetensors only, and what a configuration, processor or tokenizer consists of.
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -21,6 +21,7 @@ class Published:
         weights: as a ModelSpec has them.
         licence: SPDX identifier, as its model card said in 2026.
         hub_id: where it is, if not under the name of the weights.
+        files: what is needed of it.
     """
 
     task: Task
@@ -28,6 +29,7 @@ class Published:
     weights: str
     licence: str
     hub_id: str = ""
+    files: tuple[str, ...] = FILES
 
 
 DEFAULTS = (
@@ -43,6 +45,22 @@ DEFAULTS = (
     Published("embed", "dinov2-timm", "timm/vit_base_patch14_dinov2.lvd142m", "Apache-2.0"),
     Published("rerank", "qwen-vl", "Qwen/Qwen2-VL-7B-Instruct", "Apache-2.0"),
     Published("detect", "objects", "PekingU/rtdetr_v2_r18vd", "Apache-2.0"),
+    Published(
+        "segment",
+        "sam2",
+        "SharpAI/sam2-hiera-tiny-onnx",
+        "Apache-2.0",
+        files=("encoder.onnx", "decoder.onnx"),
+    ),
+    Published(
+        "segment",
+        "detr-panoptic",
+        "Xenova/detr-resnet-50-panoptic",
+        "Apache-2.0",
+        files=("onnx/model.onnx", "config.json"),
+    ),
+    Published("classify", "image-classifier", "facebook/convnext-tiny-224", "Apache-2.0"),
+    Published("caption", "blip", "Salesforce/blip-image-captioning-base", "BSD-3-Clause"),
 )
 
 

@@ -19,11 +19,12 @@ from lmm_classifier.models.forward import running
 from lmm_classifier.models.onnx_description import Description, model_input
 from lmm_classifier.models.onnx_session import BoundModel, Port, files_of, refuse_settings
 from lmm_classifier.models.prompting import Cue
+from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.segmentation import Candidates
 from lmm_classifier.models.upsampling import upsampled
 from lmm_classifier.types import BoolArray, FloatArray
 
-DEFAULT_WEIGHTS = "SharpAI/sam2-hiera-tiny-onnx"
+DEFAULT_WEIGHTS = default_weights("sam2")
 FILES = ("encoder.onnx", "decoder.onnx")
 SIDE = 1024  # px of the input: config.json of the default weights, image_size
 GRID = 256  # cells of a mask: the same, mask_size

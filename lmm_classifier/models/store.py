@@ -34,18 +34,20 @@ class Checkpoint:
         hub_id: "owner/name".
         revision: branch, tag or commit that is asked for.
         licence: of a default; "" where it is only on the model card.
+        files: patterns of what is needed of it.
     """
 
     family: str
     hub_id: str
     revision: str
     licence: str = ""
+    files: tuple[str, ...] = FILES
 
     def folder(self) -> Path | None:
         """Where it is on this machine, named by its commit; None if it is not here."""
         try:
             found = snapshot_download(
-                self.hub_id, revision=self.revision, allow_patterns=list(FILES), local_files_only=True
+                self.hub_id, revision=self.revision, allow_patterns=list(self.files), local_files_only=True
             )
         except LocalEntryNotFoundError:
             return None
@@ -55,7 +57,7 @@ class Checkpoint:
 def defaults(tasks: Sequence[Task]) -> tuple[Checkpoint, ...]:
     """The checkpoints of the families' defaults for some tasks; for all if none is named."""
     return tuple(
-        Checkpoint(d.family, d.hub_id or d.weights, "main", d.licence)
+        Checkpoint(d.family, d.hub_id or d.weights, "main", d.licence, d.files)
         for d in DEFAULTS
         if not tasks or d.task in tasks
     )
@@ -70,8 +72,8 @@ def wanted_by(specs: Iterable[ModelSpec]) -> tuple[Checkpoint, ...]:
         default = published.get(weights)
         hub_id = default.hub_id if default and default.hub_id else weights
         if hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
-            licence = default.licence if default else ""
-            found[Checkpoint(spec.family, hub_id, spec.revision, licence)] = None
+            licence, files = (default.licence, default.files) if default else ("", FILES)
+            found[Checkpoint(spec.family, hub_id, spec.revision, licence, files)] = None
     return tuple(found)
 
 
@@ -85,7 +87,9 @@ def fetch(checkpoint: Checkpoint) -> Path:
         ModelUnavailableError: the hub cannot be reached, or does not give it to this user.
     """
     try:
-        found = snapshot_download(checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=list(FILES))
+        found = snapshot_download(
+            checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=list(checkpoint.files)
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelUnavailableError(
