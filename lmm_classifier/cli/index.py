@@ -86,7 +86,7 @@ def build(
         str | None, typer.Option(help="HOST:PORT of a Ray cluster; without, a Ray on this machine.")
     ] = None,
     shard_rows: Annotated[
-        int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 8192 by default.")
+        int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 2048 by default.")
     ] = None,
     json_progress: JsonProgress = False,
 ) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,15 +46,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per checkpoint.")] = False,
 ) -> int:
     """List checkpoints with licence, commit and size, and whether they are on this machine."""
-    for checkpoint in _wanted(
-        config,
-        embed=embed,
-        rerank=rerank,
-        detect=detect,
-        segment=segment,
-        classify=classify,
-        caption=caption,
-    ):
+    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption)):
         found = _described(checkpoint)
         if as_json:
             typer.echo(json.dumps(found))
@@ -77,15 +70,7 @@ def fetch(
     """Download checkpoints; an interrupted download goes on where it was."""
     from lmm_classifier.models.store import fetch as fetched
 
-    for checkpoint in _wanted(
-        config,
-        embed=embed,
-        rerank=rerank,
-        detect=detect,
-        segment=segment,
-        classify=classify,
-        caption=caption,
-    ):
+    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption)):
         folder = fetched(checkpoint)
         typer.echo(printable(f"{checkpoint.hub_id}: revision {folder.name} in {folder}"))
     return 0
@@ -105,15 +90,7 @@ def verify(
     from lmm_classifier.models.store import problems_of
 
     damaged = missing = 0
-    for checkpoint in _wanted(
-        config,
-        embed=embed,
-        rerank=rerank,
-        detect=detect,
-        segment=segment,
-        classify=classify,
-        caption=caption,
-    ):
+    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption)):
         folder = checkpoint.folder()
         if folder is None:
             missing += 1
@@ -138,13 +115,14 @@ def where() -> int:
     return 0
 
 
-def _wanted(config: Path | None, **tasks: bool) -> tuple[Checkpoint, ...]:
+def _wanted(config: Path | None, asked: Sequence[bool]) -> tuple[Checkpoint, ...]:
+    """What settings use, else the defaults of the tasks asked for, in the order of TASKS."""
     from lmm_classifier.config import PipelineConfig
     from lmm_classifier.errors import ConfigError
     from lmm_classifier.models.published import TASKS
     from lmm_classifier.models.store import defaults, wanted_by
 
-    chosen = [task for task in TASKS if tasks[task]]
+    chosen = [task for task, wanted in zip(TASKS, asked, strict=True) if wanted]
     if config is None:
         return defaults(chosen)
     if chosen:

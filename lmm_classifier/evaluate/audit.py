@@ -13,7 +13,6 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.evaluate.leave_one_out import (
     QUERIES,
     Others,
-    contents_of,
     near_threshold,
     nearest_others,
     vote_shares,
@@ -132,7 +131,7 @@ def audit_index(
     """
     if k < 1 or (near is not None and not 0 < near <= 1):
         raise ConfigError(f"k must be at least 1 and near in (0, 1], they are {k} and {near}")
-    contents = contents_of(index.records)
+    contents = index.records.contents()
     rows = _Rows(index, contents)
     if near is None:
         near = near_threshold(index, contents, rows.heads)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmm_classifier.decision.vote import weighted_vote
-from lmm_classifier.index.records import Records
 from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.types import FloatArray, IntArray
 
@@ -47,12 +46,6 @@ class Others:
     complete: bool
 
 
-def contents_of(records: Records) -> IntArray:
-    """int64 (n,): two records have the same number when their files are the same byte for byte."""
-    numbers: dict[str, int] = {}
-    return np.asarray([numbers.setdefault(digest, len(numbers)) for digest in records.sha256()], np.int64)
-
-
 def nearest_others(
     index: VectorIndex, contents: IntArray, rows: IntArray, k: int, near: float | None = None
 ) -> Iterator[Others]:
@@ -62,7 +55,7 @@ def nearest_others(
 
     Args:
         index: n images.
-        contents: int64 (n,), as `contents_of` gives it.
+        contents: int64 (n,), as `Records.contents` gives it.
         rows: int64 (m,), the images whose neighbours are wanted.
         k: how many each gets, if there are so many of other content.
         near: each also gets all that are at least so similar, until k of these have another label.
@@ -92,7 +85,7 @@ def near_threshold(index: VectorIndex, contents: IntArray, rows: IntArray) -> fl
 
     Args:
         index: n images.
-        contents: int64 (n,), as `contents_of` gives it.
+        contents: int64 (n,), as `Records.contents` gives it.
         rows: int64 (m,), one of each content; at most SAMPLE of them are looked at, evenly spread.
 
     Returns:

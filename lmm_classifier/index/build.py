@@ -38,7 +38,7 @@ class BuildOptions:
         max_bad_ratio: share of unreadable images above which the build fails instead of leaving them out.
         search: how the index is to be searched.
         shard_rows: images per shard: what a kill costs at most, and what a worker takes at a time. None
-            means 8192. Another number next time cuts the files anew, without encoding anything again.
+            means SHARD_ROWS. Another number next time cuts the files anew, without encoding anything again.
     """
 
     batch_size: int = 32

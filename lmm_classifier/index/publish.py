@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,13 +130,11 @@ def _searchable(
 
 def same_content(records: Records) -> tuple[int, tuple[tuple[str, ...], ...]]:
     """Images whose bytes an earlier one has too, and groups of paths with one content and several labels."""
-    digests = records.sha256()
-    rows: defaultdict[str, list[int]] = defaultdict(list)
-    for row, digest in enumerate(digests):
-        rows[digest].append(row)
-    groups = [group for group in rows.values() if len(group) > 1]
+    contents = records.contents()
+    ends = np.cumsum(np.bincount(contents))[:-1]
+    groups = [g for g in np.split(np.argsort(contents, kind="stable"), ends) if len(g) > 1]
     conflicts = [group for group in groups if len(set(records.codes[group].tolist())) > 1]
-    paths = tuple(tuple(records[row].path for row in group) for group in conflicts)
+    paths = tuple(tuple(records.paths(group)) for group in conflicts)
     return sum(len(group) - 1 for group in groups), paths
 
 

@@ -76,6 +76,11 @@ class Records:
         digests: list[str] = self._sha256.to_pylist()
         return digests
 
+    def contents(self) -> npt.NDArray[np.int64]:
+        """int64 (n,): two records have the same number when their files are the same byte for byte."""
+        numbers: dict[str, int] = {}
+        return np.asarray([numbers.setdefault(digest, len(numbers)) for digest in self.sha256()], np.int64)
+
     def counts(self) -> dict[str, int]:
         """Label -> number of its records, sorted by label."""
         numbers = np.bincount(self.codes, minlength=len(self.labels)).tolist()

@@ -1,7 +1,7 @@
 """Where a build grows, shard by shard, until it takes the place of the index: `.NAME.partial/` beside it.
 
     .NAME.partial/
-      index/            the index to be: shards, then index.faiss, then the manifest
+      index/            the index to be: shards, then search structures, then the manifest
       journal/          one file per finished shard, written last: what it was made of and the digests
       old/              the former index, for the moment between two renames
 

@@ -12,18 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from shell import run
 from synthetic import COLOURS, picture, write_corpus
-
-
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lmm_classifier", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 def failed_in_one_line(result: subprocess.CompletedProcess[str]) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +16,7 @@ from lmm_classifier.plan import Where
 from lmm_classifier.registry import names
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample
-
-
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lmm_classifier", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+from shell import run
 
 
 @pytest.fixture(scope="module")

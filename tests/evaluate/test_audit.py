@@ -17,7 +17,7 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.evaluate import leave_one_out
 from lmm_classifier.evaluate.audit import Audit, audit_index
 from lmm_classifier.evaluate.audit_page import PER_KIND, write_audit
-from lmm_classifier.evaluate.leave_one_out import contents_of, near_threshold, nearest_others
+from lmm_classifier.evaluate.leave_one_out import near_threshold, nearest_others
 from lmm_classifier.index.engine import ApproximateSearch, tuned
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex
@@ -128,7 +128,7 @@ class TestNeighbours:
     ) -> None:
         monkeypatch.setattr(leave_one_out, "QUERIES", queries)
         index = random_index(factory=factory)
-        contents, k = contents_of(index.records), 6
+        contents, k = index.records.contents(), 6
         vectors = index.vectors.take(np.arange(len(index))).astype(np.float64)
         oracle = NearestNeighbors(n_neighbors=len(index), algorithm="brute", metric="cosine").fit(vectors)
         distances, order = oracle.kneighbors(vectors)
@@ -169,7 +169,7 @@ class TestNeighbours:
 
     def test_the_threshold_is_half_the_usual_distance(self) -> None:
         index = index_of(angles(0, 0, 60, 120), list("abab"), list("xxyz"))
-        contents = contents_of(index.records)
+        contents = index.records.contents()
         threshold = near_threshold(index, contents, np.asarray([0, 2, 3]))
         assert threshold == pytest.approx(1 - 0.5 * (1 - np.cos(np.radians(60))), abs=1e-6)
         same = index_of(angles(5, 5, 5), list("aba"), list("xyz"))

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,11 +157,9 @@ def _wait(environment: dict[str, str], address: str, nodes: int) -> None:
 
 def _kill_session(session: int) -> None:
     for path in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(ProcessLookupError):  # gone meanwhile
             if os.getsid(int(path.name)) == session:
                 os.kill(int(path.name), signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # gone meanwhile
 
 
 def tree(folder: Path) -> dict[str, bytes]:
