@@ -13,7 +13,7 @@ import numpy as np
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.index.calibration import carry_calibration
-from lmm_classifier.index.engine import ApproximateSearch, factory_for, tuned, write_engine
+from lmm_classifier.index.engine import TARGET_RECALL, ApproximateSearch, factory_for, tuned, write_engine
 from lmm_classifier.index.files import FileRecord, is_single_file, replace_file, replace_large_file
 from lmm_classifier.index.manifest import EXACT, EXACTLY, MANIFEST, Manifest, OperatingPoint, Space
 from lmm_classifier.index.npz import write_npz
@@ -43,7 +43,7 @@ class SearchOptions:
     """
 
     factory: str | None = None
-    target_recall: float = 0.99
+    target_recall: float = TARGET_RECALL
 
 
 def publish(

@@ -79,22 +79,25 @@ def test_copies_and_conflicting_labels_are_reported(corpus: Path, tmp_path: Path
     assert report.conflicts == (("blue/wrong.png", "red/1.png"),)
 
 
-def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path) -> None:
-    build(corpus, tmp_path / "undisturbed")
+def dies_in_the_third_shard() -> Disturbed:
+    """An encoder whose memory runs out in its seventh call: two shards of three batches are done."""
     encoder = load_encoder(FAKE)
-    calls = 0
+    calls = iter(range(1, 8))
 
     def dies(images: list[Image.Image]) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls == 7:  # two shards of three batches are done
+        if next(calls) == 7:
             raise ModelError("out of memory")
         return encoder.encode(images)
 
+    return Disturbed(encoder.contract, dies)
+
+
+def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path) -> None:
+    build(corpus, tmp_path / "undisturbed")
     with pytest.raises(ModelError):
         build_index(
             read_corpus(corpus),
-            [Disturbed(encoder.contract, dies)],
+            [dies_in_the_third_shard()],
             tmp_path / "index",
             BuildOptions(batch_size=2),
         )
@@ -106,18 +109,10 @@ def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path)
 
 
 def test_finished_shards_whose_photos_changed_since_are_done_again(corpus: Path, tmp_path: Path) -> None:
-    encoder = load_encoder(FAKE)
-
-    def dies_late(images: list[Image.Image], calls: list[int] = [0]) -> np.ndarray:  # noqa: B006
-        calls[0] += 1
-        if calls[0] == 7:
-            raise ModelError("out of memory")
-        return encoder.encode(images)
-
     with pytest.raises(ModelError):
         build_index(
             read_corpus(corpus),
-            [Disturbed(encoder.contract, dies_late)],
+            [dies_in_the_third_shard()],
             tmp_path / "index",
             BuildOptions(batch_size=2),
         )
