@@ -11,6 +11,7 @@ from typing import TypeVar
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, ImageSource, open_image
+from lmm_classifier.decision.gates import Gates
 from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError
 from lmm_classifier.index.calibration import read_calibration
@@ -65,7 +66,7 @@ class HybridClassifier:
         for step in self.pipeline.steps:
             if not isinstance(step, Rerank):
                 step.load()
-        for embed, retrieve in product(self._steps(Embed), self._steps(Retrieve)):
+        for embed, retrieve in product(self.steps_of(Embed), self.steps_of(Retrieve)):
             retrieve.open(load_encoder(embed.encoder).contract)
 
     def check_index(self) -> None:
@@ -78,9 +79,9 @@ class HybridClassifier:
                 unknowns are allowed, or was calibrated for other settings; or the text prior uses that
                 label, or an encoder that no photo goes through.
         """
-        allow_unknown = any(step.allow_unknown for step in self._steps(OpenSet))
-        families = {step.encoder.family for step in self._steps(Embed)}
-        for step in self._steps(Retrieve):
+        allow_unknown = any(step.allow_unknown for step in self.steps_of(OpenSet))
+        families = {step.encoder.family for step in self.steps_of(Embed)}
+        for step in self.steps_of(Retrieve):
             index = open_index(step.index)
             encoders = encoders_of(step.index)
             if families and not families & {encoder.name for encoder in encoders}:
@@ -109,13 +110,12 @@ class HybridClassifier:
                     f"text_prior has a label named {UNKNOWN!r}, which is reserved: leave it out, or set "
                     "allow_unknown: false"
                 )
-        if (cut := self.thresholds) and cut.source == "calibrated":
-            self._refuse_foreign_calibration()
+        self._refuse_foreign_calibration()
 
     @property
-    def thresholds(self) -> Thresholds | None:
-        """The cuts in force; None when the pipeline has no `open_set` step."""
-        return next((step.thresholds() for step in self._steps(OpenSet)), None)
+    def thresholds(self) -> Thresholds | Gates | None:
+        """The policy in force; None when the pipeline has no `open_set` step."""
+        return next((step.policy() for step in self.steps_of(OpenSet)), None)
 
     @property
     def unanswerable_labels(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class HybridClassifier:
         named = {label for prior in self._text_priors for label in prior.labels or ()}
         return tuple(
             label
-            for step in self._steps(Retrieve)
+            for step in self.steps_of(Retrieve)
             for label in step.labels or ()
             if label not in open_index(step.index).labels and label not in named
         )
@@ -171,37 +171,51 @@ class HybridClassifier:
             open_image(image, target_size=self.pipeline.resolution(), limits=self.limits),
         )
 
-    def _steps(self, kind: type[S]) -> list[S]:
+    def steps_of(self, kind: type[S]) -> list[S]:
+        """The steps of one kind, in order."""
         return [step for step in self.pipeline.steps if isinstance(step, kind)]
 
     @property
     def _text_priors(self) -> list[TextPrior]:
         """Those that take part."""
-        return [step for step in self._steps(TextPrior) if step.weight]
+        return [step for step in self.steps_of(TextPrior) if step.weight]
 
     def _refuse_foreign_calibration(self) -> None:
-        """Thresholds hold for the vote and the text prior they were fitted under, and no other."""
+        """A calibration holds for the neighbours, labels and text prior it was fitted under, and no other."""
         texts: list[tuple[float, float | None]] = [
             (prior.weight, prior.temperature) for prior in self._text_priors
         ]
-        for open_set, retrieve, vote in product(
-            self._steps(OpenSet), self._steps(Retrieve), self._steps(Vote)
-        ):
-            fitted = read_calibration(open_set.calibration) if open_set.calibration else None
+        for vote, retrieve in product(self.steps_of(Vote), self.steps_of(Retrieve)):
+            fitted = read_calibration(vote.calibration) if vote.calibration else None
             if fitted is None:
                 continue
-            used = (retrieve.k, vote.temperature, open_set.min_delta)
-            if used != (fitted.k, fitted.temperature, fitted.min_delta):
+            made = fitted.calibration
+            fitted_texts = [(made.text_weight, made.text_temperature)] if made.text_weight else []
+            differing = {
+                "temperature": (made.head.temperature, vote.temperature or made.head.temperature),
+                "labels": (made.labels, retrieve.labels and tuple(sorted(retrieve.labels))),
+                "text prior": (_prior(fitted_texts), _prior(texts)),
+            }
+            for name, (then, now) in differing.items():
+                if then != now:
+                    raise ConfigError(
+                        f"{vote.calibration} was calibrated with {name} {then}, the settings say {now}: "
+                        "calibrate again, or set both thresholds"
+                    )
+            if retrieve.k < made.depth:
                 raise ConfigError(
-                    f"{open_set.calibration} was calibrated for top_k {fitted.k}, temperature "
-                    f"{fitted.temperature} and min_delta {fitted.min_delta}, the settings say {used[0]}, "
-                    f"{used[1]} and {used[2]}: calibrate again, or set both thresholds"
+                    f"{vote.calibration} was calibrated with {made.depth} neighbours, the settings say top_k "
+                    f"{retrieve.k}: set at least {made.depth}, or calibrate again"
                 )
-            fitted_texts = [(fitted.text_weight, fitted.text_temperature)] if fitted.text_weight else []
-            if texts != fitted_texts:
+            self._refuse_missing_encoders(made.encoders, retrieve.index)
+
+    def _refuse_missing_encoders(self, fingerprints: Sequence[str], index: Path) -> None:
+        families = {step.encoder.family for step in self.steps_of(Embed)}
+        for encoder in encoders_of(index):
+            if encoder.fingerprint in fingerprints and families and encoder.name not in families:
                 raise ConfigError(
-                    f"{open_set.calibration} was calibrated with {_prior(fitted_texts)}, the settings say "
-                    f"{_prior(texts)}: calibrate again, or set both thresholds"
+                    f"{index} was calibrated with encoder {describe_encoder(encoder)}, which no photo goes "
+                    "through: add an `embed` step for it, or calibrate again"
                 )
 
 

@@ -15,8 +15,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lmm_classifier import registry
-from lmm_classifier.decision.policy import DEFAULT_MIN_DELTA
-from lmm_classifier.decision.vote import DEFAULT_TEMPERATURE
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.files import is_single_file
 from lmm_classifier.models.base import ModelSpec
@@ -43,13 +41,14 @@ class _Section(BaseModel):
 class RetrievalSettings(_Section):
     """`retrieval:` where to look, how many neighbours, what the labels' names weigh, and the two cuts.
 
-    Thresholds that are left out come from the index's calibration, else from the documented defaults.
+    Where neither threshold is set, the index's calibration decides, if it has one; what is left out and not
+    calibrated has its documented default (temperature 0.07, thresholds 0.6 and 0.35).
     A `text_weight` above 0 adds the step `text_prior`, with the encoder and the labels of these settings.
     """
 
     index_path: Path
     top_k: TopK = 10
-    temperature: Temperature = DEFAULT_TEMPERATURE
+    temperature: Temperature | None = None
     text_weight: Share = 0.0
     confidence_threshold: Share | None = None
     open_set_threshold: Share | None = None
@@ -68,7 +67,7 @@ class RerankSettings(_Section):
     revision: str = "main"
     device: Device = "auto"
     dtype: Dtype = "auto"
-    min_delta: Share = DEFAULT_MIN_DELTA
+    min_delta: Share | None = None
     max_candidates: Candidates = 5
     max_batch_size: BatchSize = 8
     prompt_template: str = DEFAULT_PROMPT
@@ -203,10 +202,15 @@ def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Fill in what one step takes from another unless it says otherwise.
 
     `text_prior` and `zero_shot` take the encoder of `embed`, `text_prior` index and labels of `retrieve` as
-    well; `open_set` the calibration of that index; `rerank` whether unknowns are allowed from `open_set`.
+    well; `vote` and `open_set` the calibration of that index, `vote` unless `open_set` has a threshold of its
+    own. `rerank` takes from `open_set` whether unknowns are allowed, `open_set` from `rerank` how many
+    candidates.
     """
     linked: list[Mapping[str, Any]] = []
-    inherited: dict[str, dict[str, Any]] = {"text_prior": {}, "open_set": {}, "rerank": {}, "zero_shot": {}}
+    specs = tuple(specs)
+    by_hand = any(_sets_a_threshold(spec.get("open_set")) for spec in specs)
+    inherited: dict[str, dict[str, Any]] = {"vote": {}, "text_prior": {}, "rerank": {}, "zero_shot": {}}
+    inherited["open_set"] = _given(specs, "rerank", "max_candidates")
     for spec in specs:
         options: dict[str, Any] = {}
         for name, given in spec.items():
@@ -221,10 +225,26 @@ def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         index = options.get("retrieve", {}).get("index")
         if isinstance(index, str | Path) and not is_single_file(Path(index)):
             inherited["open_set"]["calibration"] = index
+            if not by_hand:
+                inherited["vote"]["calibration"] = index
         if "allow_unknown" in options.get("open_set", {}):
             inherited["rerank"]["allow_unknown"] = options["open_set"]["allow_unknown"]
         linked.append(options)
     return linked
+
+
+def _given(specs: Iterable[Mapping[str, Any]], step: str, option: str) -> dict[str, Any]:
+    """The option of that step, wherever it stands, where it is given."""
+    for spec in specs:
+        options = spec.get(step)
+        if isinstance(options, Mapping) and option in options:
+            return {option: options[option]}
+    return {}
+
+
+def _sets_a_threshold(open_set: Any) -> bool:
+    keys = ("confidence_threshold", "open_set_threshold")
+    return isinstance(open_set, Mapping) and any(open_set.get(key) is not None for key in keys)
 
 
 def _step(spec: Mapping[str, Any]) -> Step:

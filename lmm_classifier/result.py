@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmm_classifier.decision.policy import Thresholds, weigh
-from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Status, required
+from lmm_classifier.decision.gates import Gates
+from lmm_classifier.decision.policy import Thresholds
+from lmm_classifier.types import UNKNOWN, Choice, Route, Sample, Scores, Status, required
+
+CANDIDATES = 20  # as many as a reranker can be shown: a calibrated vote gives every label something
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,15 @@ class Classification:
         reason: one sentence with the numbers that decided.
         degraded: why a stage that should have taken part could not; None when all did.
         retrieval_label: the answer without the reranker.
-        closeness: sum of the evidence, in [0, 1]: how known the image looks. Without `text_prior` the
-            weighted mean similarity to the neighbours.
-        candidates: best first by evidence.
+        closeness: how known the image looks, in [0, 1]. With a calibration, the probability of being known
+            were known and held-out labels equally common; else the sum of the evidence, which without
+            `text_prior` is the weighted mean similarity to the neighbours.
+        route: where the policy sent the image: accept, unknown, rerank or review.
+        possible: with a calibration, the labels that remain possible, best first; "unknown" may be one.
+        p_value: with a calibration, the share of known images that look at most as known.
+        candidates: best first by evidence, at most CANDIDATES.
         neighbours: nearest first; none has the label of an answer that rests on its name alone.
-        thresholds: the cuts in force; None when the pipeline has no `open_set` step.
+        thresholds: the policy in force; None when the pipeline has no `open_set` step.
         timings: step -> seconds, this image's share of its batch.
     """
 
@@ -69,15 +76,18 @@ class Classification:
     closeness: float
     candidates: tuple[Candidate, ...]
     neighbours: tuple[Neighbour, ...]
-    thresholds: Thresholds | None
+    thresholds: Thresholds | Gates | None
     timings: Mapping[str, float]
+    route: Route | None = None
+    possible: tuple[str, ...] = ()
+    p_value: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types."""
         return {**asdict(self), "timings": dict(self.timings)}
 
 
-def summarise(sample: Sample, thresholds: Thresholds | None) -> Classification:
+def summarise(sample: Sample, thresholds: Thresholds | Gates | None) -> Classification:
     """View the whole-image region of a finished sample as a Classification."""
     verdict = required(sample.verdicts)[0]
     scores, neighbours = required(sample.scores), required(sample.neighbours)
@@ -96,17 +106,20 @@ def summarise(sample: Sample, thresholds: Thresholds | None) -> Classification:
         reason=verdict.reason,
         degraded=verdict.degraded,
         retrieval_label=UNKNOWN if unknown_by_retrieval else best_known,
-        closeness=weigh(scores.values[0]).closeness,
+        closeness=float(scores.closeness[0]),
         candidates=candidates,
         neighbours=tuple(Neighbour(*item) for item in near),
         thresholds=thresholds,
         timings=dict(sample.timings),
+        route=verdict.route,
+        possible=verdict.candidates,
+        p_value=verdict.p_value,
     )
 
 
 def _candidates(scores: Scores, choice: Choice | None) -> tuple[Candidate, ...]:
     probabilities = choice.probabilities if choice else {}
     evidence = dict(zip(scores.labels, scores.values[0].tolist(), strict=True))
-    ranked = sorted(evidence, key=lambda label: -evidence[label])
-    offered = [label for label in probabilities if label not in evidence]
+    ranked = sorted(evidence, key=lambda label: -evidence[label])[:CANDIDATES]
+    offered = [label for label in probabilities if label not in ranked]
     return tuple(Candidate(x, evidence.get(x, 0.0), probabilities.get(x)) for x in (*ranked, *offered))

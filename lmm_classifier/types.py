@@ -27,10 +27,12 @@ import numpy.typing as npt
 from PIL import Image
 
 FloatArray = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 Status = Literal["known", "uncertain", "unknown"]
+Route = Literal["accept", "unknown", "rerank", "review"]
 T = TypeVar("T")
 
 PADDING = (124, 116, 104)
@@ -173,16 +175,31 @@ class Scores:
         values: float32 (r, c) in [0, 1]: share of the vote times the similarity behind it. A row sums to
             the weighted mean similarity of the region's neighbours, so the sum, in [0, 1], says how close
             the corpus is and the entries say how that closeness is shared out. `text_prior` keeps this,
-            and counts labels without images as near as their names fit.
+            and counts labels without images as near as their names fit. Of a calibrated vote:
+            probabilities, which sum to 1 and say nothing of closeness.
+        known: float32 (r,) in [0, 1], how known each region looks; None where the sum of its values says it.
     """
 
     labels: tuple[str, ...]
     values: FloatArray
+    known: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.shape[1] != len(self.labels):
             raise ValueError(f"values must be (r, {len(self.labels)}), got {self.values.shape}")
         self.values.setflags(write=False)
+        if self.known is not None:
+            if self.known.shape != self.values.shape[:1]:
+                raise ValueError(f"known must be ({len(self.values)},), got {self.known.shape}")
+            self.known.setflags(write=False)
+
+    @property
+    def closeness(self) -> FloatArray:
+        """float32 (r,) in [0, 1]: `known`, or the sum of the values."""
+        if self.known is not None:
+            return self.known
+        total = self.values.sum(axis=1, dtype=np.float64).clip(0, 1)  # rounding may carry it past 1
+        return np.asarray(total, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +214,10 @@ class Verdict:
         decided_by: name of the step that made this decision.
         reason: one sentence with the numbers that decided.
         degraded: why a stage that should have taken part could not; None when all did.
+        route: where the policy sent the region: to its answer, or to a reranker, or to a person.
+        candidates: with a calibration the labels that remain possible, best first, UNKNOWN among them where
+            it does; empty without one.
+        p_value: with a calibration the share of known images that look at most as known, in (0, 1].
     """
 
     status: Status
@@ -205,6 +226,9 @@ class Verdict:
     decided_by: str
     reason: str
     degraded: str | None = None
+    route: Route | None = None
+    candidates: tuple[str, ...] = ()
+    p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fitted import write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError, ModelError
-from lmm_classifier.index.calibration import Calibration, write_calibration
-from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.result import Classification
@@ -204,35 +202,33 @@ def test_a_label_without_a_majority_stays_uncertain(index: Path) -> None:
 
 def test_a_calibration_for_other_settings_is_refused(index: Path, tmp_path: Path) -> None:
     shutil.copytree(index, tmp_path / "index")
-    digest = read_manifest(index).digest
-    fitted = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
-    write_calibration(tmp_path / "index", fitted)
+    write_fitted(tmp_path / "index")
     unset = {"confidence_threshold": None, "open_set_threshold": None}
     classifier(tmp_path / "index", retrieval=unset).check_index()
-    with pytest.raises(ConfigError, match="was calibrated for top_k 10.*the settings say 5"):
+    with pytest.raises(ConfigError, match="was calibrated with 10 neighbours, the settings say top_k 5"):
         classifier(tmp_path / "index", retrieval={**unset, "top_k": 5}).check_index()
     classifier(tmp_path / "index", retrieval={"top_k": 5}).check_index()  # both thresholds are set
 
 
 def test_a_calibration_holds_with_its_text_prior_and_no_other(index: Path, tmp_path: Path) -> None:
     shutil.copytree(index, tmp_path / "index")
-    digest = read_manifest(index).digest
-    without = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
     unset = {"confidence_threshold": None, "open_set_threshold": None}
     off, on = ({**unset, "text_weight": weight} for weight in (0.0, 0.3))
-    write_calibration(tmp_path / "index", without)
+    write_fitted(tmp_path / "index")
     classifier(tmp_path / "index", retrieval=off).check_index()
     with pytest.raises(
-        ConfigError, match=r"with text weight 0, .* say text weight 0\.3 \(temperature 0\.01\)"
+        ConfigError, match=r"with text prior text weight 0, .* say text weight 0\.3 \(temperature 0\.01\)"
     ):
         classifier(tmp_path / "index", retrieval=on).check_index()
-    write_calibration(tmp_path / "index", replace(without, text_weight=0.3, text_temperature=0.01))
+    write_fitted(tmp_path / "index", text_weight=0.3, text_temperature=0.01)
     classifier(tmp_path / "index", retrieval=on).check_index()
     classifier(tmp_path / "index", retrieval={"text_weight": 0.2}).check_index()  # both thresholds are set
     for other in (off, {**unset, "text_weight": 0.2}):
-        with pytest.raises(ConfigError, match=r"with text weight 0\.3 .*, the settings say text weight 0"):
+        with pytest.raises(
+            ConfigError, match=r"with text prior text weight 0\.3 .*, the settings say text weight 0"
+        ):
             classifier(tmp_path / "index", retrieval=other).check_index()
-    write_calibration(tmp_path / "index", replace(without, text_weight=0.3, text_temperature=0.02))
+    write_fitted(tmp_path / "index", text_weight=0.3, text_temperature=0.02)
     with pytest.raises(ConfigError, match=r"temperature 0\.02\), the settings"):
         classifier(tmp_path / "index", retrieval=on).check_index()
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from lmm_classifier.config import PipelineConfig
+from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
+from lmm_classifier.steps.vote import Vote
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +104,9 @@ def test_bad_settings_get_one_line(tmp_path: Path, text: str, message: str) -> N
 
 def test_wiring_is_checked_before_anything_is_opened(tmp_path: Path) -> None:
     config = PipelineConfig.from_yaml(written(tmp_path, "pipeline: [{vote: {}}]"))
-    with pytest.raises(ConfigError, match="'vote' needs neighbours, which no earlier step provides"):
+    with pytest.raises(
+        ConfigError, match="'vote' needs embeddings, neighbours, which no earlier step provides"
+    ):
         config.build()
 
 
@@ -201,7 +205,8 @@ def test_documented_defaults() -> None:
     assert isinstance(rerank, Rerank)
     assert (retrieve.k, rerank.max_batch_size) == (10, 8)
     assert (rerank.model.family, rerank.model.weights) == ("qwen-vl", "Qwen/Qwen2-VL-7B-Instruct")
-    bare = OpenSet().thresholds()
+    bare = OpenSet().policy()
+    assert isinstance(bare, Thresholds)
     assert (bare.confidence, bare.open_set, bare.min_delta, bare.source) == (0.6, 0.35, 0.05, "default")
     assert isinstance(open_set, OpenSet)
     assert open_set.allow_unknown
@@ -210,7 +215,7 @@ def test_documented_defaults() -> None:
 @pytest.mark.parametrize("options", [{"open_set_threshold": 0.9}, {"confidence_threshold": 0.2}])
 def test_one_threshold_may_not_contradict_the_default_of_the_other(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="one of them is a default: set both"):
-        OpenSet(**options).thresholds()
+        OpenSet(**options).policy()
 
 
 def test_the_long_form_links_its_steps_as_the_short_form_does() -> None:
@@ -223,9 +228,9 @@ def test_the_long_form_links_its_steps_as_the_short_form_does() -> None:
             {"rerank": {"model": {"family": "fake"}}},
         )
     )
-    _, _, text_prior, open_set, rerank = long.steps()
+    _, vote, text_prior, open_set, rerank = long.steps()
     assert text_prior == TextPrior(encoder=ModelSpec("fake"), index=Path("idx"), weight=0.2, labels=("a",))
     assert isinstance(open_set, OpenSet)
     assert isinstance(rerank, Rerank)
-    assert open_set.calibration == Path("idx")
+    assert (vote, open_set.calibration) == (Vote(calibration=Path("idx")), Path("idx"))
     assert not rerank.allow_unknown

@@ -28,8 +28,7 @@ def check(path: Annotated[Path, typer.Argument(help="YAML file.")]) -> int:
     classifier.check_index()
     typer.echo(f"# {printable(str(path))}: " + " -> ".join(step.name for step in classifier.pipeline.steps))
     if cut := classifier.thresholds:
-        cuts = f"confidence {cut.confidence:.3f}, open set {cut.open_set:.3f}"
-        typer.echo(f"# thresholds: {cuts} ({cut.source})")
+        typer.echo(f"# thresholds: {cut.describe()} ({cut.source})")
     typer.echo(classifier.config.to_yaml(), nl=False)
     unanswerable = classifier.unanswerable_labels
     warn_of_unanswerable(unanswerable)

@@ -32,7 +32,8 @@ def info(
 
     spaces = [open_index(path, encoder) for encoder in encoders_of(path)]
     folder = path if path.is_dir() else None
-    calibration = read_calibration(folder) if folder else None
+    fitted = read_calibration(folder) if folder else None
+    calibration = fitted.calibration if fitted else None
     skipped = read_failures(folder, read_manifest(folder).files) if folder else ()
     latency = read_latency(folder) if folder else {}
     counts = spaces[0].records.counts()
@@ -53,9 +54,8 @@ def info(
         typer.echo(f"search: {_search(space, latency)}")
     if calibration:
         typer.echo(
-            f"calibration: confidence {calibration.confidence_threshold:.3f}, "
-            f"open set {calibration.open_set_threshold:.3f}, "
-            f"fitted on {calibration.n_images} images, {calibration.created}"
+            f"calibration: {printable(calibration.target)}; fitted on "
+            f"{calibration.n_held_out or calibration.n_images} images, {calibration.created}"
         )
     else:
         typer.echo("calibration: none")

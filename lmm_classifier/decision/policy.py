@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from lmm_classifier.types import FloatArray, Status
+from lmm_classifier.types import FloatArray, Route, Status
 
-# The documented defaults of the hand-set thresholds; a calibration replaces them.
+# The documented defaults of the hand-set thresholds; a calibration replaces thresholds and policy.
 DEFAULT_CONFIDENCE = 0.6
 DEFAULT_OPEN_SET = 0.35
 DEFAULT_MIN_DELTA = 0.05
 
-Source = Literal["configured", "calibrated", "default"]
+ROUTE: Mapping[Status, Route] = {"known": "accept", "uncertain": "rerank", "unknown": "unknown"}
+Source = Literal["configured", "default"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Thresholds:
         open_set: closeness to the corpus (sum of the evidence) below which an image is unknown.
         min_delta: lead the best label needs over the second.
         allow_unknown: False means closed set: every image gets a label.
-        source: where `confidence` and `open_set` come from.
+        source: whether `confidence` and `open_set` were set by hand, at least one of them.
     """
 
     confidence: float = DEFAULT_CONFIDENCE
@@ -34,6 +36,10 @@ class Thresholds:
     min_delta: float = DEFAULT_MIN_DELTA
     allow_unknown: bool = True
     source: Source = "default"
+
+    def describe(self) -> str:
+        """The cuts in a few words."""
+        return f"confidence {self.confidence:.3f}, open set {self.open_set:.3f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Evidence:
         best: column of the best label; ties go to the first in alphabetical order. -1 without labels.
         score: evidence for it.
         lead: how far ahead of the second it is; all of `score` where there is no second.
-        closeness: sum over labels, in [0, 1].
+        closeness: how known it looks, in [0, 1].
     """
 
     best: int
@@ -53,13 +59,12 @@ class Evidence:
     closeness: float
 
 
-def weigh(row: FloatArray) -> Evidence:
-    """Sum up one row of `Scores.values`, float32 (c,)."""
+def weigh(row: FloatArray, closeness: float) -> Evidence:
+    """Sum up one row of `Scores.values`, float32 (c,), and of `Scores.closeness`."""
     if not row.size:
         return Evidence(-1, 0.0, 0.0, 0.0)
     best = int(np.argmax(row))
     second = float(np.delete(row, best).max(initial=0.0))
-    closeness = min(1.0, float(row.sum(dtype=np.float64)))  # rounding may carry it past 1
     return Evidence(best, float(row[best]), float(row[best]) - second, closeness)
 
 

@@ -50,7 +50,9 @@ def with_text_prior(
     fixed cut would let all pass, a fitted one move along.) A label without images has no closeness that
     could speak against it, and takes its share in full. If q is the probability of all labels without
     images, the sum becomes s + w q (1 - s): in [0, 1], never below s, and s itself where every label has
-    images. A photo that is far from all images is thus near if a name alone explains it.
+    images. Where a calibration says how known a photo looks, that is lifted in the same way, and the values,
+    which sum to 1, stay probabilities. A photo that is far from all images is thus near if a name alone
+    explains it.
 
     Args:
         scores: of the vote, values (r, c).
@@ -68,6 +70,10 @@ def with_text_prior(
     vote[:, [column[name] for name in scores.labels]] = scores.values
     text[:, [column[name] for name in labels]] = probabilities
     pictured = np.asarray([name in with_images for name in names])
-    closeness = vote.sum(axis=1, keepdims=True).clip(0, 1)  # (r, 1); rounding may carry it past 1
-    values = (1 - weight) * vote + weight * text * np.where(pictured, closeness, 1.0)
-    return Scores(tuple(names), values.clip(0, 1).astype(np.float32))
+    total = vote.sum(axis=1, keepdims=True).clip(0, 1)  # (r, 1); rounding may carry it past 1
+    values = (1 - weight) * vote + weight * text * np.where(pictured, total, 1.0)
+    known = scores.known
+    if known is not None:
+        by_name_alone = text[:, ~pictured].sum(axis=1)
+        known = (known + weight * by_name_alone * (1 - known)).astype(np.float32)
+    return Scores(tuple(names), values.clip(0, 1).astype(np.float32), known)

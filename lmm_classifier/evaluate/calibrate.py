@@ -1,139 +1,263 @@
-"""Fit the two thresholds on labelled images that are in no index."""
+"""Fit the decision for an index: head, novelty score and gates.
+
+Everything is chosen on the index itself, rehearsed; the cuts also on held-out images, where there are some.
+Nothing else can be handed in, so images that are kept for an evaluation cannot be seen.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import load_image_file
-from lmm_classifier.decision.policy import Evidence, weigh
-from lmm_classifier.decision.text_prior import DEFAULT_TEXT_TEMPERATURE
+from lmm_classifier.decision.decider import Decider, encoders_needed
+from lmm_classifier.decision.gates import Gates, route
+from lmm_classifier.decision.heads import FUSION, HEADS, Queries, head_probabilities
+from lmm_classifier.decision.novelty import SCORES
+from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
+from lmm_classifier.evaluate.leave_one_out import near_threshold
+from lmm_classifier.evaluate.rehearsal import LEAST_IMAGES, Part, Rehearsal, rehearse
+from lmm_classifier.evaluate.target import Calibrated, Target, fit_gates
+from lmm_classifier.evaluate.tuning import LEARNED, choose_head, choose_novelty
 from lmm_classifier.index.calibration import Calibration, write_calibration
 from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.manifest import read_manifest
-from lmm_classifier.index.search import open_index
+from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
+from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.types import Sample, required
-
-MIN_IMAGES = 20  # below this, a 5 % quantile is the lowest value, whatever it is
-EVIDENCE_STEPS = ("embed", "retrieve", "vote", "text_prior")
+from lmm_classifier.registry import did_you_mean
+from lmm_classifier.steps.embed import Embed
+from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.steps.text_prior import TextPrior
+from lmm_classifier.steps.vote import Vote
+from lmm_classifier.types import Float64Array, FloatArray, IntArray, Sample, Scores, required
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Evidence for one held-out image, and whether its best label is the right one."""
+class _Corner:
+    """The steps of a classifier that a calibration is made for."""
 
-    evidence: Evidence
-    right: bool
+    retrieve: Retrieve
+    vote: Vote
+    prior: TextPrior | None
+    families: frozenset[str]
 
 
 def calibrate(
     classifier: HybridClassifier,
-    held_out: Corpus,
+    target: Target | None = None,
     *,
-    keep_known: float = 0.95,
-    precision: float = 0.99,
-    second_look: float = 0.25,
+    held_out: Corpus | None = None,
+    head: str | None = None,
+    score: str | None = None,
+    seed: int = 0,
 ) -> tuple[Calibration, tuple[SkippedFile, ...]]:
-    """Fit thresholds for a classifier's index and store them in the index folder.
+    """Fit the decision for a classifier's index and store it in the index folder.
+
+    No model is opened but for the text prior, and for held-out images.
 
     Args:
-        classifier: in the documented short form, with an index folder.
-        held_out: labelled images of known labels, none of them in the index.
-        keep_known: share of known images that must not be called unknown.
-        precision: share of confident answers that must be right.
-        second_look: share of known images, those with the least evidence, that are uncertain even where
-            `precision` would not ask for it. Unknown images are not there to fit on, and most of those
-            that resemble a label have less evidence for it than its own images.
+        classifier: its index, closed list of labels, top_k and text prior are what is calibrated for.
+        target: what to deliver; None asks for the defaults.
+        held_out: labelled images of known labels, none of them in the index; the cuts are fitted on them
+            instead of on rehearsed ones.
+        head: "knn", "prototype", "gda" or "fusion"; None chooses the one with the lowest log loss.
+        score: a name of `decision.novelty.SCORES`, or "combination"; None chooses by AUROC.
+        seed: of the rehearsal.
 
     Returns:
-        The calibration, and the images that could not be read.
+        The calibration, and the held-out images that could not be read.
 
     Raises:
-        ConfigError: a target outside (0, 1), or a classifier without an index folder.
-        CorpusError: too few images, images of the index among them, or labels it does not have.
+        ConfigError: an unknown head or score, an impossible target, or a classifier without an index folder.
+        CorpusError: too few images, or held-out images that are in the index or have labels it lacks.
     """
-    for name, target in (("keep_known", keep_known), ("precision", precision), ("second_look", second_look)):
-        if not 0 < target < 1:
-            raise ConfigError(f"{name} must lie between 0 and 1, got {target}")
-    retrieval = classifier.config.retrieval
-    if retrieval is None or is_single_file(retrieval.index_path):
-        raise ConfigError("calibration is kept in an index folder; set retrieval.index_path to one")
-    judged, skipped = _judge(classifier, held_out)
-    if len(judged) < MIN_IMAGES:
-        raise CorpusError(
-            f"{held_out.root}: {len(judged)} readable images; calibration needs at least {MIN_IMAGES}"
-        )
-    min_delta = classifier.config.rerank.min_delta
-    open_set = fit_cut([j.evidence.closeness for j in judged], keep_known)
-    sure = fit_cut([j.evidence.score for j in judged], 1 - second_look)
+    target = target or Target()
+    for name, known_names in ((head, (*HEADS, FUSION)), (score, (*SCORES, LEARNED))):
+        if name is not None and name not in known_names:
+            raise ConfigError(f"unknown head or score {name!r}{did_you_mean(name, known_names)}")
+    corner = _corner(classifier)
+    folder = corner.retrieve.index
+    spaces = _spaces(corner)
+    index, rows = spaces[0], spaces[0].records.rows_of(corner.retrieve.labels or spaces[0].labels)
+    if not rows.size:
+        raise ConfigError(f"{folder} has none of the configured labels; it has {', '.join(index.labels)}")
+    rehearsal = _rehearsed(spaces, rows, corner.retrieve.k, seed)
+    settings, heads = choose_head(rehearsal, len(spaces), head, corner.vote.temperature)
+    novelty = choose_novelty(rehearsal, settings, len(spaces), score)
+    used = encoders_needed([*settings.weights, *novelty.combination.names])
+    decider = Decider(
+        tuple(_reference(space, rows) for space in spaces[:used]),
+        settings,
+        rehearsal.depth,
+        novelty.combination,
+        np.sort(novelty.known),
+    )
+    asked = spaces[0].vectors.take(rows[rehearsal.rows])
+    known = _mixed(corner, index.labels, _head(rehearsal, rehearsal.known, decider), novelty.known, asked)
+    truths, digests, skipped = rehearsal.truths, frozenset[str](), tuple[SkippedFile, ...]()
+    if held_out is not None:
+        known, truths, digests, skipped = _held_out(classifier, corner, decider, index, held_out)
+        decider = replace(decider, calibrated=np.sort(known.closeness.astype(np.float64)))
+    seen = Calibrated(
+        known.closeness.astype(np.float64),
+        known.values.argmax(axis=1),
+        known.values[np.arange(len(truths)), truths].astype(np.float64),
+        novelty.unknown,
+    )
+    gates = fit_gates(seen, target, index.labels)
+    unknown = _mixed(
+        corner, index.labels, _head(rehearsal, rehearsal.unknown, decider), novelty.unknown, asked
+    )
     calibration = Calibration(
-        confidence_threshold=max(open_set, sure, fit_confidence(judged, precision, min_delta)),
-        open_set_threshold=open_set,
-        keep_known=keep_known,
-        precision=precision,
-        second_look=second_look,
-        k=retrieval.top_k,
-        temperature=retrieval.temperature,
-        min_delta=min_delta,
-        n_images=len(judged),
-        index_digest=read_manifest(retrieval.index_path).digest,
+        gates=gates,
+        head=settings,
+        novelty=novelty.combination,
+        depth=rehearsal.depth,
+        labels=corner.retrieve.labels and tuple(sorted(corner.retrieve.labels)),
+        text_weight=corner.prior.weight if corner.prior else 0.0,
+        text_temperature=corner.prior.temperature if corner.prior else None,
+        target=str(target),
+        n_images=len(rehearsal.rows),
+        n_held_out=len(digests),
+        seed=seed,
+        heads={name: asdict(result) for name, result in heads.items()},
+        auroc=novelty.auroc,
+        expected=_expected(known, gates),
+        expected_unknown=_expected(unknown, gates),
+        encoders=tuple(space.encoder.fingerprint for space in spaces[:used]),
+        index_digest=read_manifest(folder).digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        text_weight=retrieval.text_weight,
-        text_temperature=DEFAULT_TEXT_TEMPERATURE if retrieval.text_weight else None,
     )
-    write_calibration(retrieval.index_path, calibration)
-    return calibration, skipped
+    return write_calibration(folder, calibration, decider, digests), skipped
 
 
-def fit_cut(values: Sequence[float], keep: float) -> float:
-    """The largest cut that at least a share `keep` of these values reach."""
-    ordered: NDArray[np.float64] = np.sort(np.asarray(values, np.float64))
-    may_fail = int(np.floor(len(ordered) * (1 - keep) + 1e-9))
-    return float(np.clip(ordered[may_fail], 0, 1))
+def _corner(classifier: HybridClassifier) -> _Corner:
+    retrieve, vote = classifier.steps_of(Retrieve), classifier.steps_of(Vote)
+    if len(retrieve) != 1 or len(vote) != 1:
+        raise ConfigError("calibration needs a pipeline with one `retrieve` and one `vote`")
+    if is_single_file(retrieve[0].index):
+        raise ConfigError("calibration is kept in an index folder; set retrieval.index_path to one")
+    priors = [prior for prior in classifier.steps_of(TextPrior) if prior.weight]
+    families = frozenset(step.encoder.family for step in classifier.steps_of(Embed))
+    return _Corner(retrieve[0], vote[0], priors[0] if priors else None, families)
 
 
-def fit_confidence(judged: Sequence[Judged], precision: float, min_delta: float) -> float:
-    """The smallest cut at which the images that pass it are right at the asked precision.
+def _spaces(corner: _Corner) -> list[VectorIndex]:
+    """The spaces of the index whose encoders photos go through; the first is searched."""
+    path = corner.retrieve.index
+    used = [contract for contract in encoders_of(path) if contract.name in corner.families]
+    if not used:
+        raise ConfigError(
+            f"{path} was built by {', '.join(c.name for c in encoders_of(path))}, the settings say "
+            f"{', '.join(sorted(corner.families)) or 'none'}; set `encoder` to match"
+        )
+    return [open_index(path, contract) for contract in used]
 
-    Images whose lead is below `min_delta` are uncertain whatever the cut, and left out. Where no cut
-    is good enough, 1: every image is uncertain.
-    """
-    passing = sorted(
-        ((j.evidence.score, j.right) for j in judged if j.evidence.lead >= min_delta), reverse=True
+
+def _rehearsed(spaces: Sequence[VectorIndex], rows: IntArray, depth: int, seed: int) -> Rehearsal:
+    index = spaces[0]
+    contents = index.records.contents()[rows]
+    _, first = np.unique(contents, return_index=True)
+    near = near_threshold(index, index.records.contents(), rows[first])
+    codes = index.records.codes[rows].astype(np.int64)
+    return rehearse(
+        [_of_rows(space, rows) for space in spaces],
+        codes,
+        contents,
+        labels=len(index.labels),
+        near=1.0 if near is None else near,
+        depth=min(depth, len(rows) - 1),
+        seed=seed,
     )
-    cut, right = 1.0, 0
-    for n, (score, is_right) in enumerate(passing, start=1):
-        right += is_right
-        tied_with_next = n < len(passing) and passing[n][0] == score
-        if not tied_with_next and right >= precision * n:
-            cut = score
-    return float(np.clip(cut, 0, 1))
 
 
-def _judge(classifier: HybridClassifier, held_out: Corpus) -> tuple[list[Judged], tuple[SkippedFile, ...]]:
-    steps = tuple(step for step in classifier.pipeline.steps if step.name in EVIDENCE_STEPS)
+def _of_rows(space: VectorIndex, rows: IntArray) -> Vectors:
+    if len(rows) == len(space):
+        return space.vectors
+    return Vectors([space.vectors.take(rows)], space.encoder.dim)
+
+
+def _reference(space: VectorIndex, rows: IntArray) -> Reference:
+    codes = space.records.codes.astype(np.int64)
+    wanted = np.zeros(len(space), bool)
+    wanted[rows] = True
+    moments = Moments.of(space.vectors.blocks(codes, wanted), len(space.labels), space.encoder.dim)
+    return fit_reference(moments)
+
+
+def _head(rehearsal: Rehearsal, parts: Sequence[Part], decider: Decider) -> FloatArray:
+    """Probabilities (m, c) of the chosen head; (0, c) where nothing was rehearsed."""
+    if not parts:
+        return np.empty((0, len(rehearsal.counts)), np.float32)
+    return rehearsal.gather(
+        parts, lambda part: head_probabilities(part.queries, part.references, decider.settings)
+    )
+
+
+def _mixed(
+    corner: _Corner,
+    labels: tuple[str, ...],
+    probabilities: FloatArray,
+    known: Float64Array,
+    vectors: FloatArray,
+) -> Scores:
+    """The scores that the steps up to `open_set` would give."""
+    scores = Scores(labels, probabilities, known.astype(np.float32))
+    return corner.prior.mixed(scores, vectors) if corner.prior and len(probabilities) else scores
+
+
+def _expected(scores: Scores, gates: Gates) -> dict[str, float]:
+    counts = Counter(routed.route for routed in route(scores, gates)) if len(scores.values) else Counter()
+    return {name: count / len(scores.values) for name, count in sorted(counts.items())}
+
+
+def _held_out(
+    classifier: HybridClassifier, corner: _Corner, decider: Decider, index: VectorIndex, held_out: Corpus
+) -> tuple[Scores, IntArray, frozenset[str], tuple[SkippedFile, ...]]:
+    """Scores and true columns of images outside the index, their digests, and what could not be read."""
     skipped: list[SkippedFile] = []
-    judged = []
-    samples = _samples(classifier, held_out, skipped)
-    for sample in Pipeline(steps, classifier.pipeline.batch_size).run(samples):
-        scores = required(sample.scores)
-        evidence = weigh(scores.values[0])
-        label = scores.labels[evidence.best] if evidence.best >= 0 else None
-        judged.append(Judged(evidence, label == sample.truth))
-    return judged, tuple(skipped)
+    digests: set[str] = set()
+    steps = tuple(step for step in classifier.pipeline.steps if step.name in {"embed", "retrieve"})
+    samples = list(
+        Pipeline(steps, classifier.pipeline.batch_size).run(
+            _samples(classifier, held_out, index, skipped, digests)
+        )
+    )
+    if len(samples) < LEAST_IMAGES:
+        raise CorpusError(
+            f"{held_out.root}: {len(samples)} readable images; calibration needs at least {LEAST_IMAGES}"
+        )
+    vectors = tuple(
+        np.concatenate([sample.embeddings[contract.fingerprint] for sample in samples])
+        for contract in encoders_of(corner.retrieve.index)
+        if contract.fingerprint in samples[0].embeddings
+    )
+    near = [required(sample.neighbours) for sample in samples]
+    rows = np.concatenate([neighbours.rows for neighbours in near])
+    codes = np.where(rows >= 0, index.records.codes[rows], -1).astype(np.int64)
+    similarity = np.concatenate([neighbours.similarity for neighbours in near])
+    decided = decider.decide(Queries(vectors, similarity, codes))
+    scores = _mixed(corner, index.labels, decided.probabilities, decided.known, vectors[0])
+    truths = np.asarray([index.labels.index(required(sample.truth)) for sample in samples], np.int64)
+    return scores, truths, frozenset(digests), tuple(skipped)
 
 
-def _samples(classifier: HybridClassifier, held_out: Corpus, skipped: list[SkippedFile]) -> Iterator[Sample]:
+def _samples(
+    classifier: HybridClassifier,
+    held_out: Corpus,
+    index: VectorIndex,
+    skipped: list[SkippedFile],
+    digests: set[str],
+) -> Iterator[Sample]:
     """Open the held-out images one after the other, refusing those that would teach nothing."""
-    index = open_index(required(classifier.config.retrieval).index_path)
     if strangers := sorted(set(held_out.labels) - set(index.labels)):
         raise CorpusError(
             f"{held_out.root}: the index has no label {', '.join(map(repr, strangers[:3]))}; thresholds are "
@@ -152,4 +276,5 @@ def _samples(classifier: HybridClassifier, held_out: Corpus, skipped: list[Skipp
                 f"{held_out.root}: {item.path} is in the index too, as {indexed[loaded.sha256]}; thresholds "
                 "fitted on indexed images would be too high"
             )
+        digests.add(loaded.sha256)
         yield Sample.from_image(item.path, loaded.image, truth=item.label)

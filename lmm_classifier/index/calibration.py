@@ -1,20 +1,36 @@
-"""calibration.json: thresholds fitted on held-out images, kept beside the index they were fitted for."""
+"""calibration.json and its arrays: the decision fitted for an index, kept beside it.
+
+The arrays lie in a file named after its content, which is written before the document that names it: a crash
+leaves the old calibration or the new one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import hashlib
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
+from lmm_classifier.decision.decider import Decider
+from lmm_classifier.decision.gates import Gates
+from lmm_classifier.decision.heads import HeadSettings
+from lmm_classifier.decision.novelty import Combination
+from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import replace_file
+from lmm_classifier.index.files import FileRecord, explained, read_verified, replace_file
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.sealed import seal, unseal
 
 CALIBRATION = "calibration.json"
-SCHEMA_VERSION = 2  # 1 had no digest of its own
+ARRAYS = "calibration-{}.npz"
+SCHEMA_VERSION = 3  # 2 knew two thresholds on the evidence of the vote
+NOT_WRITTEN = FileRecord("", 0, 0)
 REMEDY = "delete it or calibrate again"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -22,41 +38,76 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Thresholds, and everything that makes them valid.
+    """What was chosen and fitted, and everything that makes it valid.
 
     Attributes:
-        confidence_threshold, open_set_threshold: on the scale of `Scores.values`.
-        keep_known: share of known images that `open_set_threshold` was fitted to keep.
-        precision: share of right answers that `confidence_threshold` was fitted for.
-        second_look: share of known images that `confidence_threshold` was allowed to call uncertain.
-        k, temperature, min_delta: settings of retrieval and vote they were fitted under.
-        text_weight: of the text prior they were fitted with; 0 without one.
+        gates: the cuts.
+        head: how the label is decided.
+        novelty: how known an image looks.
+        depth: neighbours looked at.
+        labels: the closed list of labels it was fitted for; None means all of the index.
+        text_weight: of the text prior it was fitted with; 0 without one.
         text_temperature: of that prior; None without one.
-        n_images: held-out images they were fitted on.
-        index_digest: state of the index they were fitted for.
+        target: in words, what was asked for.
+        n_images: images of the index that were rehearsed, each as known and as unknown.
+        n_held_out: images outside the index that the cuts were fitted on; 0: on the rehearsed ones.
+        seed: of the rehearsal.
+        heads: head -> accuracy, macro accuracy and log loss on the rehearsed images.
+        auroc: novelty score -> AUROC between images rehearsed as known and as unknown.
+        expected: route -> share of known images that would take it.
+        expected_unknown: the same of unknown ones.
+        encoders: fingerprints of the encoders whose vectors take part.
+        index_digest: state of the index it was fitted for.
         created: UTC time, ISO 8601.
+        arrays: the file of arrays.
         schema_version: version of this file.
     """
 
-    confidence_threshold: Share
-    open_set_threshold: Share
-    keep_known: Share
-    precision: Share
-    second_look: Share
-    k: int
-    temperature: float
-    min_delta: float
+    gates: Gates
+    head: HeadSettings
+    novelty: Combination
+    depth: int
+    labels: tuple[str, ...] | None
+    text_weight: float
+    text_temperature: float | None
+    target: str
     n_images: int
+    n_held_out: int
+    seed: int
+    heads: Mapping[str, Mapping[str, float]]
+    auroc: Mapping[str, float]
+    expected: Mapping[str, Share]
+    expected_unknown: Mapping[str, Share]
+    encoders: tuple[str, ...]
     index_digest: str
     created: str
+    arrays: FileRecord = NOT_WRITTEN
     schema_version: int = SCHEMA_VERSION
-    text_weight: float = 0.0
-    text_temperature: float | None = None
 
 
-def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Store a calibration with its index, atomically."""
-    replace_file(folder / CALIBRATION, seal(asdict(calibration)))
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A calibration and the decision it stands for.
+
+    Attributes:
+        calibration: the document.
+        decider: the decision.
+        held_out: SHA-256 of the files outside the index that it was fitted on.
+    """
+
+    calibration: Calibration
+    decider: Decider
+    held_out: frozenset[str]
+
+
+def write_calibration(
+    folder: Path, calibration: Calibration, decider: Decider, held_out: Collection[str]
+) -> Calibration:
+    """Store a calibration with its index, atomically; returns it as it was written."""
+    buffer = io.BytesIO()
+    digests = np.asarray(sorted(held_out), "S64")
+    np.savez(buffer, allow_pickle=False, held_out=digests, **_arrays(decider))
+    return _publish(folder, calibration, buffer.getvalue())
 
 
 def carry_calibration(old: Path, new: Path) -> bool:
@@ -67,26 +118,75 @@ def carry_calibration(old: Path, new: Path) -> bool:
     """
     try:
         calibration = _read(old / CALIBRATION)
+        if calibration is None:
+            return True
+        fits = calibration.index_digest == read_manifest(new).digest
+        if fits:
+            _publish(new, calibration, read_verified(old, _name(calibration.arrays), calibration.arrays))
     except IndexFolderError:
         return False
-    if calibration is None:
-        return True
-    fits = calibration.index_digest == read_manifest(new).digest
-    if fits:
-        write_calibration(new, calibration)
     return fits
 
 
-def read_calibration(folder: Path) -> Calibration | None:
+def read_calibration(folder: Path) -> Fitted | None:
     """The calibration of an index folder; None where it was never calibrated.
+
+    It is kept, and read anew when the file on disk has been replaced.
 
     Raises:
         IndexFolderError: damaged, or fitted for another state of the index.
     """
+    try:
+        status = (folder / CALIBRATION).stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IndexFolderError(f"{folder / CALIBRATION}: {error.strerror}") from error
+    return _read_fitted(folder, read_manifest(folder).digest, status.st_ino, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_fitted(folder: Path, index_digest: str, *_state: int) -> Fitted | None:
     calibration = _read(folder / CALIBRATION)
-    if calibration and calibration.index_digest != read_manifest(folder).digest:
+    if calibration is None:
+        return None
+    if calibration.index_digest != index_digest:
         raise IndexFolderError(f"{folder / CALIBRATION} was fitted for another state of this index; {REMEDY}")
-    return calibration
+    content = read_verified(folder, _name(calibration.arrays), calibration.arrays)
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        held_out = frozenset(digest.decode() for digest in stored["held_out"].tolist())
+        return Fitted(calibration, _decider(calibration, stored), held_out)
+
+
+def _publish(folder: Path, calibration: Calibration, arrays: bytes) -> Calibration:
+    record = FileRecord(hashlib.sha256(arrays).hexdigest(), len(arrays), 0)
+    replace_file(folder / _name(record), arrays)
+    written = replace(calibration, arrays=record)
+    replace_file(folder / CALIBRATION, seal(asdict(written)))
+    with explained(folder):
+        for other in folder.glob(ARRAYS.format("*")):
+            if other.name != _name(record):
+                other.unlink()
+    return written
+
+
+def _name(arrays: FileRecord) -> str:
+    return ARRAYS.format(arrays.sha256[:16])
+
+
+def _arrays(decider: Decider) -> dict[str, Any]:
+    stored: dict[str, Any] = {"calibrated": decider.calibrated}
+    for number, reference in enumerate(decider.references):
+        stored |= {f"{name}.{number}": values for name, values in reference.arrays().items()}
+    return stored
+
+
+def _decider(calibration: Calibration, stored: Mapping[str, Any]) -> Decider:
+    references = tuple(
+        Reference(**{name: stored[f"{name}.{number}"] for name in Reference.__slots__})
+        for number in range(len(calibration.encoders))
+    )
+    return Decider(references, calibration.head, calibration.depth, calibration.novelty, stored["calibrated"])
 
 
 def _read(path: Path) -> Calibration | None:

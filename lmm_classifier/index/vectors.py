@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lmm_classifier.types import FloatArray, IntArray
+from lmm_classifier.types import BoolArray, FloatArray, IntArray
 
 
 class Vectors:
@@ -34,3 +34,14 @@ class Vectors:
             start = self._ends[number] - len(self.parts[number])
             found[here] = self.parts[number][rows[here] - start]
         return found
+
+    def blocks(self, codes: IntArray, wanted: BoolArray) -> Iterator[tuple[FloatArray, IntArray]]:
+        """Part by part, the wanted vectors (m, d) with the codes (m,) of their labels.
+
+        Args:
+            codes: int64 (n,).
+            wanted: bool (n,).
+        """
+        for part, end in zip(self.parts, self._ends.tolist(), strict=True):
+            here = wanted[end - len(part) : end]
+            yield part[here], codes[end - len(part) : end][here]

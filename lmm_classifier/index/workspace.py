@@ -37,7 +37,7 @@ from lmm_classifier.index.previous import Kept, Stat, Task
 from lmm_classifier.types import EncoderContract
 
 _OWN_NAME = re.compile(
-    r"manifest\.json|calibration\.json|failures\.jsonl|file-stats\.npy|latency\.json"
+    r"manifest\.json|calibration\.json|calibration-[0-9a-f]{16}\.npz|failures\.jsonl|file-stats\.npy|latency\.json"
     r"|index(\.\d+)?\.faiss|shards/\d{6,}(\.\d+)?\.npy|shards/\d{6,}\.parquet"
 )
 

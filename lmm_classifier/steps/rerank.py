@@ -92,7 +92,8 @@ class Rerank(Step):
                 verdicts[case.sample][case.region] = replace(old, degraded=f"rerank: {answer}")
             else:
                 choices[case.sample][case.region] = answer
-                verdicts[case.sample][case.region] = self._verdict(answer)
+                old = verdicts[case.sample][case.region]
+                verdicts[case.sample][case.region] = self._verdict(old, answer)
         return [
             replace(sample, verdicts=tuple(v), choices=tuple(c))
             for sample, v, c in zip(batch, verdicts, choices, strict=True)
@@ -113,28 +114,35 @@ class Rerank(Step):
     def _uncertain(self, position: int, sample: Sample) -> Iterator[_Case]:
         crops = sample.crops()
         for i, verdict in enumerate(required(sample.verdicts)):
-            if verdict.status == "uncertain":
-                options = self._options(crops[i], required(sample.scores), i)
+            if verdict.status == "uncertain" and verdict.route != "review":
+                options = self._options(crops[i], required(sample.scores), i, verdict.candidates)
                 if len(options) > 1:  # a single answer needs no asking
                     prompt = render_prompt(self.prompt_template, options)
                     yield _Case(position, i, Question(crops[i], prompt, options))
 
-    def _options(self, crop: Image.Image, scores: Scores, region: int) -> tuple[str, ...]:
-        """The best distinct labels, in an order seeded by the image: rank order would give rank 1 away."""
+    def _options(
+        self, crop: Image.Image, scores: Scores, region: int, possible: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """What the model may answer, in an order seeded by the image: rank order would give rank 1 away.
+
+        The labels that remain possible where the policy names them, else the best ones.
+        """
         ranked = np.argsort(-scores.values[region], kind="stable")[: self.max_candidates]
-        options = sorted(scores.labels[j] for j in ranked)
-        if self.allow_unknown and UNKNOWN not in options:
+        options = sorted(set(possible) - {UNKNOWN} or {scores.labels[j] for j in ranked})
+        if self.allow_unknown and UNKNOWN not in options and (not possible or UNKNOWN in possible):
             options.append(UNKNOWN)
         seed = hashlib.sha256(np.ascontiguousarray(crop).data).digest()
         order = np.random.default_rng(list(seed)).permutation(len(options))
         return tuple(options[j] for j in order)
 
-    def _verdict(self, choice: Choice) -> Verdict:
+    def _verdict(self, old: Verdict, choice: Choice) -> Verdict:
         probabilities = choice.probabilities
         best = max(probabilities, key=probabilities.__getitem__)
         probability = probabilities[best]
         reason = f"the model gives {best!r} {probability:.3f} among {len(probabilities)} options"
         if best == UNKNOWN and self.allow_unknown:
-            return Verdict("unknown", None, probability, self.name, reason)
+            return replace(
+                old, status="unknown", label=None, score=probability, decided_by=self.name, reason=reason
+            )
         status: Status = "known" if probability >= MAJORITY else "uncertain"
-        return Verdict(status, best, probability, self.name, reason)
+        return replace(old, status=status, label=best, score=probability, decided_by=self.name, reason=reason)

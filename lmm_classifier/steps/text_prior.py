@@ -59,16 +59,20 @@ class TextPrior(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch or not self.weight:
             return list(batch)
+        return [
+            replace(
+                sample,
+                scores=self.mixed(required(sample.scores), embedded(sample, self.encoder, self.name)),
+            )
+            for sample in batch
+        ]
+
+    def mixed(self, scores: Scores, vectors: FloatArray) -> Scores:
+        """Scores (r, c) with what the names say of the vectors, float32 (r, d), that they are of."""
         with_images = frozenset(open_index(self.index).labels)
         labels = self._labels(with_images)
-        texts = self._texts(labels)
-        return [replace(sample, scores=self._mixed(sample, labels, texts, with_images)) for sample in batch]
-
-    def _mixed(
-        self, sample: Sample, labels: tuple[str, ...], texts: FloatArray, with_images: frozenset[str]
-    ) -> Scores:
-        probabilities = text_probabilities(embedded(sample, self.encoder, self.name), texts, self.temperature)
-        return with_text_prior(required(sample.scores), probabilities, labels, with_images, self.weight)
+        probabilities = text_probabilities(vectors, self._texts(labels), self.temperature)
+        return with_text_prior(scores, probabilities, labels, with_images, self.weight)
 
     def _labels(self, with_images: frozenset[str]) -> tuple[str, ...]:
         return tuple(sorted(with_images if self.labels is None else set(self.labels)))

@@ -23,20 +23,20 @@ CUT = Thresholds(confidence=0.6, open_set=0.4, min_delta=0.1)
     ],
 )
 def test_documented_order(row: list[float], status: str, because: str) -> None:
-    found, reason = judge(weigh(np.asarray(row, np.float32)), CUT)
+    found, reason = judge(weigh(np.asarray(row, np.float32), sum(row)), CUT)
     assert (found, because in reason) == (status, True), reason
 
 
 def test_a_small_lead_is_uncertain_however_high_the_score() -> None:
     tight = Thresholds(confidence=0.4, open_set=0.1, min_delta=0.1)
-    assert judge(weigh(np.asarray([0.46, 0.44], np.float32)), tight)[0] == "uncertain"
-    assert judge(weigh(np.asarray([0.55, 0.44], np.float32)), tight)[0] == "known"
+    assert judge(weigh(np.asarray([0.46, 0.44], np.float32), 0.9), tight)[0] == "uncertain"
+    assert judge(weigh(np.asarray([0.55, 0.44], np.float32), 0.99), tight)[0] == "known"
 
 
 def test_closed_set_never_says_unknown() -> None:
     closed = Thresholds(confidence=0.6, open_set=0.4, allow_unknown=False)
-    assert judge(weigh(np.asarray([0.01, 0.0], np.float32)), closed)[0] == "uncertain"
+    assert judge(weigh(np.asarray([0.01, 0.0], np.float32), 0.01), closed)[0] == "uncertain"
 
 
 def test_ties_go_to_the_first_label() -> None:
-    assert weigh(np.asarray([0.3, 0.3, 0.1], np.float32)).best == 0
+    assert weigh(np.asarray([0.3, 0.3, 0.1], np.float32), 0.7).best == 0

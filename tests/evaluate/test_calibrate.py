@@ -1,55 +1,88 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL.PngImagePlugin import PngInfo
 
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.decision.policy import Evidence
+from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.calibrate import Judged, calibrate, fit_confidence, fit_cut
+from lmm_classifier.evaluate.calibrate import calibrate
+from lmm_classifier.evaluate.target import Calibrated, Costs, Target, fit_gates
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")
+LABELS = ("a", "b")
 
 
-def judged(*scores: tuple[float, bool], lead: float = 1.0) -> list[Judged]:
-    return [Judged(Evidence(0, score, lead, score), right) for score, right in scores]
+def seen(known: list[float], unknown: list[float] = (), best: list[int] | None = None) -> Calibrated:  # type: ignore[assignment]
+    n = len(known)
+    return Calibrated(
+        np.asarray(known),
+        np.asarray(best if best is not None else [0] * n),
+        np.linspace(0.1, 1, n),
+        np.asarray(unknown),
+    )
 
 
-@pytest.mark.parametrize(("keep", "cut"), [(0.9, 2.0), (0.95, 1.0), (0.5, 6.0), (0.05, 10.0)])
-def test_cut_keeps_the_asked_share(keep: float, cut: float) -> None:
-    values = [v / 10 for v in range(10, 0, -1)]
-    assert fit_cut(values, keep) == pytest.approx(cut / 10)
-    assert np.mean(np.asarray(values) >= cut / 10) >= keep
+class TestCuts:
+    def test_keep_known(self) -> None:
+        gates = fit_gates(seen([v / 20 for v in range(1, 20)]), Target(keep_known=0.9), LABELS)
+        assert (gates.known, gates.sure) == (pytest.approx(0.1), pytest.approx(0.1))
+        assert fit_gates(seen([0.5] * 5), Target(), LABELS).known == 0  # too few to reject any
 
+    def test_costs_are_least_at_the_cut(self) -> None:
+        data = seen([0.5, 0.6, 0.7, 0.8], [0.1, 0.2, 0.3, 0.65])
+        # rejecting a known costs 1, accepting an unknown 5, half of each: .8 alone is worth three knowns
+        cheap = Target(costs=Costs(1, 5, 0.5))
+        assert fit_gates(data, cheap, LABELS).known == pytest.approx(0.7)
+        dear = Target(costs=Costs(5, 1, 0.5))
+        assert 0.3 < fit_gates(data, dear, LABELS).known <= 0.5
+        with pytest.raises(ConfigError, match="an index of one label"):
+            fit_gates(seen([0.5] * 30), cheap, LABELS)
 
-def test_known_rejection_on_fresh_draws_is_what_was_asked() -> None:
-    rng = np.random.default_rng(0)
-    rejected = [np.mean(rng.beta(8, 2, 2000) < fit_cut(rng.beta(8, 2, 400), 0.95)) for _ in range(50)]
-    assert np.mean(rejected) == pytest.approx(0.05, abs=0.005)
+    def test_a_label_may_have_a_target_of_its_own(self) -> None:
+        known = [*(v / 20 for v in range(1, 20)), *(v / 40 for v in range(1, 20))]
+        data = seen(known, best=[0] * 19 + [1] * 19)
+        gates = fit_gates(data, Target(keep_known=0.9, per_label={"b": 0.8}), LABELS)
+        assert gates.per_label == {"b": pytest.approx(4 / 40)}
+        each = fit_gates(data, Target(keep_known=0.9, every_label=True), LABELS)
+        assert each.per_label == {"a": pytest.approx(2 / 20), "b": pytest.approx(2 / 40)}
+        with pytest.raises(ConfigError, match="19 images of 'b' are too few to keep 99.0%.*at least 99"):
+            fit_gates(data, Target(per_label={"b": 0.99}), LABELS)
+        with pytest.raises(ConfigError, match="no label 'c'"):
+            fit_gates(data, Target(per_label={"c": 0.9}), LABELS)
 
+    def test_unknowns_get_a_second_look_as_far_as_knowns_can_bear_it(self) -> None:
+        known = [v / 100 for v in range(1, 101)]
+        unknown = [v / 200 for v in range(1, 101)]  # nine in ten are below .455
+        gates = fit_gates(seen(known, unknown), Target(catch_unknown=0.9, second_look=0.6), LABELS)
+        assert gates.sure == pytest.approx(0.455, abs=0.006)
+        bounded = fit_gates(seen(known, unknown), Target(catch_unknown=0.9, second_look=0.2), LABELS)
+        assert bounded.sure == pytest.approx(0.2, abs=0.02)
+        always = fit_gates(seen(known, unknown), Target(second_look=0.01, always_look=0.5), LABELS)
+        assert always.sure == pytest.approx(0.5, abs=0.02)
 
-def test_confidence_is_the_smallest_cut_that_is_precise_enough() -> None:
-    cases = judged((0.9, True), (0.8, True), (0.7, False), (0.6, True), (0.5, True), (0.4, False))
-    assert fit_confidence(cases, 0.99, 0.05) == pytest.approx(0.8)
-    assert fit_confidence(cases, 0.80, 0.05) == pytest.approx(0.5)  # four of five
-    assert fit_confidence(cases, 0.60, 0.05) == pytest.approx(0.4)  # four of six
-    assert fit_confidence(judged((0.9, False), (0.8, True)), 0.99, 0.05) == 1.0
+    @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan")])
+    @pytest.mark.parametrize("name", ["keep_known", "coverage", "catch_unknown", "second_look"])
+    def test_targets_outside_0_and_1_are_refused(self, name: str, share: float) -> None:
+        with pytest.raises(ConfigError, match=f"{name} must lie between 0 and 1"):
+            Target(**{name: share})
 
-
-def test_confidence_never_splits_a_tie() -> None:
-    assert fit_confidence(judged((0.9, True), (0.7, True), (0.7, False)), 0.99, 0.05) == pytest.approx(0.9)
-
-
-def test_images_without_a_lead_do_not_count() -> None:
-    cases = judged((0.9, True), (0.8, True)) + judged((0.85, False), lead=0.01)
-    assert fit_confidence(cases, 0.99, 0.05) == pytest.approx(0.8)
+    def test_other_targets_are_checked_too(self) -> None:
+        with pytest.raises(ConfigError, match="keep_known of 'a'"):
+            Target(per_label={"a": 1.0})
+        with pytest.raises(ConfigError, match="costs must be above 0"):
+            Target(costs=Costs(0, 1, 0.5))
+        with pytest.raises(ConfigError, match="unknown_share"):
+            Target(costs=Costs(1, 1, 0))
 
 
 def settings(index: Path, **retrieval: object) -> PipelineConfig:
@@ -58,65 +91,153 @@ def settings(index: Path, **retrieval: object) -> PipelineConfig:
     )
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=FAKE)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 3 x 20 pictures, and 3 x 20 others."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    index_corpus(write_corpus(folder / "corpus", per_label=20), folder / "index", encoder=FAKE)
     for offset, (label, colour) in enumerate(COLOURS.items()):
-        (tmp_path / "held_out" / label).mkdir(parents=True)
+        (folder / "held_out" / label).mkdir(parents=True)
         for i in range(20):
-            picture(colour, seed=5000 + 100 * offset + i).save(tmp_path / "held_out" / label / f"{i}.png")
-    return tmp_path
+            picture(colour, seed=5000 + 100 * offset + i).save(folder / "held_out" / label / f"{i}.png")
+    return folder
 
 
-def test_fitted_thresholds_are_stored_and_used_unless_the_settings_say_otherwise(work: Path) -> None:
-    (work / "held_out/red/bad.jpg").write_bytes(b"no photo")
+@pytest.fixture
+def work(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "work"))
+
+
+def test_what_is_fitted_is_stored_and_used_unless_the_settings_say_otherwise(work: Path) -> None:
     assert HybridClassifier(settings(work / "index")).thresholds.source == "default"  # type: ignore[union-attr]
-    fitted, skipped = calibrate(HybridClassifier(settings(work / "index")), read_corpus(work / "held_out"))
-    assert [s.code for s in skipped] == ["unsupported_format"]
-    assert fitted.n_images == 60
-    assert read_calibration(work / "index") == fitted
-    used = HybridClassifier(settings(work / "index")).thresholds
-    assert used is not None
-    assert (used.confidence, used.open_set) == (fitted.confidence_threshold, fitted.open_set_threshold)
-    assert used.source == "calibrated"
-    own = HybridClassifier(
-        settings(work / "index", open_set_threshold=0.2, confidence_threshold=0.3)
-    ).thresholds
-    assert own is not None
-    assert (own.confidence, own.open_set, own.source) == (0.3, 0.2, "configured")
+    fitted, _ = calibrate(HybridClassifier(settings(work / "index")))
+    stored = read_calibration(work / "index")
+    assert stored is not None
+    assert stored.calibration == fitted
+    assert (fitted.n_images, fitted.n_held_out, stored.held_out) == (60, 0, frozenset())
+    used = HybridClassifier(settings(work / "index"))
+    assert isinstance(used.thresholds, Gates)
+    assert used.thresholds.known == fitted.gates.known
     images = [work / "held_out/red" / f"{i}.png" for i in range(20)]
-    assert [a.status for a in HybridClassifier(settings(work / "index")).classify_batch(images)].count(
-        "unknown"
-    ) <= 3
+    answers = used.classify_batch(images)
+    assert [a.label for a in answers].count("red") >= 17
+    for answer in answers:
+        assert sum(c.score for c in answer.candidates) == pytest.approx(1, abs=1e-4)  # probabilities
+        assert answer.p_value is not None
+        assert (answer.route == "unknown") == (answer.closeness < fitted.gates.known)
+    own = HybridClassifier(settings(work / "index", open_set_threshold=0.2, confidence_threshold=0.3))
+    assert (own.thresholds.confidence, own.thresholds.source) == (0.3, "configured")  # type: ignore[union-attr]
+    assert own.classify(images[0]).p_value is None
 
 
-def test_thresholds_are_fitted_with_the_text_prior(work: Path) -> None:
-    held_out = read_corpus(work / "held_out")
-    without, _ = calibrate(HybridClassifier(settings(work / "index")), held_out)
-    assert (without.text_weight, without.text_temperature) == (0.0, None)
-    by_name = HybridClassifier(settings(work / "index", text_weight=1.0))
-    fitted, _ = calibrate(by_name, held_out)
-    assert (fitted.text_weight, fitted.text_temperature) == (1.0, 0.01)
-    # Every label has images, so closeness is as before; but the names are surer than the ten neighbours.
-    assert fitted.open_set_threshold == pytest.approx(without.open_set_threshold, abs=1e-5)
-    assert fitted.confidence_threshold > without.confidence_threshold
-    by_name.check_index()
-    with pytest.raises(ConfigError, match="was calibrated with text weight 1.0"):
+def test_the_same_index_and_seed_give_the_same_calibration(work: Path) -> None:
+    first, second = (calibrate(HybridClassifier(settings(work / "index")), seed=3)[0] for _ in range(2))
+    assert (first.gates, first.head, first.novelty, first.arrays) == (
+        second.gates,
+        second.head,
+        second.novelty,
+        second.arrays,
+    )
+
+
+def test_held_out_images_fit_the_cuts_and_are_remembered(work: Path) -> None:
+    (work / "held_out/red/bad.jpg").write_bytes(b"no photo")
+    fitted, skipped = calibrate(
+        HybridClassifier(settings(work / "index")), held_out=read_corpus(work / "held_out")
+    )
+    assert [s.code for s in skipped] == ["unsupported_format"]
+    assert fitted.n_held_out == 60
+    stored = read_calibration(work / "index")
+    assert stored is not None
+    assert len(stored.held_out) == 60
+    assert len(stored.decider.calibrated) == 60
+
+
+def test_a_score_and_a_head_may_be_asked_for(work: Path) -> None:
+    classifier = HybridClassifier(settings(work / "index"))
+    fitted, _ = calibrate(classifier, head="gda", score="max_similarity")
+    assert set(fitted.head.weights) == {"gda"}
+    assert fitted.novelty.names == ("max_similarity",)
+    with pytest.raises(ConfigError, match="unknown head or score 'gdb'; did you mean 'gda'"):
+        calibrate(classifier, head="gdb")
+
+
+def test_labels_left_out_of_the_settings_take_no_part(work: Path) -> None:
+    config = PipelineConfig(
+        encoder=FAKE,
+        retrieval={"index_path": work / "index"},
+        labels=("blue", "red"),
+        rerank={"enabled": False},
+    )
+    fitted, _ = calibrate(HybridClassifier(config))
+    assert (fitted.labels, fitted.n_images) == (("blue", "red"), 40)
+    classifier = HybridClassifier(config)
+    classifier.check_index()
+    answer = classifier.classify(work / "held_out/green/0.png")
+    assert {c.label for c in answer.candidates if c.score > 0} <= {"blue", "red"}
+    with pytest.raises(ConfigError, match="was calibrated with labels"):
         HybridClassifier(settings(work / "index")).check_index()
 
 
-def test_wrong_targets_and_too_few_images_are_refused(work: Path) -> None:
+def test_the_text_prior_takes_part(work: Path) -> None:
+    by_name = HybridClassifier(settings(work / "index", text_weight=1.0))
+    fitted, _ = calibrate(by_name)
+    assert (fitted.text_weight, fitted.text_temperature) == (1.0, 0.01)
+    by_name.check_index()
+    with pytest.raises(ConfigError, match="was calibrated with text prior text weight 1.0"):
+        HybridClassifier(settings(work / "index")).check_index()
+
+
+def test_what_cannot_be_calibrated_is_refused(work: Path) -> None:
     classifier = HybridClassifier(settings(work / "index"))
-    with pytest.raises(ConfigError, match="keep_known must lie between 0 and 1"):
-        calibrate(classifier, read_corpus(work / "held_out"), keep_known=1.0)
     with pytest.raises(CorpusError, match="at least 20"):
-        calibrate(classifier, read_corpus(write_corpus(work / "few", per_label=2, seed=9000)))
+        calibrate(classifier, held_out=read_corpus(write_corpus(work / "few", per_label=2, seed=9000)))
     with pytest.raises(CorpusError, match=r"blue/0\.png is in the index too"):
-        calibrate(classifier, read_corpus(work / "corpus"))
+        calibrate(classifier, held_out=read_corpus(work / "corpus"))
     (work / "held_out/red").rename(work / "held_out/mauve")
     with pytest.raises(CorpusError, match="the index has no label 'mauve'"):
-        calibrate(classifier, read_corpus(work / "held_out"))
+        calibrate(classifier, held_out=read_corpus(work / "held_out"))
     index_corpus(work / "corpus", work / "i.npz", encoder=FAKE)
     with pytest.raises(ConfigError, match="index folder"):
-        calibrate(HybridClassifier(settings(work / "i.npz")), read_corpus(work / "held_out"))
+        calibrate(HybridClassifier(settings(work / "i.npz")))
     assert read_calibration(work / "index") is None
+
+
+def test_labels_with_one_image_cannot_be_rehearsed(tmp_path: Path) -> None:
+    index_corpus(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=FAKE)
+    with pytest.raises(CorpusError, match="0 different images of labels with at least two"):
+        calibrate(HybridClassifier(settings(tmp_path / "index")))
+
+
+def test_one_label_alone_is_told_from_the_rest_by_similarity(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", per_label=40)
+    for label in ("green", "blue"):
+        shutil.rmtree(corpus / label)
+    index_corpus(corpus, tmp_path / "index", encoder=FAKE)
+    fitted, _ = calibrate(HybridClassifier(settings(tmp_path / "index")))
+    assert fitted.novelty.names == ("max_similarity",)
+    assert fitted.expected_unknown == {}
+    with pytest.raises(ConfigError, match="one label"):
+        calibrate(HybridClassifier(settings(tmp_path / "index")), Target(costs=Costs(1, 1, 0.5)))
+
+
+def test_the_same_photo_under_two_labels_votes_for_neither_of_its_copies(work: Path) -> None:
+    """Each copy is asked without the other: were they neighbours, the wrong label would be certain."""
+    for i in range(5):
+        shutil.copy(work / f"corpus/red/{i}.png", work / f"corpus/blue/copy{i}.png")
+    index_corpus(work / "corpus", work / "index", encoder=FAKE)
+    fitted, _ = calibrate(HybridClassifier(settings(work / "index")))
+    assert fitted.n_images == 60  # one of each content
+    assert fitted.heads["knn"]["accuracy"] >= 50 / 60
+
+
+def test_photos_that_all_look_the_same_are_refused(tmp_path: Path) -> None:
+    for label in ("red", "blue"):
+        (tmp_path / "corpus" / label).mkdir(parents=True)
+        for i in range(20):  # the same pixels, other bytes
+            note = PngInfo()
+            note.add_text("note", f"{label} {i}")
+            picture((9, 9, 9)).save(tmp_path / "corpus" / label / f"{i}.png", pnginfo=note)
+    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
+    with pytest.raises(CorpusError, match="nearly the same vector"):
+        calibrate(HybridClassifier(settings(tmp_path / "index")))

@@ -6,14 +6,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fitted import write_fitted
+from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
-from lmm_classifier.index.calibration import CALIBRATION, Calibration, read_calibration, write_calibration
+from lmm_classifier.index.calibration import CALIBRATION, read_calibration
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.shards import read_failures
@@ -66,7 +67,8 @@ COPIES = [
 @pytest.mark.parametrize("copies", COPIES)
 @pytest.mark.parametrize("name", [*FILES, "calibration.json", "failures.jsonl"])
 def test_every_damaged_file_is_refused_by_name(index: Path, name: str, copies: int) -> None:
-    write_calibration(index, replace(CALIBRATED, index_digest=read_manifest(index).digest))
+    write_fitted(index)
+    index = Path(shutil.copytree(index, index.with_name("damaged")))  # that nobody has opened
     content = (index / name).read_bytes()
     tried = 0
     for copy in damages(content, np.random.default_rng(7), copies):
@@ -252,26 +254,49 @@ def test_npz_of_vectors_that_are_not_unit_is_refused(pristine: Path, tmp_path: P
         open_index(tmp_path / "x.npz")
 
 
-CALIBRATED = Calibration(0.7, 0.4, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 100, "", "2026-01-01T00:00:00+00:00")
-
-
 def test_calibration_round_trip_and_its_binding_to_the_index(index: Path) -> None:
     assert read_calibration(index) is None
-    calibration = replace(CALIBRATED, index_digest=read_manifest(index).digest)
-    write_calibration(index, calibration)
-    assert read_calibration(index) == calibration
-    write_calibration(index, replace(calibration, index_digest="another"))
+    written = write_fitted(index)
+    fitted = read_calibration(index)
+    assert fitted is not None
+    assert fitted.calibration == written
+    assert np.array_equal(fitted.decider.calibrated, np.linspace(0.4, 0.7, 60))
+    write_fitted(index, index_digest="another")
     with pytest.raises(IndexFolderError, match="another state of this index"):
         read_calibration(index)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"confidence_threshold": 2}', '{"open_set_threshold": NaN}']
+    "text", ["", "{", "[]", '{"schema_version": 2}', '{"schema_version": 3, "gates": {"known": NaN}}']
 )
 def test_damaged_calibration_is_refused_by_name(index: Path, text: str) -> None:
     (index / CALIBRATION).write_text(text)
     with pytest.raises(IndexFolderError, match=r"calibration\.json"):
         read_calibration(index)
+
+
+def test_damaged_arrays_of_a_calibration_are_refused_by_name(index: Path) -> None:
+    write_fitted(index)
+    [arrays] = index.glob("calibration-*.npz")
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays.write_bytes(content)
+    (index / CALIBRATION).touch()
+    with pytest.raises(IndexFolderError, match=r"calibration-.*\.npz"):
+        read_calibration(index)
+    arrays.unlink()
+    with pytest.raises(IndexFolderError, match=r"calibration-.*\.npz"):
+        read_calibration(index)
+
+
+def test_a_new_calibration_takes_the_place_of_the_old(index: Path) -> None:
+    write_fitted(index)
+    second = write_fitted(index, head=HeadSettings({"gda": 1.0}, 5, 0.1))
+    fitted = read_calibration(index)
+    assert fitted is not None
+    assert fitted.calibration == second
+    assert len(list(index.glob("calibration-*.npz"))) == 1
+    assert problems_of(index) == []
 
 
 def test_mismatch_is_an_index_error_too() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fitted import write_fitted
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError, EncoderMismatchError, IndexFolderError, ModelError
 from lmm_classifier.index.build import BuildOptions, BuildReport, build_index
-from lmm_classifier.index.calibration import Calibration, read_calibration, write_calibration
-from lmm_classifier.index.manifest import read_manifest
+from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import open_index
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
@@ -189,11 +189,9 @@ def test_another_programs_manifest_makes_no_index(corpus: Path, tmp_path: Path) 
 
 def test_the_calibration_stays_with_its_state_of_the_index(corpus: Path, tmp_path: Path) -> None:
     build(corpus, tmp_path / "index")
-    digest = read_manifest(tmp_path / "index").digest
-    fitted = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
-    write_calibration(tmp_path / "index", fitted)
+    fitted = write_fitted(tmp_path / "index")
     assert build(corpus, tmp_path / "index").warnings == ()
-    assert read_calibration(tmp_path / "index") == fitted
+    assert getattr(read_calibration(tmp_path / "index"), "calibration", None) == fitted
     picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
     assert any("calibrate again" in line for line in build(corpus, tmp_path / "index").warnings)
     assert read_calibration(tmp_path / "index") is None
@@ -203,13 +201,11 @@ def test_an_index_taken_away_by_a_killed_build_comes_back_with_its_calibration(
     corpus: Path, tmp_path: Path
 ) -> None:
     build(corpus, tmp_path / "index")
-    digest = read_manifest(tmp_path / "index").digest
-    fitted = Calibration(0.9, 0.8, 0.95, 0.99, 0.25, 10, 0.07, 0.05, 60, digest, "2026-01-01T00:00:00+00:00")
-    write_calibration(tmp_path / "index", fitted)
+    fitted = write_fitted(tmp_path / "index")
     (tmp_path / ".index.partial").mkdir()
     (tmp_path / "index").rename(tmp_path / ".index.partial/old")  # killed between its two renames
     assert build(corpus, tmp_path / "index").encoded == 0
-    assert read_calibration(tmp_path / "index") == fitted
+    assert getattr(read_calibration(tmp_path / "index"), "calibration", None) == fitted
     assert not (tmp_path / ".index.partial").exists()
 
 

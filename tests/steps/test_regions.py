@@ -258,7 +258,7 @@ class TestShared:
         persons = says(family="faster-rcnn")
         from lmm_classifier.steps.vote import Vote
 
-        with pytest.raises(ConfigError, match="'vote' needs neighbours"):
+        with pytest.raises(ConfigError, match="'vote' needs embeddings, neighbours"):
             run_shared([photo()], [Where("prominent_person").steps(), (Vote(),)])
         assert persons.shown == []
 

@@ -1,0 +1,147 @@
+"""`calibrate`: fit when an answer is sure, uncertain or unknown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmm_classifier.cli.output import first_lines
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.text import printable
+
+if TYPE_CHECKING:
+    from lmm_classifier.evaluate.target import Costs
+    from lmm_classifier.index.calibration import Calibration
+
+
+def run(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
+    keep_known: Annotated[
+        float, typer.Option(help="Share of known photos that must not be called unknown.")
+    ] = 0.95,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=SHARE", help="The same for one label; may be repeated.")
+    ] = None,
+    per_label: Annotated[
+        bool, typer.Option("--per-label", help="A threshold of its own for each label with photos enough.")
+    ] = False,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REJECTED:ACCEPTED:SHARE",
+            help="Instead of --keep-known: cost of a known photo rejected, of an unknown one accepted, and "
+            "the share of unknown photos to come, such as 1:5:0.1.",
+        ),
+    ] = None,
+    coverage: Annotated[
+        float, typer.Option(help="Share of known photos whose true label must remain possible.")
+    ] = 0.99,
+    catch_unknown: Annotated[
+        float, typer.Option(help="Share of unknown photos that must not be accepted without a second look.")
+    ] = 0.9,
+    second_look: Annotated[
+        float, typer.Option(help="Share of known photos that may need a second look for that alone.")
+    ] = 0.25,
+    always_look: Annotated[
+        float,
+        typer.Option(help="Share of known photos that need one in any case: those that look least known."),
+    ] = 0.0,
+    head: Annotated[
+        str | None, typer.Option(help="knn, prototype, gda or fusion; left out: the best on this index.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Novelty score, or `combination`; left out: the best on this index.")
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Labelled photos that are not in the index, to fit the thresholds on."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the rehearsal.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the calibration as one JSON object.")
+    ] = False,
+) -> int:
+    """Fit head, novelty score and thresholds for an index, and store them in it.
+
+    Needs no photo of anything unknown: labels of the index are held out in turn.
+    """
+    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.corpus.source import read_corpus
+    from lmm_classifier.evaluate.calibrate import calibrate
+    from lmm_classifier.evaluate.target import Target
+
+    target = Target(
+        keep_known=keep_known,
+        per_label=dict(_share_of_label(text) for text in keep or ()),
+        every_label=per_label,
+        costs=_costs(costs) if costs else None,
+        coverage=coverage,
+        catch_unknown=catch_unknown,
+        second_look=second_look,
+        always_look=always_look,
+    )
+    calibration, skipped = calibrate(
+        HybridClassifier.from_yaml(config),
+        target,
+        held_out=read_corpus(held_out) if held_out else None,
+        head=head,
+        score=score,
+        seed=seed,
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(calibration)))
+    else:
+        _print(calibration)
+    first_lines("skipped {}", [f"{item.path}: {item.reason} [{item.code}]" for item in skipped])
+    return 2 if skipped else 0
+
+
+def _share_of_label(text: str) -> tuple[str, float]:
+    label, found, share = text.rpartition("=")
+    try:
+        if not (found and label):
+            raise ValueError
+        return label, float(share)
+    except ValueError as error:
+        raise ConfigError(f"--keep {text!r}: write LABEL=SHARE, such as rose=0.99") from error
+
+
+def _costs(text: str) -> Costs:
+    from lmm_classifier.evaluate.target import Costs
+
+    try:
+        return Costs(*(float(part) for part in text.split(":")))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--costs {text!r}: write REJECTED:ACCEPTED:SHARE, such as 1:5:0.1") from error
+
+
+def _print(calibration: Calibration) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    heads = Table("head", "accuracy", "macro", "log loss", title="labels, each photo without itself")
+    for name, result in calibration.heads.items():
+        heads.add_row(name, *(f"{result[key]:.3f}" for key in ("accuracy", "macro_accuracy", "log_loss")))
+    console.print(heads)
+    scores = Table("novelty score", "AUROC", title="known or unknown, each label without itself")
+    for name, auroc in sorted(calibration.auroc.items(), key=lambda item: -item[1]):
+        scores.add_row(name, f"{auroc:.3f}")
+    console.print(scores)
+    routes = Table("expected route", "known photos", "unknown photos")
+    for name in ("accept", "rerank", "review", "unknown"):
+        shares = (calibration.expected, calibration.expected_unknown)
+        routes.add_row(name, *(f"{share.get(name, 0.0):.1%}" if share else "-" for share in shares))
+    console.print(routes)
+    used = ", ".join(f"{name} {weight:.2f}" for name, weight in calibration.head.weights.items())
+    typer.echo(
+        f"head: {used}; {calibration.head.k} neighbours at temperature {calibration.head.temperature:g}"
+    )
+    typer.echo(f"novelty: {', '.join(calibration.novelty.names)}")
+    images = calibration.n_held_out or calibration.n_images
+    typer.echo(f"{printable(calibration.target)}; fitted on {images} photos")
+    typer.echo(f"gates: {calibration.gates.describe()}")
