@@ -91,6 +91,8 @@ class PipelineConfig(_Section):
         allow_unknown: False gives every image one of the labels.
         encoder: makes the query vectors; must be the one that built the index.
         batch_size: images that go through the models together.
+        cache_dir: where the checkpoints of all models are looked for and kept, unless a model names a folder
+            of its own; None leaves it to the hub's library and its environment variables.
         pipeline: the long form; excludes `labels`, `allow_unknown`, `encoder`, `retrieval` and `rerank`.
     """
 
@@ -100,6 +102,7 @@ class PipelineConfig(_Section):
     retrieval: RetrievalSettings | None = None
     rerank: RerankSettings = RerankSettings()
     batch_size: BatchSize = 16
+    cache_dir: Path | None = None
     pipeline: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -133,7 +136,7 @@ class PipelineConfig(_Section):
         """The settings as YAML text, complete but for unset options; also written to `path` if given."""
         body = self.model_dump(mode="json", exclude_none=True)
         if self.pipeline is not None:
-            body = {key: body[key] for key in ("batch_size", "pipeline")}
+            body = {key: body[key] for key in ("batch_size", "cache_dir", "pipeline") if key in body}
         text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
@@ -145,11 +148,14 @@ class PipelineConfig(_Section):
         Raises:
             ConfigError: an unknown step or option.
         """
-        return tuple(map(_step, self._short_form() if self.pipeline is None else _linked(self.pipeline)))
+        return tuple(_kept_in(step, self.cache_dir) for step in self._as_written())
 
     def build(self) -> Pipeline:
         """The pipeline these settings mean, its wiring checked. Free, as `steps` is."""
         return Pipeline(self.steps(), self.batch_size)
+
+    def _as_written(self) -> tuple[Step, ...]:
+        return tuple(map(_step, self._short_form() if self.pipeline is None else _linked(self.pipeline)))
 
     def _short_form(self) -> Sequence[Mapping[str, Any]]:
         retrieval = self.retrieval
@@ -186,7 +192,7 @@ class PipelineConfig(_Section):
         return _linked(steps)
 
 
-def model_spec(**options: str | bool) -> ModelSpec:
+def model_spec(**options: str | bool | Path | None) -> ModelSpec:
     """A ModelSpec from options given as text.
 
     Raises:
@@ -268,17 +274,32 @@ def make_step(name: str, options: Mapping[str, Any]) -> Step:
     return step
 
 
+def _kept_in(step: Step, cache_dir: Path | None) -> Step:
+    """The step with this cache for those of its models that name none."""
+    if cache_dir is None or not dataclasses.is_dataclass(step):
+        return step
+    options = {
+        key: dataclasses.replace(value, cache_dir=cache_dir)
+        for key, value in _options(step).items()
+        if isinstance(value, ModelSpec) and value.cache_dir is None
+    }
+    kept: Step = dataclasses.replace(step, **options)
+    return kept
+
+
 def _anchored(value: Any, base: Path) -> Any:
     """Make relative paths, and weights that look like one, start at `base`."""
     if isinstance(value, Path):
         return base / value.expanduser()
     if isinstance(value, ModelSpec):
-        return dataclasses.replace(value, weights=_anchored_weights(value.weights, base))
+        weights, cache_dir = _anchored_weights(value.weights, base), _anchored(value.cache_dir, base)
+        return dataclasses.replace(value, weights=weights, cache_dir=cache_dir)
     if isinstance(value, RerankSettings):
         return value.model_copy(update={"model_name": _anchored_weights(value.model_name, base)})
     if isinstance(value, PipelineConfig) and value.pipeline is not None:
-        steps = [_anchored(step, base) for step in value.steps()]
-        return value.model_copy(update={"pipeline": tuple({s.name: _options(s)} for s in steps)})
+        steps = [_anchored(step, base) for step in value._as_written()]
+        pipeline = tuple({s.name: _options(s)} for s in steps)
+        return value.model_copy(update={"pipeline": pipeline, "cache_dir": _anchored(value.cache_dir, base)})
     if isinstance(value, BaseModel):
         update = {key: _anchored_field(key, getattr(value, key), base) for key in value.model_fields_set}
         return value.model_copy(update=update)

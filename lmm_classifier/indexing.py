@@ -94,6 +94,7 @@ def add_photos(
     index: str | Path,
     *,
     device: Device = "auto",
+    cache_dir: Path | None = None,
     batch_size: int = 32,
     workers: int | None = None,
     max_bad_ratio: float = MAX_BAD_RATIO,
@@ -107,7 +108,7 @@ def add_photos(
         LmmClassifierError: otherwise as `index_corpus` and `lmm_classifier.index.change.add_to_index`.
     """
     corpus = _corpus(source, index)
-    encoders = _opened([_spec_of(contract, device) for contract in encoders_of(Path(index))])
+    encoders = _opened([_spec_of(contract, device, cache_dir) for contract in encoders_of(Path(index))])
     options = _options(encoders, batch_size, workers, max_bad_ratio, search)
     return add_to_index(Path(index), corpus, encoders, options, on_progress)
 
@@ -148,10 +149,11 @@ def _corpus(source: str | Path, index: str | Path) -> Corpus:
     return corpus
 
 
-def _spec_of(contract: EncoderContract, device: Device) -> ModelSpec:
+def _spec_of(contract: EncoderContract, device: Device, cache_dir: Path | None) -> ModelSpec:
     """How to open the encoder that a contract describes."""
     dtype = cast("Dtype", contract.dtype)
-    return ModelSpec(contract.name, contract.weights, contract.revision or "main", device, dtype)
+    revision = contract.revision or "main"
+    return ModelSpec(contract.name, contract.weights, revision, device, dtype, cache_dir=cache_dir)
 
 
 def _opened(encoder: Encoders) -> list[Encoder]:

@@ -234,3 +234,45 @@ def test_the_long_form_links_its_steps_as_the_short_form_does() -> None:
     assert isinstance(rerank, Rerank)
     assert (vote, open_set.calibration) == (Vote(calibration=Path("idx")), Path("idx"))
     assert not rerank.allow_unknown
+
+
+class TestCacheDir:
+    """K1: one folder for the checkpoints of all models."""
+
+    SHORT = (
+        "cache_dir: kept\nretrieval: {index_path: x, text_weight: 0.2}\nencoder: {family: siglip}\n"
+        "rerank: {model_name: a/b}\n"
+    )
+    LONG = (
+        "cache_dir: kept\npipeline:\n- embed: {encoder: {family: siglip, cache_dir: ../mine}}\n"
+        "- label: {model: {family: fake}}\n- segment: {}\n"
+    )
+
+    @staticmethod
+    def caches(config: PipelineConfig) -> list[Path | None]:
+        return [spec.cache_dir for step in config.steps() for spec in step.models()]
+
+    def test_K1_every_model_gets_it(self, tmp_path: Path) -> None:
+        config = PipelineConfig.from_yaml(written(tmp_path, self.SHORT))
+        assert self.caches(config) == [tmp_path / "kept"] * 3  # embed, text_prior, rerank
+        assert self.caches(config.model_copy(update={"cache_dir": None})) == [None] * 3
+
+    def test_K1_but_for_one_with_its_own(self, tmp_path: Path) -> None:
+        config = PipelineConfig.from_yaml(written(tmp_path, self.LONG))
+        assert self.caches(config) == [tmp_path / "../mine", tmp_path / "kept", tmp_path / "kept"]
+
+    @pytest.mark.parametrize("text", [SHORT, LONG])
+    def test_K1_is_written_as_it_was_read(self, tmp_path: Path, text: str) -> None:
+        config = PipelineConfig.from_yaml(written(tmp_path, text))
+        config.to_yaml(tmp_path / "again.yaml")
+        again = PipelineConfig.from_yaml(tmp_path / "again.yaml")
+        assert again.steps() == config.steps()
+        assert again.cache_dir == tmp_path / "kept"
+
+    def test_a_home_and_an_absolute_path_stay(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/somebody")
+        text = self.SHORT.replace("kept", "~/models")
+        config = PipelineConfig.from_yaml(written(tmp_path, text))
+        assert self.caches(config)[0] == Path("/home/somebody/models")
+        text = self.SHORT.replace("kept", "/srv/models")
+        assert self.caches(PipelineConfig.from_yaml(written(tmp_path, text)))[0] == Path("/srv/models")

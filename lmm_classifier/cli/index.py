@@ -42,6 +42,9 @@ BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Images per model 
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that decode; one per processor by default.")
 ]
+CacheDir = Annotated[
+    Path | None, typer.Option(help="Where checkpoints are kept; left out, in the hub's cache.")
+]
 MaxBadRatio = Annotated[
     float, typer.Option(min=0, max=1, help="Fail if more than this share of the images cannot be read.")
 ]
@@ -71,6 +74,7 @@ def build(
     encoder: EncoderNames = ["siglip"],  # noqa: B006 -- typer copies it
     weights: Weights = "",
     revision: Revision = "main",
+    cache_dir: CacheDir = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     compiled: Annotated[
@@ -99,7 +103,15 @@ def build(
     from lmm_classifier.indexing import index_corpus
 
     runner = _runner(engine, address)
-    specs = _specs(encoder, weights, revision=revision, device=device, dtype=dtype, compile=compiled)
+    specs = _specs(
+        encoder,
+        weights,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        compile=compiled,
+        cache_dir=cache_dir,
+    )
     started = time.perf_counter()
     with progress(json_progress) as on_progress:
         report = index_corpus(
@@ -124,6 +136,7 @@ def add(
     root: Source,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    cache_dir: CacheDir = None,
     workers: Workers = None,
     max_bad_ratio: MaxBadRatio = MAX_BAD_RATIO,
     json_progress: JsonProgress = False,
@@ -141,6 +154,7 @@ def add(
             root,
             index,
             device=device,
+            cache_dir=cache_dir,
             batch_size=batch_size,
             workers=workers,
             max_bad_ratio=max_bad_ratio,
@@ -216,7 +230,7 @@ def _runner(engine: str, address: str | None) -> RunnerOf | None:
     return on_ray(address)
 
 
-def _specs(encoders: Sequence[str], weights: str, **options: str | bool) -> list[ModelSpec]:
+def _specs(encoders: Sequence[str], weights: str, **options: str | bool | Path | None) -> list[ModelSpec]:
     """A spec per `NAME` or `NAME=WEIGHTS`; `--weights` is another way to say the weights of a single one."""
     from lmm_classifier.config import model_spec
     from lmm_classifier.errors import ConfigError

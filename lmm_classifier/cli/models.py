@@ -26,6 +26,10 @@ Caption = Annotated[bool, typer.Option("--caption", help="The default of the ste
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="What these settings use, instead of the defaults.")
 ]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Where they are kept; left out, as the settings say, else in the hub's cache."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -43,10 +47,11 @@ def list_(
     classify: Classify = False,
     caption: Caption = False,
     config: Config = None,
+    cache_dir: CacheDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per checkpoint.")] = False,
 ) -> int:
     """List checkpoints with licence, commit and size, and whether they are on this machine."""
-    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption)):
+    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption), cache_dir):
         found = _described(checkpoint)
         if as_json:
             typer.echo(json.dumps(found))
@@ -66,11 +71,12 @@ def fetch(
     classify: Classify = False,
     caption: Caption = False,
     config: Config = None,
+    cache_dir: CacheDir = None,
 ) -> int:
-    """Download checkpoints; an interrupted download goes on where it was."""
+    """Download what is missing of checkpoints; a connection that breaks is taken up where it was."""
     from lmm_classifier.models.store import fetch as fetched
 
-    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption)):
+    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption), cache_dir):
         folder = fetched(checkpoint)
         typer.echo(printable(f"{checkpoint.hub_id}: revision {folder.name} in {folder}"))
     return 0
@@ -85,12 +91,13 @@ def verify(
     classify: Classify = False,
     caption: Caption = False,
     config: Config = None,
+    cache_dir: CacheDir = None,
 ) -> int:
     """Compare every file of the checkpoints on this machine with the digest it is filed under."""
     from lmm_classifier.models.store import problems_of
 
     damaged = missing = 0
-    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption)):
+    for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption), cache_dir):
         folder = checkpoint.folder()
         if folder is None:
             missing += 1
@@ -106,29 +113,41 @@ def verify(
 
 
 @app.command()
-def where() -> int:
+def where(config: Config = None, cache_dir: CacheDir = None) -> int:
     """Print the folders that checkpoints are kept in."""
     from lmm_classifier.models.store import CACHE, SHIPPED
 
-    typer.echo(f"hub: {CACHE} (set HF_HUB_CACHE or HF_HOME to move it)")
+    folders = {each.cache_dir for each in _used_by(config)} if config and not cache_dir else {cache_dir}
+    for folder in sorted(filter(None, folders)):
+        typer.echo(printable(f"hub: {folder.expanduser().absolute()}"))
+    if None in folders or not folders:
+        typer.echo(f"hub: {CACHE} (set HF_HUB_CACHE or HF_HOME to move it)")
     typer.echo(f"shipped: {SHIPPED}")
     return 0
 
 
-def _wanted(config: Path | None, asked: Sequence[bool]) -> tuple[Checkpoint, ...]:
+def _wanted(config: Path | None, asked: Sequence[bool], cache_dir: Path | None) -> tuple[Checkpoint, ...]:
     """What settings use, else the defaults of the tasks asked for, in the order of TASKS."""
-    from lmm_classifier.config import PipelineConfig
+    from dataclasses import replace
+
     from lmm_classifier.errors import ConfigError
     from lmm_classifier.models.published import TASKS
-    from lmm_classifier.models.store import defaults, wanted_by
+    from lmm_classifier.models.store import defaults
 
     chosen = [task for task, wanted in zip(TASKS, asked, strict=True) if wanted]
     if config is None:
-        return defaults(chosen)
+        return tuple(replace(each, cache_dir=cache_dir) for each in defaults(chosen))
     if chosen:
         raise ConfigError(f"--config says which models; leave --{chosen[0]} out")
-    settings = PipelineConfig.from_yaml(config)
-    return wanted_by(spec for step in settings.steps() for spec in step.models())
+    return tuple(replace(each, cache_dir=cache_dir or each.cache_dir) for each in _used_by(config))
+
+
+def _used_by(config: Path) -> tuple[Checkpoint, ...]:
+    from lmm_classifier.config import PipelineConfig
+    from lmm_classifier.models.store import wanted_by
+
+    steps = PipelineConfig.from_yaml(config).steps()
+    return wanted_by(spec for step in steps for spec in step.models())
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -138,4 +157,9 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
 
     folder = checkpoint.folder()
     size = size_of(folder) / 2**20 if folder else None
-    return asdict(checkpoint) | {"commit": folder.name if folder else None, "mib": size}
+    where = str(checkpoint.cache_dir) if checkpoint.cache_dir else None
+    return asdict(checkpoint) | {
+        "commit": folder.name if folder else None,
+        "mib": size,
+        "cache_dir": where,
+    }

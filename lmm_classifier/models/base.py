@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -43,6 +44,8 @@ class ModelSpec:
         compile: let torch compile the model, for encoders that run in torch. The first batch of each size
             takes many seconds and needs a C++ compiler; the ones after it are faster. Vectors change by
             rounding only, so this is no part of the contract.
+        cache_dir: folder in which checkpoints are looked for and kept, laid out as the hub's library does it;
+            None leaves it to that library and its environment variables. No part of the contract either.
     """
 
     family: str
@@ -51,6 +54,7 @@ class ModelSpec:
     device: Device = "auto"
     dtype: Dtype = "auto"
     compile: Flag = False
+    cache_dir: Path | None = None
 
 
 class Encoder(Protocol):

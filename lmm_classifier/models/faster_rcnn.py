@@ -21,7 +21,14 @@ from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec, refuse_compile
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
-from lmm_classifier.models.pretrained import for_inference, is_local, local_path, opening, refuse_missing
+from lmm_classifier.models.pretrained import (
+    cache_of,
+    for_inference,
+    is_local,
+    local_path,
+    opening,
+    refuse_missing,
+)
 from lmm_classifier.models.shape import widened
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
@@ -64,7 +71,8 @@ class FasterRcnnDetector:
         self._categories: list[str] = categories
 
     def _published(self, spec: ModelSpec) -> tuple[dict[str, Any], Any]:
-        cached = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED.url.rpartition("/")[2])
+        folder = cache_of(spec) or Path(torch.hub.get_dir(), "checkpoints")
+        cached = folder / PUBLISHED.url.rpartition("/")[2]
         if HF_HUB_OFFLINE and not cached.is_file():
             raise ModelUnavailableError(
                 f"model {self._weights!r} is not on this machine ({cached}), and HF_HUB_OFFLINE is set: "
@@ -72,7 +80,12 @@ class FasterRcnnDetector:
             )
         with opening(spec, self._weights):
             state = torch.hub.load_state_dict_from_url(
-                PUBLISHED.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+                PUBLISHED.url,
+                model_dir=str(folder),
+                map_location="cpu",
+                progress=False,
+                check_hash=True,
+                weights_only=True,
             )
         return {"categories": list(PUBLISHED.meta["categories"])}, state
 

@@ -84,8 +84,14 @@ def pretrained(loader: Callable[..., T], spec: ModelSpec, weights: str, **option
         ModelUnavailableError: neither on this machine nor reachable.
         ModelError: the files are there, but are no usable checkpoint of this kind.
     """
+    options |= {"revision": spec.revision, "cache_dir": cache_of(spec)}
     with opening(spec, weights):
-        return loader(locate(weights), revision=spec.revision, trust_remote_code=False, **options)
+        return loader(locate(weights), trust_remote_code=False, **options)
+
+
+def cache_of(spec: ModelSpec) -> Path | None:
+    """Where the hub's library is to look and to keep; None leaves it to its environment variables."""
+    return spec.cache_dir.expanduser() if spec.cache_dir else None
 
 
 def checkpoint_folder(spec: ModelSpec, weights: str, files: Collection[str], hub_id: str = "") -> Path:
@@ -103,7 +109,9 @@ def checkpoint_folder(spec: ModelSpec, weights: str, files: Collection[str], hub
     with opening(spec, weights):
         where = locate(hub_id or weights)
         if not Path(where).is_dir():
-            where = snapshot_download(where, revision=spec.revision, allow_patterns=list(files))
+            where = snapshot_download(
+                where, revision=spec.revision, cache_dir=cache_of(spec), allow_patterns=list(files)
+            )
         return Path(where)
 
 
@@ -122,8 +130,9 @@ def opening(spec: ModelSpec, weights: str) -> Iterator[None]:
     except OSError as error:
         if is_local(weights) or weights.startswith(SHIPPED) or Path(weights).is_dir():
             raise ModelError(f"{unusable}: {first_line(error)}") from error
+        here = f"in {spec.cache_dir}" if spec.cache_dir else "on this machine"
         raise ModelUnavailableError(
-            f"model {weights!r} is neither on this machine nor reachable: connect once so that it can be "
+            f"model {weights!r} is neither {here} nor reachable: connect once so that it can be "
             f"downloaded, or set `weights` to a local folder ({first_line(error)})"
         ) from error
     except _UNUSABLE as error:

@@ -1,7 +1,7 @@
 """Checkpoints on this machine: which are here, fetching them, and whether they are still what they were.
 
-Nothing is loaded into memory. The hub's own cache is used, with its environment variables (HF_HOME,
-HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+Nothing is loaded into memory. The hub's own cache is used, or a folder laid out like it, with the library's
+environment variables (HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Checkpoint:
         revision: branch, tag or commit that is asked for.
         licence: of a default; "" where it is only on the model card.
         files: patterns of what is needed of it.
+        cache_dir: where it is kept; None: in the hub's cache.
     """
 
     family: str
@@ -42,16 +43,14 @@ class Checkpoint:
     revision: str
     licence: str = ""
     files: tuple[str, ...] = FILES
+    cache_dir: Path | None = None
 
     def folder(self) -> Path | None:
         """Where it is on this machine, named by its commit; None if it is not here."""
         try:
-            found = snapshot_download(
-                self.hub_id, revision=self.revision, allow_patterns=list(self.files), local_files_only=True
-            )
+            return _snapshot(self, local_files_only=True)
         except LocalEntryNotFoundError:
             return None
-        return Path(str(found))
 
 
 def defaults(tasks: Sequence[Task]) -> tuple[Checkpoint, ...]:
@@ -73,12 +72,13 @@ def wanted_by(specs: Iterable[ModelSpec]) -> tuple[Checkpoint, ...]:
         hub_id = default.hub_id if default and default.hub_id else weights
         if hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
             licence, files = (default.licence, default.files) if default else ("", FILES)
-            found[Checkpoint(spec.family, hub_id, spec.revision, licence, files)] = None
+            where = spec.cache_dir
+            found[Checkpoint(spec.family, hub_id, spec.revision, licence, files, where)] = None
     return tuple(found)
 
 
 def fetch(checkpoint: Checkpoint) -> Path:
-    """Download what is missing of a checkpoint; an interrupted download goes on where it was.
+    """Download what is missing of a checkpoint; a connection that breaks is taken up where it was.
 
     Returns:
         the folder, named by the commit, which can be written into settings as `revision`.
@@ -87,14 +87,22 @@ def fetch(checkpoint: Checkpoint) -> Path:
         ModelUnavailableError: the hub cannot be reached, or does not give it to this user.
     """
     try:
-        found = snapshot_download(
-            checkpoint.hub_id, revision=checkpoint.revision, allow_patterns=list(checkpoint.files)
-        )
+        return _snapshot(checkpoint)
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelUnavailableError(
             f"model {checkpoint.hub_id!r} ({checkpoint.revision}) cannot be fetched: {reason}"
         ) from error
+
+
+def _snapshot(checkpoint: Checkpoint, local_files_only: bool = False) -> Path:
+    found = snapshot_download(
+        checkpoint.hub_id,
+        revision=checkpoint.revision,
+        allow_patterns=list(checkpoint.files),
+        local_files_only=local_files_only,
+        cache_dir=checkpoint.cache_dir.expanduser() if checkpoint.cache_dir else None,
+    )
     return Path(str(found))
 
 

@@ -1,52 +1,39 @@
-"""`models` against a cache laid out as the hub's own library lays it out."""
+"""`models` against a cache laid out as the hub's own library does it. K1 to K6 are rows of the contract."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hub_cache import COMMIT, write_cached
 from lmm_classifier import registry
-from lmm_classifier.models.published import DEFAULTS
+from lmm_classifier.models.published import DEFAULTS, TASKS
+from mini_hub import COMMIT as SERVED
+from mini_hub import MiniHub, serving
 from shell import run
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "facebook/dinov2-base"
+CONVNEXT = "facebook/convnext-tiny-224"
+FILES = {"model.safetensors": b"weights" * 1000, "config.json": b'{"model_type": "dinov2"}'}
 
 
-def models(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    return run("models", *arguments, cwd=Path(__file__).parents[2], HF_HUB_CACHE=str(cache))
-
-
-def git_id(content: bytes) -> str:
-    header = f"blob {len(content)}\0".encode()
-    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+def models(*arguments: str | Path, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    return run("models", *arguments, cwd=root, **{"HF_HUB_CACHE": str(cache), **environment})
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """One checkpoint: a large file under its SHA-256, a small one under its git object id."""
-    repo = tmp_path / "models--facebook--dinov2-base"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs/main").write_text(COMMIT)
-    snapshot = repo / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (repo / "blobs").mkdir()
-    weights, config = b"weights" * 1000, b'{"model_type": "dinov2"}'
-    names = {
-        "model.safetensors": (hashlib.sha256(weights).hexdigest(), weights),
-        "config.json": (git_id(config), config),
-    }
-    for name, (digest, content) in names.items():
-        (repo / "blobs" / digest).write_bytes(content)
-        (snapshot / name).symlink_to(repo / "blobs" / digest)
+    """One checkpoint, of no use to any model: nothing here may be loaded."""
+    write_cached(tmp_path, REPO, FILES)
     return tmp_path
 
 
-def test_what_is_here_is_listed_with_commit_size_and_licence(cache: Path) -> None:
+def test_K3_what_is_here_is_listed_with_commit_size_and_licence(cache: Path) -> None:
     lines = [
         json.loads(line) for line in models("list", "--embed", "--json", cache=cache).stdout.splitlines()
     ]
@@ -59,7 +46,7 @@ def test_what_is_here_is_listed_with_commit_size_and_licence(cache: Path) -> Non
     assert "not on this machine" in models("list", "--detect", cache=cache).stdout
 
 
-def test_each_damaged_file_is_named(cache: Path) -> None:
+def test_K4_each_damaged_file_is_named(cache: Path) -> None:
     result = models("verify", "--embed", cache=cache)
     assert f"{REPO}: every file is as the hub has it" in result.stdout
     assert result.returncode == 2  # the other encoders are not here
@@ -75,7 +62,7 @@ def test_each_damaged_file_is_named(cache: Path) -> None:
         assert name in result.stderr
 
 
-def test_settings_say_which_and_shipped_ones_need_no_fetching(cache: Path, tmp_path: Path) -> None:
+def test_K5_settings_say_which_and_shipped_ones_need_no_fetching(cache: Path, tmp_path: Path) -> None:
     assert models("list", "-c", "config/demo.yaml", cache=cache).stdout == ""
     listed = models("list", "-c", "config/default.yaml", cache=cache).stdout
     assert "google/siglip-so400m-patch14-384" in listed
@@ -85,7 +72,7 @@ def test_settings_say_which_and_shipped_ones_need_no_fetching(cache: Path, tmp_p
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
 
 
-def test_offline_a_missing_checkpoint_is_one_line(cache: Path) -> None:
+def test_K3_offline_a_missing_checkpoint_is_one_line(cache: Path) -> None:
     result = models("fetch", "--detect", cache=cache)
     assert result.returncode == 1
     assert result.stderr.startswith("error: model 'PekingU/rtdetr_v2_r18vd' (main) cannot be fetched")
@@ -97,3 +84,146 @@ def test_every_default_belongs_to_a_registered_family() -> None:
     families = {name for kind in registry.BUILTINS for name in registry.names(kind)}
     assert {default.family for default in DEFAULTS} <= families
     assert len({default.family for default in DEFAULTS}) == len(DEFAULTS)
+
+
+class TestCacheDir:
+    """K1: of all models at once, in settings or on the command line."""
+
+    SETTINGS = (
+        "cache_dir: kept\npipeline:\n- label: {model: {family: image-classifier}}\n"
+        "- embed: {encoder: {family: dinov2, cache_dir: mine}}\n"
+    )
+
+    @pytest.fixture
+    def settings(self, tmp_path: Path) -> Path:
+        (tmp_path / "s.yaml").write_text(self.SETTINGS)
+        write_cached(tmp_path / "kept", CONVNEXT, FILES)
+        return tmp_path / "s.yaml"
+
+    def test_K1_is_where_the_commands_look(self, cache: Path, tmp_path: Path) -> None:
+        empty = tmp_path / "empty"
+        option = ("--cache-dir", str(cache))
+        (tmp_path / "s.yaml").write_text("pipeline: [embed: {encoder: {family: dinov2}}]")
+        for command in ("fetch", "verify"):
+            result = models(command, *option, "-c", tmp_path / "s.yaml", cache=empty)
+            assert (result.returncode, result.stdout.startswith(f"{REPO}: ")) == (0, True)
+        listed = models("list", "--embed", "--json", *option, cache=empty).stdout.splitlines()
+        found = {line["hub_id"]: line for line in map(json.loads, listed)}[REPO]
+        assert (found["commit"], found["cache_dir"]) == (COMMIT, str(cache))
+        assert models("verify", "-c", tmp_path / "s.yaml", cache=empty).returncode == 2
+        assert models("where", *option, cache=empty).stdout.startswith(f"hub: {cache}\n")
+
+    def test_K1_is_that_of_the_settings_beside_the_file(self, settings: Path, tmp_path: Path) -> None:
+        lines = models("list", "--json", "-c", settings, cache=tmp_path / "empty").stdout.splitlines()
+        found = {line["hub_id"]: line for line in map(json.loads, lines)}
+        assert found[CONVNEXT]["commit"] == COMMIT
+        assert found[CONVNEXT]["cache_dir"] == str(tmp_path / "kept")
+        assert (found[REPO]["commit"], found[REPO]["cache_dir"]) == (None, str(tmp_path / "mine"))
+        where = models("where", "-c", settings, cache=tmp_path / "empty").stdout
+        assert where.startswith(f"hub: {tmp_path / 'kept'}\nhub: {tmp_path / 'mine'}\nshipped: ")
+        other = models("list", "-c", settings, "--cache-dir", tmp_path / "other", cache=tmp_path / "empty")
+        assert other.stdout.count("not on this machine") == 2
+
+    def test_K6_otherwise_the_hubs_own_settings_rule(self, tmp_path: Path) -> None:
+        for name, folder in (("HF_HUB_CACHE", tmp_path / "a"), ("HF_HOME", tmp_path / "b")):
+            environment = {"HF_HUB_CACHE": "", "HF_HOME": ""} | {name: str(folder)}
+            told = run("models", "where", cwd=tmp_path, **{k: v for k, v in environment.items() if v})
+            expected = folder if name == "HF_HUB_CACHE" else folder / "hub"
+            assert told.stdout.startswith(f"hub: {expected} (set HF_HUB_CACHE or HF_HOME to move it)")
+
+
+class TestFetch:
+    """From a hub on this machine."""
+
+    def online(self, hub: MiniHub, *arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
+        environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_ours"}
+        return models("fetch", *arguments, cache=cache, **environment)
+
+    def test_C15_and_K2_and_K4_a_default_is_downloaded_and_not_loaded(self, tmp_path: Path) -> None:
+        """What is downloaded is no model at all; pickles and other frameworks' files are left there."""
+        with serving(CONVNEXT, {**FILES, "pytorch_model.bin": b"pickle", "tf_model.h5": b"tf"}) as hub:
+            result = self.online(hub, "--classify", cache=tmp_path)
+            assert result.returncode == 0, result.stderr
+            folder = tmp_path / "models--facebook--convnext-tiny-224/snapshots" / SERVED
+            assert result.stdout == f"{CONVNEXT}: revision {SERVED} in {folder}\n"
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
+            assert not list(tmp_path.rglob("*.incomplete"))
+            tokens = {headers.get("authorization") for _, path, headers in hub.asked if "/resolve/" in path}
+            assert tokens == {"Bearer hf_ours"}
+            assert all(SERVED in path for _, path, _ in hub.asked if "/resolve/" in path)  # pinned, not main
+            seen = len(hub.asked)
+            assert self.online(hub, "--classify", cache=tmp_path).returncode == 0
+            assert not [a for a in hub.asked[seen:] if a[0] == "GET" and "/resolve/" in a[1]]
+        verified = models("verify", "--classify", cache=tmp_path)
+        assert (verified.returncode, "every file is as the hub has it" in verified.stdout) == (0, True)
+
+    def test_C15_settings_override_the_default(self, tmp_path: Path) -> None:
+        (tmp_path / "s.yaml").write_text(
+            f"cache_dir: kept\npipeline: [label: {{model: {{family: image-classifier, weights: a/b, "
+            f"revision: {SERVED}}}}}]"
+        )
+        with serving("a/b", FILES) as hub:
+            result = self.online(hub, "-c", tmp_path / "s.yaml", cache=tmp_path / "unused")
+        assert result.returncode == 0, result.stderr
+        assert str(tmp_path / "kept/models--a--b/snapshots" / SERVED) in result.stdout
+        assert not (tmp_path / "unused").exists()
+
+    def test_K2_a_broken_connection_is_taken_up_where_it_was(self, tmp_path: Path) -> None:
+        weights = bytes(range(256)) * 80_000  # 20 MB; the library writes 10 MiB at a time
+        with serving(CONVNEXT, {"model.safetensors": weights}, cut=15_000_000) as hub:
+            result = self.online(hub, "--classify", cache=tmp_path)
+            ranges = [headers.get("Range") for method, _, headers in hub.asked if method == "GET"]
+        assert result.returncode == 0, result.stderr
+        assert f"bytes={10 * 2**20}-" in ranges
+        [file] = tmp_path.rglob("snapshots/*/model.safetensors")
+        assert file.read_bytes() == weights
+
+    def test_K2_what_the_hub_refuses_is_one_line_and_leaves_nothing(self, tmp_path: Path) -> None:
+        with serving("some/other", FILES) as hub:
+            result = self.online(hub, "--detect", cache=tmp_path)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert result.stderr.startswith(
+            "error: model 'PekingU/rtdetr_v2_r18vd' (main) cannot be fetched: 404"
+        )
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_K4_a_repository_id_is_no_path(tmp_path: Path) -> None:
+    for weights in ("../../etc/passwd", "a/..", "a/b/c", "a b/c"):
+        (tmp_path / "s.yaml").write_text(
+            json.dumps(
+                {"pipeline": [{"label": {"model": {"family": "image-classifier", "weights": weights}}}]}
+            )
+        )
+        result = models("fetch", "-c", tmp_path / "s.yaml", cache=tmp_path / "cache")
+        assert "Traceback" not in result.stderr
+        assert result.stderr.count("\n") <= 1
+        assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_K5_a_flag_for_every_task(task: str, tmp_path: Path) -> None:
+    lines = models("list", f"--{task}", "--json", cache=tmp_path).stdout.splitlines()
+    expected = [default.family for default in DEFAULTS if default.task == task]
+    assert [json.loads(line)["family"] for line in lines] == expected
+    assert expected
+
+
+def test_K5_no_flag_is_all_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    lines = models("list", "--json", cache=tmp_path).stdout.splitlines()
+    assert [json.loads(line)["family"] for line in lines] == [default.family for default in DEFAULTS]
+    for command in ("fetch", "list", "verify"):
+        result = models(command, "--clasify", cache=tmp_path)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert "--clasify" in result.stderr
+
+
+def test_C15_no_command_imports_a_model_library(cache: Path) -> None:
+    for command in ("fetch", "verify", "list"):
+        code = (
+            "import sys\nfrom lmm_classifier.cli import main\n"
+            f"try: main(['models', '{command}', '-c', 'config/demo.yaml'])\n"
+            "except SystemExit: sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        )
+        root = Path(__file__).parents[2]
+        assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

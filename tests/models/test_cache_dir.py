@@ -1,0 +1,127 @@
+"""Checkpoints in a cache of one's own. K1, K3 and K6 are rows of the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+import tiny_models
+import tiny_vision
+from hub_cache import files_in, write_cached
+from lmm_classifier.errors import ModelUnavailableError
+from lmm_classifier.models import base
+from lmm_classifier.models.base import ModelSpec, load_text_encoder
+from segmentation_graphs import write_decoder, write_detr, write_encoder
+
+ENCODERS = ("siglip", "clip", "dinov2", "dinov2-timm", "dinov3", "dinov3-patch")
+HUB_ID = "org/tiny"
+
+
+def write_sam2(folder: Path) -> str:
+    write_encoder(folder / "encoder.onnx")
+    write_decoder(folder / "decoder.onnx", np.zeros((1, 256, 256), np.float32), (0.9,))
+    return str(folder)
+
+
+def write_panoptic(folder: Path) -> str:
+    return write_detr(folder, np.zeros((2, 4), np.float32), np.zeros((2, 3)), np.zeros(2), {0: "sky"})
+
+
+OTHERS = {
+    ("detector", "objects"): tiny_vision.write_rt_detr,
+    ("classifier", "image-classifier"): tiny_vision.write_convnext,
+    ("captioner", "blip"): tiny_vision.write_blip,
+    ("segmenter", "sam2"): write_sam2,
+    ("panoptic", "detr-panoptic"): write_panoptic,
+}
+WRITERS = {**{("encoder", name): tiny_models.WRITERS[name] for name in ENCODERS}, **OTHERS}
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's own cache: empty."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "nowhere"))
+    return tmp_path / "nowhere"
+
+
+@pytest.mark.parametrize(("kind", "family"), WRITERS)
+def test_K1_and_K3_a_checkpoint_is_found_there_and_nowhere_else(
+    kind: str, family: str, tmp_path: Path, nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline; K6: where settings say nothing, the hub's own setting is followed."""
+    cache = tmp_path / "cache"
+    write_cached(cache, HUB_ID, files_in(WRITERS[kind, family](tmp_path / "written")))
+    opened = base.open_model(kind, ModelSpec(family, HUB_ID, cache_dir=cache))  # type: ignore[arg-type]
+    spec = ModelSpec(family, HUB_ID)
+    with pytest.raises(ModelUnavailableError, match="'org/tiny' is neither on this machine nor reachable"):
+        base.open_model(kind, spec)  # type: ignore[arg-type]
+    base._failed.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    by_environment = base.open_model(kind, spec)  # type: ignore[arg-type]
+    if kind == "encoder":
+        assert opened.contract == by_environment.contract  # where the files lie decides no vector
+    elsewhere = ModelSpec(family, HUB_ID, cache_dir=nowhere)
+    with pytest.raises(ModelUnavailableError) as caught:
+        base.open_model(kind, elsewhere)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"model 'org/tiny' is neither in {nowhere} nor reachable: connect")
+    assert "\n" not in str(caught.value)
+
+
+def test_K1_the_text_tower_comes_from_there_too(tmp_path: Path, nowhere: Path) -> None:
+    folder = tiny_models.WRITERS["clip"](tmp_path / "written")
+    write_cached(tmp_path / "cache", HUB_ID, files_in(folder))
+    encoder = load_text_encoder(ModelSpec("clip", HUB_ID, dtype="float32", cache_dir=tmp_path / "cache"))
+    expected = load_text_encoder(ModelSpec("clip", folder, dtype="float32")).encode_text(["a daisy"])
+    np.testing.assert_array_equal(encoder.encode_text(["a daisy"]), expected)
+
+
+def test_K1_a_home_is_that_of_the_user(
+    tmp_path: Path, nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cached(tmp_path / "cache", HUB_ID, files_in(tiny_vision.write_convnext(tmp_path / "written")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = ModelSpec("image-classifier", HUB_ID, cache_dir=Path("~/cache"))
+    assert base.open_model("classifier", spec).names == tiny_vision.CLASSES
+
+
+def test_K1_torchvisions_own_file_is_kept_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    spec = ModelSpec("faster-rcnn", cache_dir=tmp_path)
+    name = published.url.rpartition("/")[2]
+    with pytest.raises(ModelUnavailableError, match=f"is not on this machine .{tmp_path}/{name}"):
+        base.open_model("detector", spec)
+    (tmp_path / name).write_bytes(b"there")
+    asked: list[object] = []
+    state = tiny_vision.faster_rcnn_state(len(published.meta["categories"]))
+
+    def load(url: str, model_dir: str, **options: object) -> object:
+        asked.append(model_dir)
+        return state
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
+    base._failed.clear()
+    base.open_model("detector", spec)
+    assert asked == [str(tmp_path)]
+
+
+def test_C8_the_revision_asked_for(tmp_path: Path, nowhere: Path) -> None:
+    """Of two revisions of one checkpoint, each opens its own: here they differ in their classes."""
+    cache, write = tmp_path / "cache", tiny_vision.write_convnext
+    for ref, commit, labels in (("main", "a" * 40, ("cat", "dog")), ("v2", "b" * 40, ("car", "bus", "tram"))):
+        folder = write(tmp_path / ref, **tiny_vision.names(labels))
+        write_cached(cache, HUB_ID, files_in(folder), ref, commit)
+        for revision in (ref, commit):
+            spec = ModelSpec("image-classifier", HUB_ID, revision, cache_dir=cache)
+            assert base.open_model("classifier", spec).names == labels
+    with pytest.raises(ModelUnavailableError, match="is neither in"):
+        base.open_model("classifier", ModelSpec("image-classifier", HUB_ID, "v3", cache_dir=cache))
+
+
+def test_a_spec_is_another_one_in_another_cache(tmp_path: Path) -> None:
+    assert ModelSpec("fake") == ModelSpec("fake", cache_dir=None)
+    assert len({ModelSpec("fake"), ModelSpec("fake", cache_dir=tmp_path)}) == 2
