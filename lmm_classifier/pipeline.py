@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
 
 from PIL import Image
 
+from lmm_classifier.corpus.ahead import in_order
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
 from lmm_classifier.errors import ConfigError, ImageError, StepError
@@ -121,21 +125,27 @@ class Pipeline:
     ) -> Iterator[Sample | SkippedFile]:
         """Yield finished samples of photos as they are read, a batch at a time, in the order of the paths.
 
-        A photo that cannot be read yields its reason. Memory does not grow with their number.
+        Threads read the next batch while the steps are at one. A photo that cannot be read yields its
+        reason. Memory does not grow with their number: two batches of photos are open at a time.
         """
         source = iter(paths)
-        while batch := list(islice(source, self.batch_size)):
-            opened = [self._open(path, limits) for path in batch]
-            finished = self.run(item for item in opened if isinstance(item, Sample))
-            for item in opened:
-                yield next(finished) if isinstance(item, Sample) else item
+        for first in islice(source, 1):  # to look at no photo, no model is asked what it needs
+            look = partial(_opened, target_size=self.resolution(), limits=limits)
+            workers = min(os.cpu_count() or 1, self.batch_size)
+            opened = in_order(look, chain([first], source), workers, self.batch_size)
+            with closing(opened):
+                while batch := list(islice(opened, self.batch_size)):
+                    finished = self.run(item for item in batch if isinstance(item, Sample))
+                    for item in batch:
+                        yield next(finished) if isinstance(item, Sample) else item
 
-    def _open(self, path: str | Path, limits: ImageLimits) -> Sample | SkippedFile:
-        try:
-            image = open_image(path, target_size=self.resolution(), limits=limits)
-        except ImageError as error:
-            return SkippedFile(str(path), error.code, error.reason)
-        return Sample.from_image(str(path), image)
+
+def _opened(path: str | Path, target_size: int | None, limits: ImageLimits) -> Sample | SkippedFile:
+    try:
+        image = open_image(path, target_size=target_size, limits=limits)
+    except ImageError as error:
+        return SkippedFile(str(path), error.code, error.reason)
+    return Sample.from_image(str(path), image)
 
 
 def run_shared(batch: Sequence[Sample], lines: Sequence[tuple[Step, ...]]) -> list[list[Sample]]:

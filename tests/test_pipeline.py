@@ -1,7 +1,8 @@
-"""How many pixels of a photo a pipeline makes use of, and that no more of a JPEG are decoded."""
+"""How many pixels of a photo a pipeline makes use of, and how photos are read."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.corpus.images import open_image
+from lmm_classifier.errors import ModelError
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
@@ -116,3 +120,51 @@ def test_a_classifier_decodes_no_more(
     assert by_file.label == "red"  # type: ignore[union-attr]
     assert classifier.classify((tmp_path / "photo.jpg").read_bytes()).label == "red"
     assert Watching.seen == [shown] * 3
+
+
+class TestFiles:
+    """Photos are read in threads, a batch ahead of the steps."""
+
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> list[Path]:
+        paths = [tmp_path / f"{i}.png" for i in range(23)]
+        for i, path in enumerate(paths):
+            Image.new("RGB", (i + 1, 3), (10 * i, 0, 0)).save(path)
+        paths[4].write_bytes(b"no photo")
+        paths[9].unlink()
+        return paths
+
+    @pytest.mark.parametrize("batch_size", [1, 4, 23, 64])
+    def test_answers_are_those_of_one_by_one(self, photos: list[Path], batch_size: int) -> None:
+        line = Pipeline((Embed(ModelSpec("fake")),), batch_size)
+        found = list(line.run_files(photos))
+        assert [(s.path, s.code) for s in found if isinstance(s, SkippedFile)] == [
+            (str(photos[4]), "unsupported_format"),
+            (str(photos[9]), "not_found"),
+        ]
+        assert [isinstance(each, Sample) for each in found] == [i not in (4, 9) for i in range(23)]
+        for path, each in zip(photos, found, strict=True):
+            if isinstance(each, Sample):
+                alone = next(line.run([Sample.from_image(str(path), open_image(path))]))
+                assert each.sample_id == str(path)
+                for key, rows in alone.embeddings.items():
+                    np.testing.assert_allclose(each.embeddings[key], rows, atol=1e-6)
+
+    def test_two_batches_are_open_at_most(self, photos: list[Path]) -> None:
+        taken: list[Path] = []
+        source = (taken.append(path) or path for path in photos * 10)  # type: ignore[func-returns-value]
+        for i, _ in enumerate(Pipeline((Other(),), 4).run_files(source)):
+            assert len(taken) <= i + 8
+
+    def test_a_step_that_fails_ends_the_threads(self, photos: list[Path]) -> None:
+        class Fails(Other):
+            def run(self, batch: Sequence[Sample]) -> list[Sample]:
+                raise ModelError("no more")
+
+        before = threading.active_count()
+        with pytest.raises(ModelError, match="no more"):
+            list(Pipeline((Fails(),), 4).run_files(photos))
+        assert threading.active_count() == before
+
+    def test_of_no_photos_nothing_is_asked(self) -> None:
+        assert list(Pipeline((Embed(ModelSpec("siglip", "./nowhere")),)).run_files([])) == []

@@ -1,23 +1,16 @@
-"""Files of a corpus on their way to the encoders: looked at by several threads, handed on in order."""
+"""Files of a corpus on their way to the encoders: looked at, and decoded if they are new."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 
 from lmm_classifier.corpus.images import ImageLimits, open_image, read_image_bytes
 from lmm_classifier.errors import ImageError
 from lmm_classifier.index.previous import Kept, Previous, Stat, Task
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 QUEUED_PER_WORKER = 8  # decoded images in memory: enough that neither threads nor model wait for the other
 
@@ -91,19 +84,3 @@ def stat_of(path: Path) -> Stat:
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def in_order(work: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
-    """Do the tasks in threads, a bounded number ahead, and yield the results in the tasks' order."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(work, task))
-                if len(waiting) >= workers * QUEUED_PER_WORKER:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from lmm_classifier.corpus.ahead import in_order
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
-from lmm_classifier.index.intake import Reading, Taken, in_order, take
+from lmm_classifier.index.intake import QUEUED_PER_WORKER, Reading, Taken, take
 from lmm_classifier.index.previous import Previous, Stat, Task
 from lmm_classifier.index.records import Record
 from lmm_classifier.types import EncoderContract, FloatArray
@@ -115,7 +116,8 @@ def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> Shard:
 
 
 def _taken(tasks: Sequence[Task], reading: Reading, previous: Previous) -> Iterator[Taken]:
-    return in_order(lambda task: take(task, reading, previous), tasks, reading.workers)
+    ahead = reading.workers * QUEUED_PER_WORKER
+    return in_order(lambda task: take(task, reading, previous), tasks, reading.workers, ahead)
 
 
 class _Rows:

@@ -1,0 +1,36 @@
+"""Work on files in threads, a bounded number ahead of who takes the results, which come in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(
+    work: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int
+) -> Generator[R, None, None]:
+    """Do the tasks in threads and yield the results in the tasks' order.
+
+    Args:
+        work: what to do; an exception of it is raised where its result would be yielded.
+        tasks: taken only as needed.
+        workers: threads.
+        ahead: at most so many tasks are begun or done and not yet yielded.
+    """
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(work, task))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,52 @@
+"""Work in threads, handed on in order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lmm_classifier.corpus.ahead import in_order
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    def work(n: int) -> int:
+        time.sleep(0.002 * (n % 3 == 0))  # the first of three is done last
+        return n * n
+
+    assert list(in_order(work, range(20), 4, 8)) == [n * n for n in range(20)]
+    assert list(in_order(work, [], 4, 8)) == []
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 8), (8, 4)])
+def test_no_more_is_begun_than_may_wait(workers: int, ahead: int) -> None:
+    begun: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for n in range(100):
+            begun.append(n)
+            yield n
+
+    results = in_order(lambda n: n, tasks(), workers, ahead)
+    for seen in range(1, 50):
+        next(results)
+        assert len(begun) - seen < ahead
+    results.close()
+    assert len(begun) < 60
+
+
+def test_an_error_comes_in_its_place() -> None:
+    results = in_order(lambda n: 1 // n, [1, 1, 0, 1], 2, 4)
+    assert [next(results), next(results)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_no_thread_is_left_when_the_taker_goes() -> None:
+    before = threading.active_count()
+    results = in_order(lambda n: n, range(100), 4, 8)
+    next(results)
+    results.close()
+    assert threading.active_count() == before
