@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from installed import install
+from installed import run_with as run
 from synthetic import COLOURS, picture, write_corpus
 
-PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "mean-colour"
-version = "1.0"
-
-[project.entry-points."lmm_classifier.encoders"]
-mean-colour = "mean_colour:MeanColourEncoder"
-
-[tool.setuptools]
-py-modules = ["mean_colour"]
-"""
 CODE = '''
 """The mean colour of a photo: three numbers."""
 
@@ -59,23 +43,9 @@ allow_unknown: false
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that pip installed the package into, without any index to ask."""
+    """A folder that pip installed the package into."""
     root = tmp_path_factory.mktemp("plugin")
-    (root / "project").mkdir()
-    (root / "project/pyproject.toml").write_text(PROJECT)
-    (root / "project/mean_colour.py").write_text(CODE)
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(root / "site")]
-    command = [sys.executable, "-m", "pip", "install", *options, str(root / "project")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return root / "site"
-
-
-def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return install(root, "encoder", "mean-colour", "MeanColourEncoder", CODE)
 
 
 def test_it_builds_an_index_and_classifies_through_the_command_line(site: Path, tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from installed import run_with as run
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
@@ -38,13 +36,6 @@ def package(tmp_path: Path) -> Path:
         f"[lmm_classifier.steps]\n{entry[1].replace(chr(34), '')}\n"
     )
     return folder
-
-
-def run(package: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 SETTINGS = """
