@@ -114,7 +114,8 @@ def explain(error: ValidationError, model: Any) -> str:
 
 def _keys_at(model: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
     for part in loc:
-        default = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        fields = getattr(model, "model_fields", getattr(model, "__pydantic_fields__", {}))
+        default = fields[part].annotation if part in fields else None
         candidates = [default, *getattr(default, "__args__", ())]
         model = next(
             (c for c in candidates if hasattr(c, "model_fields") or dataclasses.is_dataclass(c)), None

@@ -77,17 +77,37 @@ def test_photos_that_cannot_be_read_are_lines_with_a_code(photos: Path) -> None:
     [
         (["run", "detekt", "coffee.png"], "unknown step 'detekt'; did you mean 'detect'?"),
         (["run", "detect", "coffee.png", "-p", "modle.family=mtcnn"], "did you mean 'model'?"),
+        (["run", "detect", "coffee.png", "-p", "model.famly=mtcnn"], "did you mean 'family'?"),
         (["run", "detect", "coffee.png", "-p", "model"], "must be written key=value"),
         (["run", "detect", "coffee.png", "-p", "model.family=mtcnn", "-p", "model.family=x"], "given twice"),
         (["run", "detect", "coffee.png", "-p", "model=mtcnn", "-p", "model.family=x"], "inside 'model'"),
         (["run", "detect", "coffee.png", "-p", "model.family=mtcnn", "-p", "min_score=2"], "min_score"),
         (["run", "detect", "coffee.png", "-p", "model={"], "not valid YAML"),
         (["run", "vote", "coffee.png"], "'vote' needs neighbours"),
-        (["run", "embed", "coffee.png", "-p", "encoder.family=fake", "-w", "target=nobody"], "target"),
+        (
+            ["run", "embed", "coffee.png", "-p", "encoder.family=fake", "-w", "target=nobody"],
+            "target: Input should be",
+        ),
         (["run", "embed", "coffee.png", "-p", "encoder.family=fake", "-w", "padding=-1"], "padding"),
         (
             ["run", "embed", "coffee.png", "-p", "encoder.family=fake", "-w", "target=prominent_person"],
             "HF_HUB_OFFLINE is set",
+        ),
+        (
+            ["run", "segment", "coffee.png", "-p", "model.family=fake", "-p", "points=[[5000, 5]]"],
+            "coffee.png: point (5000, 5) is outside what is looked at, (0, 0, 600, 400)",
+        ),
+        (
+            ["run", "segment", "coffee.png", "-p", "model.family=fake", "-p", "box=[5, 5, 0, 9]"],
+            "box [5.0, 5.0, 0.0, 9.0] is empty as xywh",
+        ),
+        (
+            ["run", "segment", "coffee.png", "-p", "model.family=fake", "-p", "box=[5, 5, -4, 9]"],
+            "box [5.0, 5.0, -4.0, 9.0] is empty as xywh",
+        ),
+        (
+            ["run", "label", "coffee.png", "-p", "model.family=image-classifier"],
+            "'facebook/convnext-tiny-224' is neither",
         ),
         (["pipeline", "coffee.png", "-c", "nowhere.yaml"], "nowhere.yaml"),
     ],
