@@ -15,6 +15,7 @@ from lmm_classifier.models.prompting import BoxFormat, Cue, Point, XywhOrXyxy, m
 from lmm_classifier.types import BoolArray, FloatArray
 
 T = TypeVar("T")
+STABILITY_OFFSET = 1.0  # stability_score_offset of SAM 2's automatic_mask_generator.py
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +72,15 @@ class Mask:
     mask: BoolArray
     score: float
     logits: FloatArray
+
+    @property
+    def stability(self) -> float:
+        """How little the mask depends on where its edge is drawn, in [0, 1]; 0 where nothing is inside.
+
+        Intersection over union of the masks cut STABILITY_OFFSET above and below 0, as SAM computes it.
+        """
+        union = int((self.logits > -STABILITY_OFFSET).sum())
+        return int((self.logits > STABILITY_OFFSET).sum()) / union if union else 0.0
 
 
 class PromptedPhoto:

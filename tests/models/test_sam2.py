@@ -186,6 +186,14 @@ class TestAnswers:
         boxes = [tight_box(m.mask) for m in opened.masks(multimask=True)]
         assert boxes == [(200, 0, 400, 200), (0, 0, 100, 50), (0, 150, 400, 200)]
 
+    def test_S6_how_stable_a_mask_is(self, folder: Path) -> None:
+        """By hand: 100 cells surely inside, 60 that a shift of the threshold by 1 takes, 40 that it adds."""
+        logits = np.full((256, 256), -9, np.float32)
+        logits[0, :100], logits[1, :60], logits[2, :40] = 9, 0.5, -0.5
+        write_decoder(folder / "soft.onnx", np.stack([logits, np.full_like(logits, -9)]), (0.9, 0.8))
+        found = photo(f"{folder}#encoder.onnx,soft.onnx").masks(multimask=True)
+        assert [mask.stability for mask in found] == [100 / 200, 0.0]
+
     def test_S5_of_equals_the_first(self, folder: Path) -> None:
         write_decoder(folder / "tie.onnx", blocks(UPPER_LEFT, RIGHT_HALF, LOWER_QUARTER), (0.5, 0.9, 0.9))
         [found] = photo(f"{folder}#encoder.onnx,tie.onnx", (256, 256)).masks()
