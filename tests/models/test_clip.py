@@ -14,14 +14,17 @@ import torch
 from huggingface_hub import constants
 from open_clip import factory, pretrained
 from PIL import Image
+from safetensors.torch import save_file
 
+from hub_cache import write_cached
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec, TextEncoder, load_text_encoder
-from tiny_models import CLIP_ARCHITECTURE
+from lmm_classifier.models.base import ModelSpec, TextEncoder, load_encoder, load_text_encoder
+from tiny_models import CLIP_ARCHITECTURE, randomised
 
 Noise = Callable[..., Image.Image]
 Tiny = Callable[[str], str]
+WEIGHTS = "open_clip_model.safetensors"
 TEXTS = ["a photo of a daisy.", "Rose", "", "a very long text about flowers " * 30, "naïve <b>&amp;</b> 花"]
 
 
@@ -74,6 +77,41 @@ class TestText:
             ModelError, match=r"lacks 1 weights of its architecture, such as 'ln_final.weight'"
         ):
             encoder.encode_text(["a"])
+
+
+def test_O8_the_default_is_ViT_B_32_with_quickgelu_and_unit_vectors_of_512(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: Noise
+) -> None:
+    """The published architecture with two layers in place of twelve, and random weights."""
+    settings = open_clip.get_model_config("ViT-B-32-quickgelu")
+    for part in ("vision_cfg", "text_cfg"):
+        settings[part]["layers"] = 2
+    settings["text_cfg"] |= {"width": 64, "heads": 2}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", settings)
+    model = randomised(open_clip.CLIP(**settings), 0.05).eval()
+    save_file(model.state_dict(), tmp_path / WEIGHTS)
+    write_cached(
+        tmp_path / "hub",
+        "timm/vit_base_patch32_clip_224.openai",
+        {WEIGHTS: (tmp_path / WEIGHTS).read_bytes()},
+    )
+    encoder = load_encoder(ModelSpec("clip", dtype="float32", cache_dir=tmp_path / "hub"))
+    images = [noise(300, 200), noise(90, 400, seed=1)]
+    transform = open_clip.image_transform(
+        224, is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+    )
+    with torch.no_grad():
+        raw = model.encode_image(torch.stack([transform(image) for image in images]))
+    vectors = encoder.encode(images)
+    assert (vectors.shape, vectors.dtype) == ((2, 512), np.float32)
+    assert raw.norm(dim=1).min() > 1.5
+    expected = torch.nn.functional.normalize(raw, dim=1).numpy()
+    np.testing.assert_allclose(vectors, expected, atol=2e-6)
+    other = open_clip.CLIP(**{**settings, "quick_gelu": False}).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        gelu = other.encode_image(torch.stack([transform(image) for image in images]), normalize=True)
+    assert np.abs(gelu.numpy() - vectors).max() > 1e-3  # the wrong activation would have been seen
 
 
 class TestQuickGelu:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -203,6 +204,13 @@ class TestModel:
         image = picture((64, 64), (0, 0, 32, 64))
         found = segmented(ModelSpec("detr-panoptic", weights), [image], 0.5, True)[0]
         assert [segment.label for segment in found] == ["person", coco_panoptic()[187][0]]
+        model = onnx.load(tmp_path / "a/onnx/model.onnx")
+        model.graph.output[0].name = model.graph.node[1].output[0] = "masks"
+        (tmp_path / "c/onnx").mkdir(parents=True)
+        onnx.save(model, tmp_path / "c/onnx/model.onnx")
+        assert "has the outputs masks, pred_boxes, logits; expected are logits, pred_boxes, pred_masks" in (
+            refusal(str(tmp_path / "c"))
+        )
         refused = red_and_blue(tmp_path / "b", pixel_mask=["batch_size", 32, 32])
         assert "input 'pixel_mask' is tensor(int64) ['batch_size', 32, 32]; expected is tensor" in refusal(
             refused

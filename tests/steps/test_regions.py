@@ -16,11 +16,12 @@ from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.errors import ConfigError, ModelError
+from lmm_classifier.findings import findings
 from lmm_classifier.models import detection
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections, load_detector
 from lmm_classifier.pipeline import Pipeline, run_shared
-from lmm_classifier.plan import Where, lines_of
+from lmm_classifier.plan import Where, lines_of, make_where
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus
@@ -190,8 +191,9 @@ class TestWhere:
         assert Where().steps() == ()
         assert [step.name for step in Where("prominent_person").steps()] == ["detect", "focus"]
         assert [step.name for step in Where("prominent_face").steps()] == ["detect", "focus"] * 2
-        with pytest.raises(ValidationError, match="target"):
-            TypeAdapter(Where).validate_python({"target": "nobody"})
+        known = "target: Input should be 'whole_image', 'prominent_person' or 'prominent_face'"
+        with pytest.raises(ConfigError, match=f"^{known}$"):
+            make_where({"target": "nobody"})
 
     def test_O2_the_context_of_a_face_is_one_of_two(self) -> None:
         assert [s.name for s in Where("prominent_face", "whole_image").steps()] == ["detect", "focus"]
@@ -217,6 +219,15 @@ class TestWhere:
         [anywhere] = Pipeline(Where("prominent_face", "whole_image").steps()).run([photo()])
         assert anywhere.target is not None
         assert anywhere.target.box == (5, 5, 40, 40)
+
+    def test_O3_the_box_of_the_most_prominent_person_is_whole_pixels_with_a_score(self, says) -> None:
+        """Detection alone is a place without a step after it."""
+        says(((10.6, 20.4, 60.7, 500), 0.7, "person"), ((0, 0, 9, 9), 0.4, "person"), family="faster-rcnn")
+        [[found]] = run_shared([photo()], lines_of([(make_where({"target": "prominent_person"}), ())]))
+        target = findings(found)["target"]
+        assert (target["box"], target["wanted"], target["fallback"]) == ([10, 20, 60, 100], "person", None)
+        assert target["score"] == pytest.approx(0.7)
+        assert all(type(side) is int for side in target["box"])
 
     def test_O4_nobody_found_is_no_error_and_a_broken_detector_is(self, says) -> None:
         detector = says(family="faster-rcnn")
