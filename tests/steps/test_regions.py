@@ -229,6 +229,15 @@ class TestWhere:
         assert target["score"] == pytest.approx(0.7)
         assert all(type(side) is int for side in target["box"])
 
+    def test_O6_a_person_without_a_face_is_skipped_with_a_reason(self, says) -> None:
+        says(((10, 10, 90, 90), 0.9, "person"), family="faster-rcnn")
+        faces = says(family="mtcnn")
+        [found] = Pipeline((*Where("prominent_face").steps(), EMBED)).run([photo()])
+        assert faces.shown == [(80, 80)]
+        assert found.skipped is not None
+        assert (found.skipped.code, found.skipped.reason) == ("no_face", "no face was found")
+        assert found.embeddings == {}
+
     def test_O4_nobody_found_is_no_error_and_a_broken_detector_is(self, says) -> None:
         detector = says(family="faster-rcnn")
         assert next(Pipeline(Where("prominent_person").steps()).run([photo()])).target is not None
