@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import confusion_matrix
 
 from lmm_classifier.errors import CorpusError
+from lmm_classifier.evaluate.open_set_metrics import auroc
 from lmm_classifier.result import Classification
 from lmm_classifier.types import UNKNOWN, IntArray
 
@@ -82,8 +83,8 @@ def measure(answers: Sequence[Classification], truths: Sequence[str], labels: Se
         regressions=int((retrieval & ~hybrid).sum()),
         corrections_known=int((hybrid & ~retrieval & known).sum()),
         regressions_known=int((retrieval & ~hybrid & known).sum()),
-        unknown_auroc=float(roc_auc_score(known, [known_score(a) for a in answers])) if both_kinds else None,
-        retrieval_auroc=float(roc_auc_score(known, [a.closeness for a in answers])) if both_kinds else None,
+        unknown_auroc=float(auroc([known_score(a) for a in answers], known)) if both_kinds else None,
+        retrieval_auroc=float(auroc([a.closeness for a in answers], known)) if both_kinds else None,
         rejected_known=float(rejected[known].mean()),
         rejected_unknown=float(rejected[~known].mean()) if both_kinds else None,
     )
