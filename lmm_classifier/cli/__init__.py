@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lmm_classifier import __version__
-from lmm_classifier.cli import calibrate, classify, config, demo, index, models, steps
+from lmm_classifier.cli import calibrate, classify, config, demo, evaluate, index, models, steps
 from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.logging_config import setup_logging
@@ -33,6 +33,7 @@ app.command("demo")(demo.run)
 app.add_typer(index.app, name="index")
 app.command("calibrate")(calibrate.run)
 app.command("classify")(classify.run)
+app.command("evaluate")(evaluate.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)

@@ -17,7 +17,8 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.metrics import Metrics, measure
-from lmm_classifier.evaluate.report import Query, write_report
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.report import write_report
 from lmm_classifier.evaluate.target import Target
 from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.progress import OnProgress, Progress

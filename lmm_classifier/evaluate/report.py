@@ -1,36 +1,36 @@
-"""A self-contained HTML page that shows what the classifier did: figures, confusion matrix, gallery."""
+"""A self-contained HTML page that shows what the classifier did: figures, plots, confusion, galleries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmm_classifier.errors import ImageError
+from lmm_classifier.evaluate.label_metrics import LabelRow
 from lmm_classifier.evaluate.metrics import confusion
 from lmm_classifier.evaluate.page import thumbnail, write_page
+from lmm_classifier.evaluate.plots import Plot
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.tables import Table
 from lmm_classifier.result import Classification, Neighbour
 from lmm_classifier.types import UNKNOWN
 
 SHOWN_NEIGHBOURS = 5
 SHOWN_CANDIDATES = 4
+MATRIX_LABELS = 30  # a matrix of more is no picture any more
+SHOWN_PAIRS = 30
+OPEN_LABELS = 40  # rows of the table of labels that are shown unasked
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """An answered query: the photo's path, its true label ("unknown" if the index lacks it), the answer."""
+class Gallery:
+    """A heading, how many queries it stands for, and those that are shown."""
 
-    photo: Path
-    truth: str
-    answer: Classification
-
-    @property
-    def kind(self) -> str:
-        """What the reranker made of it, or else whether retrieval was right."""
-        right = self.answer.label == self.truth
-        was_right = self.answer.retrieval_label == self.truth
-        if right != was_right:
-            return "correction" if right else "regression"
-        return "right" if right else "wrong"
+    heading: str
+    total: int
+    shown: Sequence[Query]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,33 @@ class _Cell:
     diagonal: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    truth: str
+    answer: str
+    count: int
+    share: float  # of the queries that show `truth`
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    neighbour: Neighbour
+    picture: str | None
+    trouble: str | None  # why there is no picture; None where none was asked for
+
+
 def write_report(
     path: Path,
     title: str,
     figures: Mapping[str, str],
     queries: Sequence[Query],
-    corpus_root: Path,
+    corpus_root: Path | None,
     per_kind: int = 24,
+    *,
+    tables: Sequence[Table] = (),
+    plots: Sequence[Plot] = (),
+    labels: Sequence[LabelRow] = (),
+    galleries: Sequence[Gallery] | None = None,
 ) -> None:
     """Write the page.
 
@@ -54,50 +74,83 @@ def write_report(
         path: the HTML file.
         title: heading.
         figures: name -> value, shown as a table in this order.
-        queries: all answered queries; the matrix counts all, the gallery shows `per_kind` of each kind.
-        corpus_root: what the neighbours' paths start from.
+        queries: all answered queries; the confusion counts all, as a matrix for up to MATRIX_LABELS labels,
+            else as the most frequent mistakes.
+        corpus_root: what the neighbours' paths start from; None shows them without pictures.
         per_kind: pictures of corrections, regressions, wrong and right answers each.
+        tables: more figures.
+        plots: drawings.
+        labels: a row per label.
+        galleries: what to show instead of `per_kind` queries of each kind.
+
+    Raises:
+        IndexFolderError: the page cannot be written there.
     """
-    names, counts = confusion([q.answer for q in queries], [q.truth for q in queries])
-    totals = counts.sum(axis=1).clip(1)
-    matrix = [
-        (name, [_Cell(int(n), float(n / totals[i]), i == j) for j, n in enumerate(row)])
-        for i, (name, row) in enumerate(zip(names, counts, strict=True))
-    ]
+    names = {query.truth for query in queries} | {query.answer.label for query in queries}
     write_page(
         path,
         "report.html.jinja",
         title=title,
         figures=figures,
-        names=names,
-        matrix=matrix,
-        groups=_groups(queries, per_kind),
-        picture=thumbnail,
-        near=lambda answer: _near(answer.neighbours, corpus_root),
+        tables=tables,
+        plots=plots,
+        matrix=_matrix(queries) if len(names | {UNKNOWN}) <= MATRIX_LABELS else None,
+        pairs=_pairs(queries),
+        labels=labels,
+        open_labels=OPEN_LABELS,
+        galleries=_by_kind(queries, per_kind) if galleries is None else galleries,
+        picture=_picture,
+        near=lambda answer: _near(answer, corpus_root),
         shown_candidates=SHOWN_CANDIDATES,
+        shown_pairs=SHOWN_PAIRS,
         unknown=UNKNOWN,
     )
 
 
-def _groups(queries: Sequence[Query], per_kind: int) -> list[tuple[str, int, Sequence[Query]]]:
+def spread(members: Sequence[Query], most: int) -> Sequence[Query]:
+    """At most `most` of them, evenly over the whole list: the first ones would all have one label."""
+    return [members[i * len(members) // most] for i in range(most)] if len(members) > most else members
+
+
+def _matrix(queries: Sequence[Query]) -> list[tuple[str, list[_Cell]]]:
+    names, counts = confusion([q.answer for q in queries], [q.truth for q in queries])
+    totals = counts.sum(axis=1).clip(1)
+    return [
+        (name, [_Cell(int(n), float(n / totals[i]), i == j) for j, n in enumerate(row)])
+        for i, (name, row) in enumerate(zip(names, counts, strict=True))
+    ]
+
+
+def _pairs(queries: Sequence[Query]) -> list[_Pair]:
+    """All mistakes, most frequent first."""
+    support = Counter(query.truth for query in queries)
+    wrong = Counter((query.truth, query.answer.label) for query in queries if not query.right)
+    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
+    return [_Pair(truth, answer, n, n / support[truth]) for (truth, answer), n in ordered]
+
+
+def _by_kind(queries: Sequence[Query], per_kind: int) -> Iterator[Gallery]:
     headings = {
         "correction": "Corrected by the reranker",
         "regression": "Made worse by the reranker",
         "wrong": "Wrong",
         "right": "Right",
     }
-    groups = []
     for kind, heading in headings.items():
         members = [query for query in queries if query.kind == kind]
-        groups.append((heading, len(members), _spread(members, per_kind)))
-    return groups
+        yield Gallery(heading, len(members), spread(members, per_kind))
 
 
-def _spread(members: Sequence[Query], most: int) -> Sequence[Query]:
-    """At most `most` of them, evenly over the whole list: the first ones would all have one label."""
-    return [members[i * len(members) // most] for i in range(most)] if len(members) > most else members
+def _picture(photo: Path) -> tuple[str | None, str | None]:
+    """The photo as a data URL, or why there is none: it may be gone since it was classified."""
+    try:
+        return thumbnail(photo), None
+    except ImageError as error:
+        return None, error.reason
 
 
-def _near(neighbours: Iterable[Neighbour], root: Path) -> list[tuple[Neighbour, str]]:
-    shown = list(neighbours)[:SHOWN_NEIGHBOURS]
-    return [(neighbour, thumbnail(root / neighbour.path)) for neighbour in shown]
+def _near(answer: Classification, root: Path | None) -> list[_Near]:
+    nearest = answer.neighbours[:SHOWN_NEIGHBOURS]
+    if root is None:
+        return [_Near(neighbour, None, None) for neighbour in nearest]
+    return [_Near(neighbour, *_picture(root / neighbour.path)) for neighbour in nearest]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from html_page import HOSTILE, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.evaluate.report import Query, write_report
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.report import write_report
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.result import Candidate

@@ -1,0 +1,132 @@
+"""`evaluate PHOTOS`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmm_classifier.cli.classify import NO_PHOTOS
+from lmm_classifier.cli.output import first_lines, note, progress, warn_of_unanswerable
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.text import printable
+
+if TYPE_CHECKING:
+    from lmm_classifier.corpus.corpus import SkippedFile
+    from lmm_classifier.evaluate.tables import Table
+
+OUTPUT = Path("evaluation")
+FIGURES, PAGE = "evaluation.json", "report.html"
+
+
+class Strangers(StrEnum):
+    """Which unknowns those photos are whose label the index lacks."""
+
+    near = "near"
+    far = "far"
+
+
+def run(
+    photos: Annotated[
+        Path, typer.Argument(help="Labelled photos: a folder per label, or a .csv or .jsonl table.")
+    ],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
+    near: Annotated[
+        Path | None,
+        typer.Option(help="Photos of no label of the index that resemble one: a folder or table."),
+    ] = None,
+    far: Annotated[
+        Path | None, typer.Option(help="Photos of no label of the index that resemble none.")
+    ] = None,
+    strangers: Annotated[
+        Strangers, typer.Option(help="What photos in PHOTOS are whose label the index lacks.")
+    ] = Strangers.near,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help=f"Folder for {FIGURES} and {PAGE}; {OUTPUT}, or none with --json."
+        ),
+    ] = None,
+    corpus_root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the index's photos start from, to show neighbours on the page."),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Bootstrap resamples behind each interval.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help=f"Print what {FIGURES} holds.")] = False,
+) -> int:
+    """Measure a classifier on photos whose labels are known, and on photos of no label of the index.
+
+    None of them may be in the index. Exit code 2 when photos could not be read or the reranker not asked.
+    """
+    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.corpus.source import read_corpus
+    from lmm_classifier.evaluate.evaluate import evaluate
+    from lmm_classifier.evaluate.evaluation_page import write_evaluation
+    from lmm_classifier.evaluate.questions import read_unknowns
+    from lmm_classifier.evaluate.tables import tables
+    from lmm_classifier.index.files import replace_file
+
+    folder = output or (None if as_json else OUTPUT)
+    if folder and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give --output a folder")
+    classifier = HybridClassifier.from_yaml(config)
+    known = read_corpus(photos)
+    unknown = {
+        name: None if source is None else read_unknowns(source)
+        for name, source in (("near", near), ("far", far))
+    }
+    warn_of_unanswerable(classifier.unanswerable_labels)
+    with progress() as on_progress:
+        found = evaluate(
+            classifier,
+            known,
+            near=unknown["near"],
+            far=unknown["far"],
+            strangers=strangers.value,
+            resamples=resamples,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    text = json.dumps(found.to_dict(), indent=2, allow_nan=False)
+    if folder:
+        replace_file(folder / FIGURES, text.encode() + b"\n")
+        write_evaluation(folder / PAGE, f"Evaluation of {config} on {photos}", found, corpus_root)
+    if as_json:
+        typer.echo(text)
+    else:
+        _show(tables(found))
+    if folder and not as_json:
+        for name in (FIGURES, PAGE):
+            typer.echo(printable(str(folder / name)))
+    degraded = sum(query.answer.degraded is not None for query in found.queries)
+    return _told(found.skipped, degraded)
+
+
+def _show(found: Sequence[Table]) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console()
+    for table in found:
+        shown = RichTable(*table.columns, title=table.title)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+def _told(skipped: Sequence[SkippedFile], degraded: int) -> int:
+    """The exit code, and why it is not 0."""
+    refused = [file for file in skipped if file.code not in NO_PHOTOS]
+    if left_out := len(skipped) - len(refused):
+        note(f"{left_out} files that are not photos are left out")
+    first_lines("skipped: {}", [f"{file.path}: {file.reason} [{file.code}]" for file in refused])
+    if degraded:
+        note(f"{degraded} answers are degraded: the reranker could not be asked")
+    return 2 if refused or degraded else 0

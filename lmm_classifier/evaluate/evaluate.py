@@ -1,0 +1,187 @@
+"""Run a classifier over photos whose right answers are known, and measure it from every side."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import yaml
+
+from lmm_classifier import __version__
+from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.corpus.corpus import Corpus, SkippedFile
+from lmm_classifier.errors import CorpusError
+from lmm_classifier.evaluate.bootstrap import LEVEL, RESAMPLES
+from lmm_classifier.evaluate.evaluation import Evaluation, UnknownFigures
+from lmm_classifier.evaluate.figures import Measure
+from lmm_classifier.evaluate.label_metrics import label_rows
+from lmm_classifier.evaluate.metrics import measure
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.questions import (
+    Question,
+    Unknowns,
+    answerable_labels,
+    questions,
+    refuse_seen,
+)
+from lmm_classifier.index.files import is_single_file
+from lmm_classifier.index.manifest import read_manifest
+from lmm_classifier.index.progress import OnProgress, Progress, unheard
+from lmm_classifier.index.search import encoders_of, open_index
+from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.types import UNKNOWN
+
+LIBRARIES = ("numpy", "scikit-learn", "torch", "transformers", "onnxruntime", "faiss-cpu", "pillow")
+
+
+def evaluate(
+    classifier: HybridClassifier,
+    known: Corpus,
+    *,
+    near: Corpus | None = None,
+    far: Corpus | None = None,
+    strangers: Unknowns = "near",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    on_progress: OnProgress = unheard,
+) -> Evaluation:
+    """Classify the photos as they are read, and compare the answers with the truth.
+
+    Args:
+        classifier: what is evaluated, as it is configured.
+        known: labelled photos; those whose label cannot be answered are unknowns.
+        near: photos of no label of the index that resemble one; `read_unknowns` reads them.
+        far: photos that resemble none.
+        strangers: what the unknowns of `known` are.
+        resamples: of the intervals.
+        seed: of the resamples.
+        on_progress: told where it stands.
+
+    Raises:
+        CorpusError: nothing known to measure, an unknown set that shows labels of the index, photos that are
+            in the index, or none that can be read.
+        LmmClassifierError: as the classifier raises it.
+    """
+    classifier.check_index()
+    unknown: dict[Unknowns, Corpus] = {}
+    if near is not None:
+        unknown["near"] = near
+    if far is not None:
+        unknown["far"] = far
+    labels = answerable_labels(classifier)
+    asked = questions(labels, known, unknown, strangers)
+    refuse_seen(classifier, asked, on_progress)
+    classifier.load()
+    started = time.perf_counter()
+    queries, unread = _answered(classifier, asked, on_progress)
+    seconds = time.perf_counter() - started
+    on_progress(Progress("computing the figures"))
+    knowns = [query for query in queries if query.group == "known"]
+    if not knowns:
+        raise CorpusError(f"{known.root}: none of the known photos can be read, so nothing can be measured")
+    measured = Measure(resamples, seed)
+    both = {"known": knowns}
+    if len(knowns) < len(queries):
+        both["all"] = queries
+    sources = {"known": known} | dict[str, Corpus](unknown.items())
+    return Evaluation(
+        known=measured.known(knowns),
+        unknown=_against_unknowns(measured, queries),
+        confidence={name: measured.confidence(some) for name, some in both.items()},
+        rerank=measured.rerank(queries),
+        stages=measure([q.answer for q in queries], [q.truth for q in queries], sorted(labels)),
+        labels=label_rows([q.truth for q in queries], [q.answer.label for q in queries]),
+        queries=tuple(queries),
+        skipped=(*_left_out(sources.values()), *unread),
+        subject=_subject(classifier, sources, labels),
+        conditions=_conditions(queries, seconds, resamples, seed),
+    )
+
+
+def _left_out(corpora: Iterable[Corpus]) -> Iterator[SkippedFile]:
+    """What is no photo of the corpora, with whole paths as the photos have them."""
+    for corpus in corpora:
+        for file in corpus.skipped:
+            yield replace(file, path=str(corpus.root / file.path))
+
+
+def _answered(
+    classifier: HybridClassifier, asked: Sequence[Question], on_progress: OnProgress
+) -> tuple[list[Query], list[SkippedFile]]:
+    queries: list[Query] = []
+    skipped: list[SkippedFile] = []
+    answers = classifier.classify_files(question.photo for question in asked)
+    for done, (question, answer) in enumerate(zip(asked, answers, strict=True), start=1):
+        if isinstance(answer, SkippedFile):
+            skipped.append(answer)
+        else:
+            truth = question.label if question.group == "known" else UNKNOWN
+            far = question.group == "far"
+            queries.append(Query(question.photo, truth, answer, far=far, shows=question.label))
+        on_progress(Progress("answering the queries", done, len(asked), len(skipped)))
+    return queries, skipped
+
+
+def _against_unknowns(measured: Measure, queries: Sequence[Query]) -> dict[str, UnknownFigures]:
+    found = {}
+    groups = [group for group in ("near", "far") if any(query.group == group for query in queries)]
+    for group in groups:
+        found[group] = measured.unknown([query for query in queries if query.group in {"known", group}])
+    if len(groups) > 1:
+        found["all"] = measured.unknown(queries)
+    return found
+
+
+def _subject(
+    classifier: HybridClassifier, sources: Mapping[str, Corpus], labels: frozenset[str]
+) -> dict[str, Any]:
+    indexes = [step.index for step in classifier.pipeline.steps if isinstance(step, Retrieve)]
+    cut = classifier.thresholds
+    return {
+        "sources": {name: str(corpus.root) for name, corpus in sources.items()},
+        "settings": yaml.safe_load(classifier.config.to_yaml()),
+        "indexes": [
+            {
+                "path": str(path),
+                "digest": None if is_single_file(path) else read_manifest(path).digest,
+                "images": len(open_index(path)),
+                "encoders": {encoder.name: encoder.fingerprint for encoder in encoders_of(path)},
+            }
+            for path in indexes
+        ],
+        "answerable_labels": sorted(labels),
+        "thresholds": None if cut is None else asdict(cut),
+    }
+
+
+def _conditions(queries: Sequence[Query], seconds: float, resamples: int, seed: int) -> dict[str, Any]:
+    steps: defaultdict[str, float] = defaultdict(float)
+    for query in queries:
+        for step, spent in query.answer.timings.items():
+            steps[step] += spent
+    return {
+        "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed},
+        "timings": {
+            "seconds": seconds,
+            "photos_per_second": len(queries) / seconds,
+            "seconds_per_photo": {step: spent / len(queries) for step, spent in steps.items()},
+        },
+        "versions": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"lmm-classifier": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "none"
+    return found

@@ -1,0 +1,180 @@
+"""What an evaluation found, as data; `to_dict` is evaluation.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.evaluate.bootstrap import Estimate
+from lmm_classifier.evaluate.confidence_metrics import ReliabilityBin
+from lmm_classifier.evaluate.label_metrics import LabelRow
+from lmm_classifier.evaluate.metrics import Metrics, known_score
+from lmm_classifier.evaluate.query import Query
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFigures:
+    """Over the known queries alone, shares in [0, 1].
+
+    Attributes:
+        queries: how many.
+        accuracy: share of right answers; one that is called unknown counts as wrong.
+        macro_f1: mean F1 over their labels; as above.
+        retrieval_accuracy: accuracy without the reranker.
+        closed_accuracy: accuracy of the best label, whether or not it was rejected.
+        rejected: share that is called unknown: what a calibration's target speaks of.
+    """
+
+    queries: int
+    accuracy: Estimate
+    macro_f1: Estimate
+    retrieval_accuracy: Estimate
+    closed_accuracy: Estimate
+    rejected: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownFigures:
+    """The known queries against one set of unknowns, all in [0, 1].
+
+    Attributes:
+        queries: unknowns in the set.
+        rejected: share of them that is called unknown.
+        accuracy: share of right answers over the knowns and these.
+        macro_f1: over the knowns and these, "unknown" being one more label.
+        auroc, aupr_known, aupr_unknown, fpr95, oscr: as `open_set_metrics` defines them, by `known_score`.
+    """
+
+    queries: int
+    rejected: Estimate
+    accuracy: Estimate
+    macro_f1: Estimate
+    auroc: Estimate
+    aupr_known: Estimate
+    aupr_unknown: Estimate
+    fpr95: Estimate
+    oscr: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceFigures:
+    """Whether the score of an answer tells how far to trust it; as `confidence_metrics` defines them.
+
+    Attributes:
+        queries: how many.
+        aurc, ece, adaptive_ece, brier: over their answers, in [0, 1]; lower is better.
+        selective_accuracy: coverage -> accuracy of the surest answers.
+        reliability: the bins of `ece`.
+    """
+
+    queries: int
+    aurc: Estimate
+    ece: Estimate
+    adaptive_ece: Estimate
+    brier: Estimate
+    selective_accuracy: Mapping[float, Estimate]
+    reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankFigures:
+    """What the reranker was sent, and what it made of it, shares in [0, 1].
+
+    Attributes:
+        share: of all queries that it decided.
+        share_known: of the known ones.
+        accuracy: of its answers where the right one was among its options; None where it never was.
+        candidate_recall: k -> share of the known queries whose label is among the k best candidates: the
+            most that a reranker shown k of them can reach.
+    """
+
+    share: Estimate
+    share_known: Estimate
+    accuracy: Estimate | None
+    candidate_recall: Mapping[int, Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything that was found.
+
+    Attributes:
+        known: the known queries.
+        unknown: "near", "far" and, with both, "all" -> the knowns against these.
+        confidence: "known" and, with unknowns, "all" -> over these queries.
+        rerank: the reranker's part.
+        stages: accuracy before and after the reranker, its corrections and regressions.
+        labels: a row per label over all queries, so an unknown taken for a label lowers its precision.
+        queries: the answered queries in order.
+        skipped: what was not evaluated, and why.
+        subject: what was evaluated: sources, settings, index, thresholds.
+        conditions: how: seed, resamples, seconds, versions, date.
+    """
+
+    known: KnownFigures
+    unknown: Mapping[str, UnknownFigures]
+    confidence: Mapping[str, ConfidenceFigures]
+    rerank: RerankFigures
+    stages: Metrics
+    labels: tuple[LabelRow, ...]
+    queries: tuple[Query, ...]
+    skipped: tuple[SkippedFile, ...]
+    subject: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types; `confusion` lists what occurs, `photos` one object per query."""
+        groups = Counter(query.group for query in self.queries)
+        confused = Counter((query.truth, query.answer.label) for query in self.queries)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **self.subject,
+            "counts": {group: groups[group] for group in ("known", "near", "far")}
+            | {"skipped": len(self.skipped)},
+            "known": asdict(self.known),
+            "unknown": {name: asdict(figures) for name, figures in self.unknown.items()},
+            "confidence": {name: _with_text_keys(asdict(f)) for name, f in self.confidence.items()},
+            "rerank": _with_text_keys(asdict(self.rerank)),
+            "stages": asdict(self.stages),
+            "labels": [asdict(row) for row in self.labels],
+            "confusion": [
+                {"truth": truth, "answer": answer, "queries": n}
+                for (truth, answer), n in sorted(confused.items())
+            ],
+            "photos": [_photo(query) for query in self.queries],
+            "skipped": [asdict(file) for file in self.skipped],
+            **self.conditions,
+        }
+
+
+def _photo(query: Query) -> dict[str, Any]:
+    answer = query.answer
+    return {
+        "photo": str(query.photo),
+        "group": query.group,
+        "shows": query.shows or None,
+        "truth": query.truth,
+        "label": answer.label,
+        "status": answer.status,
+        "retrieval_label": answer.retrieval_label,
+        "stage": answer.stage,
+        "used_reranker": answer.used_reranker,
+        "degraded": answer.degraded,
+        "score": answer.score,
+        "known_score": known_score(answer),
+    }
+
+
+def _with_text_keys(body: dict[str, Any]) -> dict[str, Any]:
+    """The same with the keys of its mappings as text, as JSON has them."""
+    return {
+        name: {str(key): entry for key, entry in value.items()}
+        if name in {"selective_accuracy", "candidate_recall"}
+        else value
+        for name, value in body.items()
+    }

@@ -1,0 +1,166 @@
+"""The page of an evaluation: its tables, plots, labels, and the worst of each kind of error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lmm_classifier.evaluate import plots
+from lmm_classifier.evaluate.confidence_metrics import risk_coverage_curve
+from lmm_classifier.evaluate.evaluation import Evaluation
+from lmm_classifier.evaluate.figures import closed_right, confidences, known_scores, right
+from lmm_classifier.evaluate.metrics import known_score
+from lmm_classifier.evaluate.open_set_metrics import oscr_curve, roc_curve
+from lmm_classifier.evaluate.plots import Line, Plot
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.report import Gallery, write_report
+from lmm_classifier.evaluate.tables import GROUP_NAMES, tables
+from lmm_classifier.types import UNKNOWN, BoolArray
+
+PER_GALLERY = 12
+
+
+def write_evaluation(path: Path, title: str, evaluation: Evaluation, corpus_root: Path | None = None) -> None:
+    """Write the page.
+
+    Args:
+        path: the HTML file.
+        title: heading.
+        evaluation: what was found.
+        corpus_root: what the paths of the index's photos start from; None shows neighbours by name alone.
+
+    Raises:
+        IndexFolderError: the page cannot be written there.
+    """
+    figures = {}
+    if evaluation.skipped:
+        figures["left out, unreadable or no photo"] = f"{len(evaluation.skipped)} files"
+    write_report(
+        path,
+        title,
+        figures,
+        evaluation.queries,
+        corpus_root,
+        tables=tables(evaluation),
+        plots=tuple(drawings(evaluation)),
+        labels=evaluation.labels,
+        galleries=tuple(_worst(evaluation.queries)),
+    )
+
+
+def drawings(evaluation: Evaluation) -> Iterator[Plot]:
+    """ROC and OSCR where there are unknowns, risk and coverage, reliability, and the known scores."""
+    if evaluation.unknown:
+        yield _roc(evaluation)
+        yield _oscr(evaluation)
+    yield _risk_coverage(evaluation)
+    widest = "all" if "all" in evaluation.confidence else "known"
+    found = evaluation.confidence[widest]
+    yield plots.reliability(
+        f"Mean score and share of right answers in {len(found.reliability)} bins of the score, over "
+        f"{found.queries} photos; a larger disc holds more answers. ECE {found.ece.value:.3f}. Above the "
+        "dotted line answers are righter than their score says.",
+        found.reliability,
+    )
+    groups = [group for group in ("known", "near", "far") if _of(evaluation, group)]
+    yield plots.histogram(
+        "How known the photos of each group look to the classifier, as shares of their group.",
+        {group: known_scores(_of(evaluation, group)) for group in groups},
+        {group: f"{GROUP_NAMES[group]} ({len(_of(evaluation, group))})" for group in groups},
+    )
+
+
+def _roc(evaluation: Evaluation) -> Plot:
+    lines, marks = [], {}
+    for group, figures in evaluation.unknown.items():
+        queries = _against(evaluation, group)
+        curve = roc_curve(known_scores(queries), _is_known(queries))
+        lines.append(Line(curve, group, f"{GROUP_NAMES[group]}, AUROC {figures.auroc.value:.3f}"))
+        marks[group] = (1 - figures.rejected.value, 1 - evaluation.known.rejected.value)
+    described = ", ".join(f"{GROUP_NAMES[g]} {f.auroc.value:.3f}" for g, f in evaluation.unknown.items())
+    return plots.curves(
+        "ROC",
+        "Photos accepted as known at each cut of the known score. Area under the curve: "
+        f"{described}. A disc marks what the classifier accepts as it is set.",
+        "share of the unknowns accepted",
+        "share of the knowns accepted",
+        lines,
+        marks,
+    )
+
+
+def _oscr(evaluation: Evaluation) -> Plot:
+    lines = []
+    for group, figures in evaluation.unknown.items():
+        queries = _against(evaluation, group)
+        curve = oscr_curve(known_scores(queries), _is_known(queries), closed_right(queries))
+        lines.append(Line(curve, group, f"{GROUP_NAMES[group]}, OSCR {figures.oscr.value:.3f}"))
+    described = ", ".join(f"{GROUP_NAMES[g]} {f.oscr.value:.3f}" for g, f in evaluation.unknown.items())
+    return plots.curves(
+        "OSCR",
+        "Knowns both accepted and labelled right, against unknowns accepted, at each cut of the known score. "
+        f"Area under the curve: {described}; at most the accuracy if nothing were rejected, "
+        f"{evaluation.known.closed_accuracy.value:.3f}.",
+        "share of the unknowns accepted",
+        "share of the knowns accepted and right",
+        lines,
+        {},
+    )
+
+
+def _risk_coverage(evaluation: Evaluation) -> Plot:
+    lines = []
+    for group, figures in evaluation.confidence.items():
+        queries = list(evaluation.queries) if group == "all" else _of(evaluation, group)
+        curve = risk_coverage_curve(confidences(queries), right(queries))
+        lines.append(Line(curve, group, f"{GROUP_NAMES[group]}, AURC {figures.aurc.value:.3f}"))
+    described = ", ".join(f"{GROUP_NAMES[g]} {f.aurc.value:.3f}" for g, f in evaluation.confidence.items())
+    return plots.curves(
+        "Risk and coverage",
+        "Share of wrong answers when only the answers of the highest scores count. Mean over all coverages: "
+        f"{described}.",
+        "coverage: share of the photos answered",
+        "risk: share of these answers that is wrong",
+        lines,
+        {},
+    )
+
+
+def _worst(queries: Sequence[Query]) -> Iterator[Gallery]:
+    kinds: tuple[tuple[str, Callable[[Query], bool], Callable[[Query], float]], ...] = (
+        (
+            "Known photos given a wrong label, surest first",
+            lambda q: q.group == "known" and not q.right and q.answer.label != UNKNOWN,
+            lambda q: q.answer.score,
+        ),
+        (
+            "Unknown photos accepted, those that look most known first",
+            lambda q: q.group != "known" and not q.right,
+            lambda q: known_score(q.answer),
+        ),
+        (
+            "Known photos called unknown, those that look least known first",
+            lambda q: q.group == "known" and q.answer.label == UNKNOWN,
+            lambda q: -known_score(q.answer),
+        ),
+        ("Made worse by the reranker", lambda q: q.kind == "regression", lambda q: q.answer.score),
+    )
+    for heading, belongs, badness in kinds:
+        members = sorted((q for q in queries if belongs(q)), key=badness, reverse=True)
+        if members or heading != "Made worse by the reranker":
+            yield Gallery(heading, len(members), members[:PER_GALLERY])
+
+
+def _of(evaluation: Evaluation, group: str) -> list[Query]:
+    return [query for query in evaluation.queries if query.group == group]
+
+
+def _against(evaluation: Evaluation, group: str) -> list[Query]:
+    """The knowns and one group of unknowns, or all of them."""
+    return [query for query in evaluation.queries if group == "all" or query.group in {"known", group}]
+
+
+def _is_known(queries: Sequence[Query]) -> BoolArray:
+    return np.asarray([query.group == "known" for query in queries])

@@ -1,0 +1,150 @@
+"""From answered queries to figures with intervals: which metric over which queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from lmm_classifier.evaluate.bootstrap import Estimate, Statistic, estimate
+from lmm_classifier.evaluate.columns import Counts, Floats, share
+from lmm_classifier.evaluate.confidence_metrics import (
+    adaptive_calibration_error,
+    aurc,
+    brier,
+    expected_calibration_error,
+    reliability_bins,
+    selective_accuracy,
+)
+from lmm_classifier.evaluate.evaluation import ConfidenceFigures, KnownFigures, RerankFigures, UnknownFigures
+from lmm_classifier.evaluate.label_metrics import macro_f1
+from lmm_classifier.evaluate.metrics import known_score
+from lmm_classifier.evaluate.open_set_metrics import (
+    aupr_known,
+    aupr_unknown,
+    auroc,
+    fpr_at_kept,
+    oscr_area,
+)
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.rerank_metrics import best_label, candidate_ranks, candidate_recall, offered
+from lmm_classifier.types import UNKNOWN, BoolArray
+
+COVERAGES = (0.5, 0.8, 0.9, 0.95)
+RECALL_AT = (1, 2, 3, 5, 10)
+
+
+class Measure:
+    """Figures over some queries, all with the same number of resamples and the same seed."""
+
+    def __init__(self, resamples: int, seed: int) -> None:
+        self._resamples = resamples
+        self._seed = seed
+
+    def known(self, queries: Sequence[Query]) -> KnownFigures:
+        """Over known queries alone."""
+        truths = [q.truth for q in queries]
+        labels = [q.answer.label for q in queries]
+        statistics: dict[str, Statistic] = {
+            "accuracy": _share(right(queries)),
+            "macro_f1": partial(macro_f1, truths, labels),
+            "retrieval_accuracy": _share(_flags(q.answer.retrieval_label == q.truth for q in queries)),
+            "closed_accuracy": _share(closed_right(queries)),
+            "rejected": _share(_flags(label == UNKNOWN for label in labels)),
+        }
+        return KnownFigures(len(queries), **self._estimate(statistics, queries))
+
+    def unknown(self, queries: Sequence[Query]) -> UnknownFigures:
+        """The knowns against the unknowns among them."""
+        truths = [q.truth for q in queries]
+        labels = [q.answer.label for q in queries]
+        known, scores = _flags(q.group == "known" for q in queries), known_scores(queries)
+        rejected = _flags(label == UNKNOWN for label in labels)
+        statistics: dict[str, Statistic] = {
+            "rejected": _share(rejected, ~known),
+            "accuracy": _share(right(queries)),
+            "macro_f1": partial(macro_f1, truths, labels),
+            "auroc": partial(auroc, scores, known),
+            "aupr_known": partial(aupr_known, scores, known),
+            "aupr_unknown": partial(aupr_unknown, scores, known),
+            "fpr95": partial(fpr_at_kept, scores, known),
+            "oscr": partial(oscr_area, scores, known, closed_right(queries)),
+        }
+        return UnknownFigures(int((~known).sum()), **self._estimate(statistics, queries))
+
+    def confidence(self, queries: Sequence[Query]) -> ConfidenceFigures:
+        """Over the answers to all of them."""
+        scores, hit = confidences(queries), right(queries)
+        statistics: dict[str, Statistic] = {
+            "aurc": partial(aurc, scores, hit),
+            "ece": partial(expected_calibration_error, scores, hit),
+            "adaptive_ece": partial(adaptive_calibration_error, scores, hit),
+            "brier": partial(brier, scores, hit),
+        }
+        found = self._estimate(statistics, queries)
+        selective = self._estimate(
+            {str(c): partial(selective_accuracy, scores, hit, c) for c in COVERAGES}, queries
+        )
+        return ConfidenceFigures(
+            len(queries),
+            **found,
+            selective_accuracy={c: selective[str(c)] for c in COVERAGES},
+            reliability=reliability_bins(scores, hit),
+        )
+
+    def rerank(self, queries: Sequence[Query]) -> RerankFigures:
+        """Over all of them; the candidates' recall over the knowns."""
+        answers, truths = [q.answer for q in queries], [q.truth for q in queries]
+        asked = _flags(answer.used_reranker for answer in answers)
+        had_it = offered(answers, truths)
+        known = [q for q in queries if q.group == "known"]
+        ranks = candidate_ranks([q.answer for q in known], [q.truth for q in known])
+        statistics: dict[str, Statistic] = {
+            "share": _share(asked),
+            "share_known": _share(asked, _flags(q.group == "known" for q in queries)),
+            "accuracy": _share(right(queries), had_it),
+        }
+        found = self._estimate(statistics, queries)
+        recall = self._estimate({str(k): partial(candidate_recall, ranks, k) for k in RECALL_AT}, known)
+        return RerankFigures(
+            found["share"],
+            found["share_known"],
+            found["accuracy"] if had_it.any() else None,
+            {k: recall[str(k)] for k in RECALL_AT},
+        )
+
+    def _estimate(self, statistics: Mapping[str, Statistic], queries: Sequence[Query]) -> dict[str, Estimate]:
+        strata = [query.group for query in queries]
+        return estimate(statistics, strata, resamples=self._resamples, seed=self._seed)
+
+
+def known_scores(queries: Sequence[Query]) -> Floats:
+    """How known each looks, float64 (n,), in [0, 1]."""
+    return np.asarray([known_score(query.answer) for query in queries], np.float64)
+
+
+def confidences(queries: Sequence[Query]) -> Floats:
+    """How sure each answer is of itself, float64 (n,), in [0, 1]."""
+    return np.asarray([query.answer.score for query in queries], np.float64)
+
+
+def right(queries: Sequence[Query]) -> BoolArray:
+    """Whether each answer is right, bool (n,)."""
+    return _flags(query.right for query in queries)
+
+
+def closed_right(queries: Sequence[Query]) -> BoolArray:
+    """Whether each would be labelled right if nothing were rejected, bool (n,); never for unknowns."""
+    return _flags(q.group == "known" and best_label(q.answer) == q.truth for q in queries)
+
+
+def _flags(values: Iterable[bool]) -> BoolArray:
+    return np.fromiter(values, bool)
+
+
+def _share(hit: BoolArray, among: BoolArray | None = None) -> Statistic:
+    def statistic(counts: Counts) -> Floats:
+        return share(hit, among, counts)
+
+    return statistic
