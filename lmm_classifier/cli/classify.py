@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmm_classifier.cli.output import note, progress, warn_of_unanswerable
-from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.corpus.corpus import NO_PHOTOS, SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.result import Classification
-
-
-NO_PHOTOS = ("unsupported_format", "hidden", "linked_folder")  # by name or kind; nothing was refused
 
 
 def run(

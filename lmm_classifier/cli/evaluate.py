@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.classify import NO_PHOTOS
 from lmm_classifier.cli.output import first_lines, note, progress, warn_of_unanswerable
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.corpus.corpus import SkippedFile
+    from lmm_classifier.evaluate.evaluation import Evaluation
     from lmm_classifier.evaluate.tables import Table
 
 OUTPUT = Path("evaluation")
@@ -105,8 +104,7 @@ def run(
     if folder and not as_json:
         for name in (FIGURES, PAGE):
             typer.echo(printable(str(folder / name)))
-    degraded = sum(query.answer.degraded is not None for query in found.queries)
-    return _told(found.skipped, degraded)
+    return _told(found)
 
 
 def _show(found: Sequence[Table]) -> None:
@@ -121,12 +119,12 @@ def _show(found: Sequence[Table]) -> None:
         console.print(shown)
 
 
-def _told(skipped: Sequence[SkippedFile], degraded: int) -> int:
+def _told(found: Evaluation) -> int:
     """The exit code, and why it is not 0."""
-    refused = [file for file in skipped if file.code not in NO_PHOTOS]
-    if left_out := len(skipped) - len(refused):
-        note(f"{left_out} files that are not photos are left out")
-    first_lines("skipped: {}", [f"{file.path}: {file.reason} [{file.code}]" for file in refused])
+    if found.left_out:
+        note(f"{len(found.left_out)} files that are not photos are left out")
+    first_lines("skipped: {}", [f"{file.path}: {file.reason} [{file.code}]" for file in found.skipped])
+    degraded = sum(query.answer.degraded is not None for query in found.queries)
     if degraded:
         note(f"{degraded} answers are degraded: the reranker could not be asked")
-    return 2 if refused or degraded else 0
+    return 2 if found.skipped or degraded else 0

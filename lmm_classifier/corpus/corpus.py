@@ -19,6 +19,8 @@ SkipCode = (
     ]
 )
 SKIP_CODES: tuple[SkipCode, ...] = tuple(code for part in get_args(SkipCode) for code in get_args(part))
+NO_PHOTOS: tuple[SkipCode, ...] = ("unsupported_format", "hidden", "linked_folder")
+"""What a listing leaves out by name or kind, refusing nothing."""
 
 
 @dataclass(frozen=True, slots=True)

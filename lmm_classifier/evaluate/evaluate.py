@@ -15,7 +15,7 @@ import yaml
 
 from lmm_classifier import __version__
 from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.corpus.corpus import Corpus, SkippedFile
+from lmm_classifier.corpus.corpus import NO_PHOTOS, Corpus, SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.bootstrap import LEVEL, RESAMPLES
 from lmm_classifier.evaluate.evaluation import Evaluation, UnknownFigures
@@ -90,6 +90,7 @@ def evaluate(
     if len(knowns) < len(queries):
         both["all"] = queries
     sources = {"known": known} | dict[str, Corpus](unknown.items())
+    listed = list(_not_listed(sources.values()))
     return Evaluation(
         known=measured.known(knowns),
         unknown=_against_unknowns(measured, queries),
@@ -98,13 +99,14 @@ def evaluate(
         stages=measure([q.answer for q in queries], [q.truth for q in queries], sorted(labels)),
         labels=label_rows([q.truth for q in queries], [q.answer.label for q in queries]),
         queries=tuple(queries),
-        skipped=(*_left_out(sources.values()), *unread),
+        skipped=(*(file for file in listed if file.code not in NO_PHOTOS), *unread),
+        left_out=tuple(file for file in listed if file.code in NO_PHOTOS),
         subject=_subject(classifier, sources, labels),
         conditions=_conditions(queries, seconds, resamples, seed),
     )
 
 
-def _left_out(corpora: Iterable[Corpus]) -> Iterator[SkippedFile]:
+def _not_listed(corpora: Iterable[Corpus]) -> Iterator[SkippedFile]:
     """What is no photo of the corpora, with whole paths as the photos have them."""
     for corpus in corpora:
         for file in corpus.skipped:

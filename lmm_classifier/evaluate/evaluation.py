@@ -111,7 +111,8 @@ class Evaluation:
         stages: accuracy before and after the reranker, its corrections and regressions.
         labels: a row per label over all queries, so an unknown taken for a label lowers its precision.
         queries: the answered queries in order.
-        skipped: what was not evaluated, and why.
+        skipped: photos that were not evaluated, and why.
+        left_out: what lies among them and is no photo.
         subject: what was evaluated: sources, settings, index, thresholds.
         conditions: how: seed, resamples, seconds, versions, date.
     """
@@ -124,6 +125,7 @@ class Evaluation:
     labels: tuple[LabelRow, ...]
     queries: tuple[Query, ...]
     skipped: tuple[SkippedFile, ...]
+    left_out: tuple[SkippedFile, ...]
     subject: Mapping[str, Any]
     conditions: Mapping[str, Any]
 
@@ -148,6 +150,7 @@ class Evaluation:
             ],
             "photos": [_photo(query) for query in self.queries],
             "skipped": [asdict(file) for file in self.skipped],
+            "left_out": [asdict(file) for file in self.left_out],
             **self.conditions,
         }
 

@@ -36,7 +36,7 @@ def write_evaluation(path: Path, title: str, evaluation: Evaluation, corpus_root
     """
     figures = {}
     if evaluation.skipped:
-        figures["left out, unreadable or no photo"] = f"{len(evaluation.skipped)} files"
+        figures["photos skipped"] = f"{len(evaluation.skipped)}, listed in evaluation.json"
     write_report(
         path,
         title,

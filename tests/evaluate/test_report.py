@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from html_page import HOSTILE, parsed
+from html_page import HOSTILE, Tags, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.evaluate.label_metrics import label_rows
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.report import write_report
 from lmm_classifier.indexing import index_corpus
@@ -87,3 +88,49 @@ def test_hostile_names_change_no_tag_and_no_attribute(tmp_path: Path, queries: l
 def test_gallery_is_limited_per_kind_and_says_so(tmp_path: Path, queries: list[Query]) -> None:
     write_report(tmp_path / "r.html", "t", {}, queries * 10, tmp_path / "corpus", per_kind=4)
     assert "4 shown" in parsed(tmp_path / "r.html").text
+
+
+def test_hundreds_of_labels_make_a_table_of_mistakes_and_no_matrix(
+    tmp_path: Path, queries: list[Query]
+) -> None:
+    many = [replace(queries[0], truth=f"label {i % 300}") for i in range(600)]
+    many += [replace(queries[0], truth="label 7")] * 50
+    rows = label_rows([q.truth for q in many], [q.answer.label for q in many])
+    write_report(tmp_path / "r.html", "t", {}, many, None, per_kind=1, labels=rows)
+    tags = parsed(tmp_path / "r.html")
+    assert "Confusion matrix" not in tags.text
+    assert "Most frequent mistakes 300 pairs of truth and answer, 30 shown" in tags.text
+    assert "label 7blue52100.0 %" in tags.text.replace("\n", "")
+    assert (tmp_path / "r.html").stat().st_size < 200_000
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<details>" in page  # closed: 301 rows
+    assert len(re.findall(r'<th scope="row">label ', page)) == 300
+
+
+def test_photos_that_are_gone_are_shown_as_missing_and_say_why(tmp_path: Path, queries: list[Query]) -> None:
+    queries[0].photo.unlink()
+    for path in (tmp_path / "corpus/red").iterdir():
+        path.unlink()
+    write_report(tmp_path / "r.html", "t", {}, queries, tmp_path / "corpus")
+    tags = parsed(tmp_path / "r.html")
+    assert tags.text.count("there is no such file") == 1 + 5
+    assert [tag for tag, _ in tags.seen].count("img") == 3 * 6 - 6
+
+
+def test_without_the_folder_of_the_index_neighbours_are_names_alone(
+    tmp_path: Path, queries: list[Query]
+) -> None:
+    write_report(tmp_path / "r.html", "t", {}, queries, None)
+    tags = parsed(tmp_path / "r.html")
+    assert [tag for tag, _ in tags.seen].count("img") == 3
+    assert f"{queries[0].answer.neighbours[0].similarity:.3f}" in tags.text
+
+
+def test_hostile_labels_in_the_tables(tmp_path: Path, queries: list[Query]) -> None:
+    def page(label: str) -> Tags:
+        named = [replace(q, truth=label, shows=label) for q in queries]
+        rows = label_rows([label], [label])
+        write_report(tmp_path / "r.html", "t", {}, named, None, labels=rows)
+        return parsed(tmp_path / "r.html")
+
+    assert page("good").seen == page(HOSTILE).seen
