@@ -111,12 +111,15 @@ def _show(found: Sequence[Table]) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    from lmm_classifier.evaluate.tables import BRACKETS
+
     console = Console()
     for table in found:
         shown = RichTable(*table.columns, title=table.title)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
+    typer.echo(BRACKETS)
 
 
 def _told(found: Evaluation) -> int:

@@ -114,7 +114,7 @@ def reliability(description: str, bins: Iterable[ReliabilityBin]) -> Plot:
             xlabel="mean score of the answers (0 to 1)", ylabel="share of them that is right",
             xlim=(0, 1), ylim=(0, 1),
         )  # fmt: skip
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
         return Plot(heading, description, _svg(figure, heading, description))
 
 

@@ -13,7 +13,7 @@ from lmm_classifier.evaluate.metrics import confusion
 from lmm_classifier.evaluate.page import thumbnail, write_page
 from lmm_classifier.evaluate.plots import Plot
 from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.tables import Table
+from lmm_classifier.evaluate.tables import BRACKETS, Table
 from lmm_classifier.result import Classification, Neighbour
 from lmm_classifier.types import UNKNOWN
 
@@ -93,6 +93,7 @@ def write_report(
         title=title,
         figures=figures,
         tables=tables,
+        brackets=BRACKETS,
         plots=plots,
         matrix=_matrix(queries) if len(names | {UNKNOWN}) <= MATRIX_LABELS else None,
         pairs=_pairs(queries),

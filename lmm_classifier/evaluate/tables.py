@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import TypeVar
 
-from lmm_classifier.evaluate.bootstrap import Estimate
+from lmm_classifier.evaluate.bootstrap import LEVEL, Estimate
 from lmm_classifier.evaluate.evaluation import Evaluation
 
 T = TypeVar("T")
+BRACKETS = f"in brackets: {100 * LEVEL:.0f} % bootstrap intervals"
 GROUP_NAMES = {"known": "knowns", "near": "near", "far": "far", "all": "together"}
 
 
@@ -42,7 +43,7 @@ def _known(evaluation: Evaluation) -> Table:
         ("macro F1", _decimal(known.macro_f1)),
         ("rejected as unknown", _percent(known.rejected)),
     ]
-    return Table("Photos of known labels (95 % intervals)", ("figure", "measured"), tuple(rows))
+    return Table("Known photos", ("figure", "measured"), tuple(rows))
 
 
 def _unknown(evaluation: Evaluation) -> Table:
@@ -59,7 +60,7 @@ def _unknown(evaluation: Evaluation) -> Table:
         _row("macro F1, all", groups, lambda f: _decimal(f.macro_f1)),
     )
     return Table(
-        "Photos of no label of the index (95 % intervals)",
+        "Unknown photos",
         ("figure", *map(GROUP_NAMES.__getitem__, groups)),
         rows,
     )
@@ -81,7 +82,7 @@ def _confidence(evaluation: Evaluation) -> Table:
         _row("Brier score", groups, lambda f: _decimal(f.brier)),
     ]
     columns = ("figure", *map(GROUP_NAMES.__getitem__, groups))
-    return Table("The score of an answer as its confidence (95 % intervals)", columns, tuple(rows))
+    return Table("Score of an answer as its confidence", columns, tuple(rows))
 
 
 def _rerank(evaluation: Evaluation) -> Table:
@@ -102,7 +103,7 @@ def _rerank(evaluation: Evaluation) -> Table:
             ("corrections", f"{stages.corrections}, {stages.corrections_known} of them on knowns"),
             ("regressions", f"{stages.regressions}, {stages.regressions_known} of them on knowns"),
         ]
-    return Table("Candidates and reranker (95 % intervals)", ("figure", "measured"), tuple(rows))
+    return Table("Candidates and reranker", ("figure", "measured"), tuple(rows))
 
 
 def _row(name: str, groups: Mapping[str, T], cell: Callable[[T], str]) -> tuple[str, ...]:

@@ -323,7 +323,7 @@ def test_a_reader_that_leaves_early_is_no_error(work: Path) -> None:
 def test_version_and_help(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout.strip() == "0.1.0"
     text = run("--help", cwd=tmp_path).stdout
-    for command in ("demo", "index", "classify", "config"):
+    for command in ("demo", "index", "classify", "evaluate", "config"):
         assert command in text
     assert "Exit codes: 0 all good" in " ".join(text.split())
     assert run(cwd=tmp_path).stdout == text
