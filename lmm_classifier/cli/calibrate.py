@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.output import first_lines
+from lmm_classifier.cli.output import first_lines, note
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
 
@@ -73,6 +73,7 @@ def run(
     from lmm_classifier.corpus.source import read_corpus
     from lmm_classifier.evaluate.calibrate import calibrate
     from lmm_classifier.evaluate.target import Target
+    from lmm_classifier.steps.open_set import OpenSet
 
     target = Target(
         keep_known=keep_known,
@@ -84,8 +85,9 @@ def run(
         second_look=second_look,
         always_look=always_look,
     )
+    classifier = HybridClassifier.from_yaml(config)
     calibration, skipped = calibrate(
-        HybridClassifier.from_yaml(config),
+        classifier,
         target,
         held_out=read_corpus(held_out) if held_out else None,
         head=head,
@@ -96,6 +98,8 @@ def run(
         typer.echo(json.dumps(asdict(calibration)))
     else:
         _print(calibration)
+    if any(step.configured for step in classifier.steps_of(OpenSet)):
+        note("the settings set a threshold, so they do not use this calibration: take the threshold out")
     first_lines("skipped {}", [f"{item.path}: {item.reason} [{item.code}]" for item in skipped])
     return 2 if skipped else 0
 

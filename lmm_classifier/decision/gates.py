@@ -91,6 +91,16 @@ def route(scores: Scores, gates: Gates) -> tuple[Routed, ...]:
     )
 
 
+def joined(scores: Sequence[Scores]) -> Scores:
+    """Scores over the same labels as one, region after region."""
+    known = [each.known for each in scores if each.known is not None]
+    return Scores(
+        scores[0].labels,
+        np.concatenate([each.values for each in scores]),
+        np.concatenate(known) if len(known) == len(scores) else None,
+    )
+
+
 def _admit_close_seconds(
     possible: BoolArray, values: FloatArray, order: npt.NDArray[np.intp], min_delta: float
 ) -> None:

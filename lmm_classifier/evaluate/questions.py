@@ -16,10 +16,12 @@ from lmm_classifier.corpus.images import read_image_bytes
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
 from lmm_classifier.evaluate.query import Group
+from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.index.search import open_index
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
+from lmm_classifier.steps.vote import Vote
 from lmm_classifier.types import UNKNOWN
 
 NAMED = 3  # labels or photos named in a message
@@ -107,7 +109,7 @@ def questions(
 
 
 def refuse_seen(classifier: HybridClassifier, asked: Sequence[Question], on_progress: OnProgress) -> None:
-    """Check that no photo is in the index, nor in two groups, byte for byte.
+    """Check that no photo is in the index, was calibrated on, or is in two groups, byte for byte.
 
     A photo that cannot be read is passed over: classifying it says why.
 
@@ -117,6 +119,7 @@ def refuse_seen(classifier: HybridClassifier, asked: Sequence[Question], on_prog
     retrieving = [step for step in classifier.pipeline.steps if isinstance(step, Retrieve)]
     records = [open_index(step.index).records for step in retrieving]
     indexed = {digest: path for r in records for digest, path in zip(r.sha256(), r.paths(), strict=True)}
+    calibrated = _calibrated_on(classifier)
     seen: dict[str, Question] = {}
     copies = []
     for done, question in enumerate(asked, start=1):
@@ -126,6 +129,11 @@ def refuse_seen(classifier: HybridClassifier, asked: Sequence[Question], on_prog
         except ImageError:
             continue
         digest = hashlib.sha256(content).hexdigest()
+        if digest in calibrated:
+            raise CorpusError(
+                f"{question.photo} is one of the held-out photos that the index was calibrated on; take "
+                "photos it has not seen"
+            )
         if digest in indexed:
             copies.append(f"{question.photo} (as {indexed[digest]})")
         first = seen.setdefault(digest, question)
@@ -140,6 +148,13 @@ def refuse_seen(classifier: HybridClassifier, asked: Sequence[Question], on_prog
             f"{count} in the index too: {_first(copies, quoted=False)}; an evaluation on indexed photos "
             "measures nothing, so leave them out"
         )
+
+
+def _calibrated_on(classifier: HybridClassifier) -> frozenset[str]:
+    """Digests of the held-out photos behind the thresholds in force."""
+    folders = {step.calibration for step in classifier.pipeline.steps if isinstance(step, Vote)} - {None}
+    fitted = [read_calibration(folder) for folder in folders if folder is not None]
+    return frozenset().union(*(each.held_out for each in fitted if each is not None))
 
 
 def _first(names: Sequence[str], *, quoted: bool = True) -> str:

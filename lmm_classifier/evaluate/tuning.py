@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
 
@@ -18,7 +19,6 @@ from lmm_classifier.decision.heads import (
     HeadSettings,
     head_probabilities,
     log_probabilities,
-    softmax,
 )
 from lmm_classifier.decision.novelty import FROM_NEIGHBOURS, FROM_REFERENCE, Combination, novelty_scores
 from lmm_classifier.errors import CorpusError
@@ -28,6 +28,7 @@ from lmm_classifier.types import Float64Array, FloatArray, IntArray
 VOTERS = (1, 3, 5, 10, 20, 50, 100)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2)
 BALANCES = (0.0, 0.5, 1.0)
+MOST_WEIGHT = 10.0  # of a head: where every rehearsed answer is right, no weight is large enough
 IMBALANCE = 1.5  # times as many images in the largest label as in the smallest, from which balances are tried
 
 
@@ -183,14 +184,17 @@ def _tuned_prototypes(rehearsal: Rehearsal, settings: HeadSettings) -> HeadSetti
 
 
 def _weighted(logs: Sequence[FloatArray], truths: IntArray) -> list[float]:
-    """Weights >= 0 of log-probabilities (m, c) whose softmax has the lowest log loss."""
-    stacked = np.stack(logs)
+    """Weights >= 0 of log-probabilities (m, c) whose softmax has the lowest log loss, which is convex."""
+    stacked = np.stack(logs).astype(np.float64)  # (heads, m, c)
+    true = stacked[:, np.arange(len(truths)), truths]  # (heads, m)
 
-    def loss(weights: Float64Array) -> float:
-        return _log_loss(softmax(np.tensordot(weights.astype(np.float32), stacked, 1)), truths)
+    def loss(weights: Float64Array) -> tuple[float, Float64Array]:
+        total = log_softmax(np.tensordot(weights, stacked, 1), axis=1)
+        expected = np.einsum("hmc,mc->hm", stacked, np.exp(total))
+        return -float(total[np.arange(len(truths)), truths].mean()), (expected - true).mean(axis=1)
 
     start = np.full(len(logs), 1 / len(logs))
-    found = minimize(loss, start, method="L-BFGS-B", bounds=[(0, 10)] * len(logs))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, MOST_WEIGHT)] * len(logs))
     return [float(weight) for weight in found.x]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -12,7 +13,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier.decision.conformal import p_values
-from lmm_classifier.decision.gates import STATUS, Gates, Routed, route
+from lmm_classifier.decision.gates import STATUS, Gates, Routed, joined, route
 from lmm_classifier.decision.policy import (
     DEFAULT_CONFIDENCE,
     DEFAULT_MIN_DELTA,
@@ -25,7 +26,7 @@ from lmm_classifier.decision.policy import (
 )
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.calibration import Fitted, read_calibration
-from lmm_classifier.pipeline import Step
+from lmm_classifier.pipeline import Step, by_sample
 from lmm_classifier.ranges import Candidates, Flag, Share
 from lmm_classifier.types import Sample, Scores, Verdict, required
 
@@ -93,7 +94,8 @@ class OpenSet(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         policy = self.policy() if batch else None
         if isinstance(policy, Gates):
-            return [replace(sample, verdicts=self._routed(sample, policy)) for sample in batch]
+            alike = groupby(batch, key=lambda sample: required(sample.scores).labels)
+            return [sample for _, samples in alike for sample in self._routed(list(samples), policy)]
         return [replace(sample, verdicts=self._judged(sample, required(policy))) for sample in batch]
 
     def _fitted(self) -> Fitted | None:
@@ -112,8 +114,9 @@ class OpenSet(Step):
         source: Source = "configured" if self.configured else "default"
         return Thresholds(confidence, open_set, min_delta, self.allow_unknown, source)
 
-    def _routed(self, sample: Sample, gates: Gates) -> tuple[Verdict, ...]:
-        scores = required(sample.scores)
+    def _routed(self, samples: Sequence[Sample], gates: Gates) -> Iterator[Sample]:
+        """Samples whose scores are over the same labels, routed together."""
+        scores = joined([required(sample.scores) for sample in samples])
         if scores.known is None:
             raise ConfigError(
                 "the calibrated policy needs scores that say how known an image looks; a step after `vote` "
@@ -121,10 +124,12 @@ class OpenSet(Step):
             )
         calibrated = required(self._fitted()).decider.calibrated
         shares = p_values(calibrated, scores.known.astype(np.float64)).tolist()
-        return tuple(
+        verdicts = [
             self._verdict(scores, i, routed, share)
             for i, (routed, share) in enumerate(zip(route(scores, gates), shares, strict=True))
-        )
+        ]
+        for sample, own in zip(samples, by_sample(samples, verdicts), strict=True):
+            yield replace(sample, verdicts=tuple(own))
 
     def _verdict(self, scores: Scores, region: int, routed: Routed, p_value: float) -> Verdict:
         label = None if routed.route == "unknown" else scores.labels[routed.best]

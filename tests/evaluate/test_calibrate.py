@@ -12,6 +12,7 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
+from lmm_classifier.evaluate.evaluate import evaluate
 from lmm_classifier.evaluate.target import Calibrated, Costs, Target, fit_gates
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.indexing import index_corpus
@@ -241,3 +242,17 @@ def test_photos_that_all_look_the_same_are_refused(tmp_path: Path) -> None:
     index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
     with pytest.raises(CorpusError, match="nearly the same vector"):
         calibrate(HybridClassifier(settings(tmp_path / "index")))
+
+
+def test_no_photo_can_be_both_calibrated_on_and_evaluated(work: Path) -> None:
+    """There is nothing to hand evaluation data in by but `held_out`, and what went in there is known."""
+    classifier = HybridClassifier(settings(work / "index"))
+    with pytest.raises(TypeError):
+        calibrate(classifier, evaluation=read_corpus(work / "held_out"))  # type: ignore[call-arg]
+    calibrate(classifier, held_out=read_corpus(work / "held_out"))
+    with pytest.raises(CorpusError, match=r"held-out photos that the index was calibrated on"):
+        evaluate(HybridClassifier(settings(work / "index")), read_corpus(work / "held_out"))
+    with pytest.raises(CorpusError, match="60 photos are in the index too"):
+        evaluate(HybridClassifier(settings(work / "index")), read_corpus(work / "corpus"))
+    calibrate(classifier)  # on the index alone: the same photos are new again
+    assert evaluate(HybridClassifier(settings(work / "index")), read_corpus(work / "held_out")).queries
