@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -34,12 +35,12 @@ _IGNORED = -100  # torch's cross_entropy leaves this target out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Row:
-    """One (question, option) pair as tokens; the last `n_scored` of `ids` are the option."""
+class _Asked:
+    """One question as tokens: the prompt with its image, and the answers, each with the end of the turn."""
 
-    question: int
-    ids: list[int]
-    n_scored: int
+    place: int
+    prompt: list[int]
+    answers: list[list[int]]
     pixel_values: torch.Tensor
     image_grid_thw: torch.Tensor
 
@@ -69,15 +70,26 @@ class QwenVLChooser:
         self._lock = threading.Lock()  # a fast tokenizer keeps "special tokens on or off" as state
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
-        values: list[list[float]] = [[] for _ in questions]
+        values: dict[int, list[float]] = {}
         with self._lock, running(self._weights, f"{len(questions)} questions"):
-            rows = (row for i, question in enumerate(questions) for row in self._rows(i, question))
-            while batch := list(islice(rows, batch_size)):
-                for row, value in zip(batch, self._score(batch), strict=True):
-                    values[row.question].append(value)
-        return [np.asarray(row, np.float32) for row in values]
+            for batch in self._batches(questions, batch_size):
+                values |= self._score(batch, batch_size)
+        return [np.asarray(values[i], np.float32) for i in range(len(questions))]
 
-    def _rows(self, position: int, question: Question) -> Iterator[_Row]:
+    def _batches(self, questions: Sequence[Question], batch_size: int) -> Iterator[list[_Asked]]:
+        """Questions of similar length, so that there is little padding, with at most `batch_size` answers."""
+        order = sorted(range(len(questions)), key=lambda i: _length(questions[i]))
+        batch: list[_Asked] = []
+        for i in order:
+            answers = sum(len(asked.answers) for asked in batch)
+            if batch and answers + len(questions[i].options) > batch_size:
+                yield batch
+                batch = []
+            batch.append(self._asked(i, questions[i]))
+        if batch:
+            yield batch
+
+    def _asked(self, place: int, question: Question) -> _Asked:
         tokenizer = self._processor.tokenizer
         image = self._processor.image_processor(images=[_affordable(question.image)], return_tensors="pt")
         prefix = tokenizer.encode(self._prefix, add_special_tokens=False)
@@ -86,9 +98,8 @@ class QwenVLChooser:
             *_literal(tokenizer, question.prompt),
             *tokenizer.encode(self._suffix, add_special_tokens=False),
         ]
-        for option in question.options:
-            answer = [*_literal(tokenizer, option), tokenizer.eos_token_id]
-            yield _Row(position, prompt + answer, len(answer), image["pixel_values"], image["image_grid_thw"])
+        answers = [[*_literal(tokenizer, option), tokenizer.eos_token_id] for option in question.options]
+        return _Asked(place, prompt, answers, image["pixel_values"], image["image_grid_thw"])
 
     def _chat_frame(self) -> tuple[str, str]:
         """What the model's own chat template puts before and after the text of the prompt."""
@@ -109,32 +120,79 @@ class QwenVLChooser:
         visual_tokens = int(grid.prod()) // self._processor.image_processor.merge_size**2
         return [i for token in ids for i in [token] * (visual_tokens if token == self._image_token else 1)]
 
-    def _score(self, rows: Sequence[_Row]) -> list[float]:
-        longest = max(len(row.ids) for row in rows)
-        scored = max(row.n_scored for row in rows)
-        # Padding on the left lines the options up at the end, so only their logits need computing.
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        targets = torch.full((len(rows), scored), _IGNORED)
-        for i, row in enumerate(rows):
-            ids[i, longest - len(row.ids) :] = torch.tensor(row.ids)
-            mask[i, longest - len(row.ids) :] = 1
-            targets[i, scored - row.n_scored :] = torch.tensor(row.ids[-row.n_scored :])
+    def _score(self, batch: Sequence[_Asked], batch_size: int) -> dict[int, list[float]]:
+        """Per place, the log-likelihoods of its answers.
+
+        Image and prompt go through the model once, whatever the number of answers; these go on from the
+        keys and values that are left of it.
+        """
+        prompts, mask = _padded([asked.prompt for asked in batch], left=True)
         device = self._model.device
-        inputs: dict[str, Any] = {
-            "input_ids": ids.to(device),
-            "attention_mask": mask.to(device),
-            "mm_token_type_ids": (ids == self._image_token).int().to(device),
-            "pixel_values": torch.cat([row.pixel_values for row in rows]).to(device, self._model.dtype),
-            "image_grid_thw": torch.cat([row.image_grid_thw for row in rows]).to(device),
-        }
-        logits = self._model(**inputs, logits_to_keep=scored + 1, use_cache=False).logits[
-            :, :-1
-        ]  # next-token
+        read = self._model(
+            input_ids=prompts.to(device),
+            attention_mask=mask.to(device),
+            mm_token_type_ids=(prompts == self._image_token).int().to(device),
+            pixel_values=torch.cat([asked.pixel_values for asked in batch]).to(device, self._model.dtype),
+            image_grid_thw=torch.cat([asked.image_grid_thw for asked in batch]).to(device),
+            logits_to_keep=1,
+            use_cache=True,
+        )
+        first = torch.log_softmax(read.logits[:, -1].float(), dim=-1)
+        # Where the text after the prompt stands: an image takes fewer positions than it has tokens.
+        after = mask.sum(dim=1) + self._model.model.rope_deltas[:, 0].cpu()
+        pairs = [(row, answer) for row, asked in enumerate(batch) for answer in asked.answers]
+        scores: list[float] = []
+        for start in range(0, len(pairs), batch_size):
+            part = pairs[start : start + batch_size]
+            rows = torch.tensor([row for row, _ in part])
+            opening = first[rows.to(device), torch.tensor([answer[0] for _, answer in part]).to(device)]
+            last = start + batch_size >= len(pairs)
+            memory = read.past_key_values if last else copy.deepcopy(read.past_key_values)
+            memory.batch_select_indices(rows.to(device))
+            rest = self._rest([answer for _, answer in part], memory, mask[rows], after[rows])
+            scores += (opening.cpu() + rest).tolist()
+        found = iter(scores)
+        return {asked.place: list(islice(found, len(asked.answers))) for asked in batch}
+
+    def _rest(
+        self, answers: Sequence[list[int]], memory: Any, mask: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-likelihood of each answer's tokens after its first, float32 (answers,)."""
+        given, given_mask = _padded([answer[:-1] for answer in answers])
+        if not given.shape[1]:  # every answer is its own end
+            return torch.zeros(len(answers))
+        targets, _ = _padded([answer[1:] for answer in answers], fill=_IGNORED)
+        device = self._model.device
+        positions = after[:, None] + torch.arange(given.shape[1])
+        logits = self._model(
+            input_ids=given.to(device),
+            attention_mask=torch.cat([mask, given_mask], dim=1).to(device),
+            position_ids=positions.expand(3, -1, -1).to(device),  # time, height and width agree in text
+            past_key_values=memory,
+            use_cache=True,
+        ).logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), targets.to(device), ignore_index=_IGNORED, reduction="none"
         )
-        return [-value for value in losses.sum(dim=1).tolist()]
+        return -losses.sum(dim=1).cpu()
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], *, left: bool = False, fill: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens as int64 (rows, longest), and a mask of the same shape that is 1 on tokens."""
+    longest = max(map(len, rows))
+    tokens, mask = torch.full((len(rows), longest), fill), torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        tokens[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = 1
+    return tokens, mask
+
+
+def _length(question: Question) -> tuple[int, int]:
+    """What the number of tokens grows with: pixels, then characters."""
+    return min(question.image.width * question.image.height, MAX_PIXELS), len(question.prompt)
 
 
 def _affordable(image: Image.Image) -> Image.Image:

@@ -88,13 +88,21 @@ def questions(noise: Noise) -> list[Question]:
 
 @pytest.fixture
 def sent(family: str, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The tokens of every row that reaches the model, without the padding."""
+    """The tokens that reach the model, without the padding: of one question, then of that with each answer.
+
+    The last token of an answer is none of them: it is only scored.
+    """
     rows: list[list[int]] = []
+    question: list[int] = []
     forward = MODELS[family].forward
 
     def recording(self: Any, **inputs: Any) -> Any:
-        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
-            rows.append(ids[mask.bool()].tolist())
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        if "pixel_values" in inputs:
+            question[:] = ids[0][mask[0]].tolist()
+        else:
+            answers = zip(ids, mask[:, -ids.shape[1] :], strict=True)
+            rows.extend([*question, *answer[there].tolist()] for answer, there in answers)
         return forward(self, **inputs)
 
     monkeypatch.setattr(MODELS[family], "forward", recording)
@@ -162,14 +170,45 @@ class TestLogLikelihoods:
         assert values.shape == (0,)
 
 
+class TestSharing:
+    """The image and the prompt are read once, whatever the number of answers."""
+
+    def test_passes_through_the_model(
+        self, family: str, folder: Path, chooser: Chooser, noise: Noise, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        passes: list[tuple[bool, tuple[int, ...]]] = []
+        forward = MODELS[family].forward
+
+        def counting(self: Any, **inputs: Any) -> Any:
+            passes.append(("pixel_values" in inputs, tuple(inputs["input_ids"].shape)))
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(MODELS[family], "forward", counting)
+        asked = [Question(noise(90, 60, i), PROMPT, ("rose", "tulip", "daisy")) for i in range(4)]
+        chooser.log_likelihoods(asked, 6)
+        with_image = [shape for image, shape in passes if image]
+        answers = [shape for image, shape in passes if not image]
+        assert [rows for rows, _ in with_image] == [2, 2]
+        assert [rows for rows, _ in answers] == [6, 6]
+        assert all(tokens < 10 for _, tokens in answers)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+    def test_answers_that_do_not_fit_one_pass_share_it_all_the_same(
+        self, family: str, folder: Path, chooser: Chooser, questions: list[Question], batch_size: int
+    ) -> None:
+        expected = naive(family, folder, questions)
+        for ours, plain in zip(chooser.log_likelihoods(questions, batch_size), expected, strict=True):
+            np.testing.assert_allclose(ours, plain, atol=1e-4, rtol=1e-6)
+
+
 class TestHostileLabels:
     def test_reach_the_model_as_text_inside_one_user_turn_and_one_answer(
         self, folder: Path, chooser: Chooser, noise: Noise, sent: list[list[int]]
     ) -> None:
-        """Seen by a decoder: template, prompt, answer and end to the letter, and no other special token."""
+        """Seen by a decoder: template, prompt and answer to the letter, and no other special token."""
         prompt = PROMPT.replace("{candidates}", ", ".join(HOSTILE))
         chooser.log_likelihoods([Question(noise(90, 60), "Which?", ("daisy",))], 1)
-        (values,) = chooser.log_likelihoods([Question(noise(90, 60), prompt, HOSTILE)], 1)
+        (values,) = chooser.log_likelihoods([Question(noise(90, 60), prompt, HOSTILE)], len(HOSTILE))
         assert np.isfinite(values).all()
         assert (values <= 0).all()
 
@@ -185,7 +224,7 @@ class TestHostileLabels:
             assert count(ids, specials) == expected
             before, after = chat(processor, "MARK").split("MARK")
             before = before.replace("<|image_pad|>", "<|image_pad|>" * pads)
-            assert processor.tokenizer.decode(ids) == before + prompt + after + option + END
+            assert processor.tokenizer.decode(ids) == before + prompt + after + option
 
     def test_do_not_change_what_the_other_options_get(
         self, family: str, folder: Path, chooser: Chooser, noise: Noise
