@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +27,8 @@ DEFAULT_WEIGHTS = default_weights("qwen-vl")
 # 1280 visual tokens of 28 x 28 px: the bound that Qwen2-VL's model card proposes to balance cost and
 # quality. The processor's own limit would let a 12-megapixel photo take 16,000.
 MAX_PIXELS = 1280 * 28 * 28
+# Side by side, answers take memory by the square of their tokens; one that is longer goes alone.
+MAX_ANSWER_TOKENS = 1024
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
 _MAX_ASPECT_RATIO = 200  # the image processor refuses longer slivers
@@ -137,44 +138,62 @@ class QwenVLChooser:
             logits_to_keep=1,
             use_cache=True,
         )
-        first = torch.log_softmax(read.logits[:, -1].float(), dim=-1)
+        first = torch.log_softmax(read.logits[:, -1].float(), dim=-1).cpu()
         # Where the text after the prompt stands: an image takes fewer positions than it has tokens.
         after = mask.sum(dim=1) + self._model.model.rope_deltas[:, 0].cpu()
-        pairs = [(row, answer) for row, asked in enumerate(batch) for answer in asked.answers]
-        scores: list[float] = []
-        for start in range(0, len(pairs), batch_size):
-            part = pairs[start : start + batch_size]
-            rows = torch.tensor([row for row, _ in part])
-            opening = first[rows.to(device), torch.tensor([answer[0] for _, answer in part]).to(device)]
-            last = start + batch_size >= len(pairs)
-            memory = read.past_key_values if last else copy.deepcopy(read.past_key_values)
-            memory.batch_select_indices(rows.to(device))
-            rest = self._rest([answer for _, answer in part], memory, mask[rows], after[rows])
-            scores += (opening.cpu() + rest).tolist()
-        found = iter(scores)
-        return {asked.place: list(islice(found, len(asked.answers))) for asked in batch}
+        scores: dict[int, list[float]] = {asked.place: [] for asked in batch}
+        for some in zip_longest(*(_runs(asked.answers, batch_size) for asked in batch), fillvalue=()):
+            rest = self._rest(some, read.past_key_values, mask, after)
+            for row, asked in enumerate(batch):
+                opening = first[row, [answer[0] for answer in some[row]]].tolist()
+                scores[asked.place] += [a + b for a, b in zip(opening, rest[row], strict=True)]
+        return scores
 
     def _rest(
-        self, answers: Sequence[list[int]], memory: Any, mask: torch.Tensor, after: torch.Tensor
-    ) -> torch.Tensor:
-        """Log-likelihood of each answer's tokens after its first, float32 (answers,)."""
-        given, given_mask = _padded([answer[:-1] for answer in answers])
+        self,
+        answers: Sequence[Sequence[list[int]]],
+        memory: Any,
+        mask: torch.Tensor,
+        after: torch.Tensor,
+    ) -> list[list[float]]:
+        """Per question and answer, the log-likelihood of the answer's tokens after its first.
+
+        The answers of a question stand side by side in one row, each blind to the others, so that they
+        share the memory of the prompt instead of a copy each.
+        """
+        given, _ = _padded([[t for answer in some for t in answer[:-1]] for some in answers])
+        totals = [[0.0] * len(some) for some in answers]
         if not given.shape[1]:  # every answer is its own end
-            return torch.zeros(len(answers))
-        targets, _ = _padded([answer[1:] for answer in answers], fill=_IGNORED)
-        device = self._model.device
-        positions = after[:, None] + torch.arange(given.shape[1])
+            return totals
+        owner, place = torch.full_like(given, -1), torch.zeros_like(given)
+        for row, some in enumerate(answers):
+            lengths = torch.tensor([len(answer) - 1 for answer in some])
+            tokens = int(lengths.sum())
+            owner[row, :tokens] = torch.arange(len(some)).repeat_interleave(lengths)
+            place[row, :tokens] = torch.cat([torch.arange(n) for n in lengths])
+        same = owner[:, :, None] == owner[:, None, :]
+        earlier = place[:, :, None] >= place[:, None, :]
+        seen = torch.cat([mask[:, None, :].expand(-1, given.shape[1], -1).bool(), same & earlier], dim=2)
+        device, dtype = self._model.device, self._model.dtype
+        closed = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
         logits = self._model(
             input_ids=given.to(device),
-            attention_mask=torch.cat([mask, given_mask], dim=1).to(device),
-            position_ids=positions.expand(3, -1, -1).to(device),  # time, height and width agree in text
+            attention_mask=closed[:, None].to(device),
+            position_ids=(after[:, None] + place)
+            .expand(3, -1, -1)
+            .to(device),  # the same in all three in text
             past_key_values=memory,
             use_cache=True,
         ).logits
+        memory.crop(-given.shape[1])
+        targets, _ = _padded([[t for answer in some for t in answer[1:]] for some in answers], fill=_IGNORED)
         losses = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), targets.to(device), ignore_index=_IGNORED, reduction="none"
-        )
-        return -losses.sum(dim=1).cpu()
+        ).cpu()
+        for row, some in enumerate(answers):
+            for number in range(len(some)):
+                totals[row][number] = -float(losses[row, owner[row] == number].sum())
+        return totals
 
 
 def _padded(
@@ -188,6 +207,17 @@ def _padded(
         tokens[i, place] = torch.tensor(row, dtype=torch.long)
         mask[i, place] = 1
     return tokens, mask
+
+
+def _runs(answers: Sequence[list[int]], most: int) -> Iterator[Sequence[list[int]]]:
+    """Answers that go through the model side by side: at most so many, and of not too many tokens."""
+    run: list[list[int]] = []
+    for answer in answers:
+        if run and (len(run) == most or sum(map(len, run)) + len(answer) > MAX_ANSWER_TOKENS):
+            yield run
+            run = []
+        run.append(answer)
+    yield run
 
 
 def _length(question: Question) -> tuple[int, int]:

@@ -97,12 +97,13 @@ def sent(family: str, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     forward = MODELS[family].forward
 
     def recording(self: Any, **inputs: Any) -> Any:
-        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        ids, mask = inputs["input_ids"][0], inputs["attention_mask"][0]
         if "pixel_values" in inputs:
-            question[:] = ids[0][mask[0]].tolist()
-        else:
-            answers = zip(ids, mask[:, -ids.shape[1] :], strict=True)
-            rows.extend([*question, *answer[there].tolist()] for answer, there in answers)
+            question[:] = ids[mask.bool()].tolist()
+        else:  # side by side: what a token sees that no later one sees is one answer
+            seen = mask[0, :, -len(ids) :] == 0
+            last = seen.sum(dim=0) == 1
+            rows.extend([*question, *ids[seen[i]].tolist()] for i in torch.nonzero(last)[:, 0])
         return forward(self, **inputs)
 
     monkeypatch.setattr(MODELS[family], "forward", recording)
@@ -189,8 +190,8 @@ class TestSharing:
         with_image = [shape for image, shape in passes if image]
         answers = [shape for image, shape in passes if not image]
         assert [rows for rows, _ in with_image] == [2, 2]
-        assert [rows for rows, _ in answers] == [6, 6]
-        assert all(tokens < 10 for _, tokens in answers)
+        assert [rows for rows, _ in answers] == [2, 2]  # three answers side by side in each row
+        assert all(tokens < 30 for _, tokens in answers)
 
     @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
     def test_answers_that_do_not_fit_one_pass_share_it_all_the_same(
@@ -219,8 +220,9 @@ class TestHostileLabels:
         expected = count(harmless, specials)
         pads = expected[processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")]
         assert pads > 1
-        assert len(rows) == len(HOSTILE)
-        for option, ids in zip(HOSTILE, rows, strict=True):
+        assert HOSTILE[-1] == ""  # of which nothing is fed, for its end is all there is
+        assert len(rows) == len(HOSTILE) - 1
+        for option, ids in zip(HOSTILE[:-1], rows, strict=True):
             assert count(ids, specials) == expected
             before, after = chat(processor, "MARK").split("MARK")
             before = before.replace("<|image_pad|>", "<|image_pad|>" * pads)
