@@ -256,3 +256,29 @@ def test_no_photo_can_be_both_calibrated_on_and_evaluated(work: Path) -> None:
         evaluate(HybridClassifier(settings(work / "index")), read_corpus(work / "corpus"))
     calibrate(classifier)  # on the index alone: the same photos are new again
     assert evaluate(HybridClassifier(settings(work / "index")), read_corpus(work / "held_out")).queries
+
+
+def two_encoders(index: Path, *families: str) -> HybridClassifier:
+    embeds = [{"embed": {"encoder": {"family": family}}} for family in families]
+    steps = [*embeds, {"retrieve": {"index": str(index)}}, {"vote": {}}, {"open_set": {}}]
+    return HybridClassifier(PipelineConfig(pipeline=tuple(steps)))
+
+
+def test_heads_of_several_encoders_are_fused(work: Path) -> None:
+    both = [FAKE, ModelSpec("descriptor")]
+    index_corpus(work / "corpus", work / "both", encoder=both)
+    classifier = two_encoders(work / "both", "fake", "descriptor")
+    fitted, _ = calibrate(classifier, head="fusion", score="combination")
+    assert {"gda#1", "prototype#1"} <= set(fitted.heads)
+    assert {"mahalanobis#1", "gda_energy#1"} <= set(fitted.novelty.names)
+    assert len(fitted.encoders) == 2
+    assert fitted.heads["fusion"]["log_loss"] <= min(each["log_loss"] for each in fitted.heads.values())
+    classifier.check_index()
+    photo = work / "held_out/red/0.png"
+    answer = classifier.classify(photo)
+    assert answer.retrieval_label == "red"
+    assert classifier.classify(photo).closeness == pytest.approx(answer.closeness, abs=1e-6)
+    with pytest.raises(ConfigError, match="encoder descriptor .* which no photo goes through"):
+        two_encoders(work / "both", "fake").check_index()
+    alone, _ = calibrate(two_encoders(work / "both", "fake"))
+    assert len(alone.encoders) == 1
