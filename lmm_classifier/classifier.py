@@ -208,6 +208,8 @@ class HybridClassifier:
                     f"{retrieve.k}: set at least {made.depth}, or calibrate again"
                 )
             self._refuse_missing_encoders(made.encoders, retrieve.index)
+        for rerank in self.steps_of(Rerank):
+            rerank.trial()
 
     def _refuse_missing_encoders(self, fingerprints: Sequence[str], index: Path) -> None:
         families = {step.encoder.family for step in self.steps_of(Embed)}

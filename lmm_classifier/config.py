@@ -27,6 +27,7 @@ from lmm_classifier.ranges import (
     Dtype,
     Flag,
     SearchBackend,
+    Seconds,
     Share,
     Temperature,
     TopK,
@@ -70,6 +71,7 @@ class RerankSettings(_Section):
     min_delta: Share | None = None
     max_candidates: Candidates = 5
     max_batch_size: BatchSize = 8
+    max_seconds: Seconds | None = None
     prompt_template: str = DEFAULT_PROMPT
 
     def spec(self) -> ModelSpec:
@@ -179,6 +181,7 @@ class PipelineConfig(_Section):
             "model": self.rerank.spec(),
             "max_candidates": self.rerank.max_candidates,
             "max_batch_size": self.rerank.max_batch_size,
+            "max_seconds": self.rerank.max_seconds,
             "prompt_template": self.rerank.prompt_template,
         }
         steps: tuple[Mapping[str, Any], ...] = (
@@ -209,8 +212,8 @@ def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
     `text_prior` and `zero_shot` take the encoder of `embed`, `text_prior` index and labels of `retrieve` as
     well; `vote` and `open_set` the calibration of that index, `vote` unless `open_set` has a threshold of its
-    own. `rerank` takes from `open_set` whether unknowns are allowed, `open_set` from `rerank` how many
-    candidates.
+    own, and `rerank` likewise. `rerank` takes from `open_set` whether unknowns are allowed, `open_set` from
+    `rerank` how many candidates.
     """
     linked: list[Mapping[str, Any]] = []
     specs = tuple(specs)
@@ -232,7 +235,7 @@ def _linked(specs: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
         if isinstance(index, str | Path) and not is_single_file(Path(index)):
             inherited["open_set"]["calibration"] = index
             if not by_hand:
-                inherited["vote"]["calibration"] = index
+                inherited["vote"]["calibration"] = inherited["rerank"]["calibration"] = index
         if "allow_unknown" in options.get("open_set", {}):
             inherited["rerank"]["allow_unknown"] = options["open_set"]["allow_unknown"]
         linked.append(options)

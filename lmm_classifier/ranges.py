@@ -12,6 +12,7 @@ from pydantic import Field
 Flag = Annotated[bool, Field(strict=True)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 TopK = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Template = Annotated[str, Field(pattern=r"\{\}")]  # with {} where a label goes
 MaxLength = Annotated[int, Field(strict=True, ge=1, le=1024)]  # new tokens of a caption

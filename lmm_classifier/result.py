@@ -58,6 +58,7 @@ class Classification:
         route: where the policy sent the image: accept, unknown, rerank or review.
         possible: with a calibration, the labels that remain possible, best first; "unknown" may be one.
         p_value: with a calibration, the share of known images that look at most as known.
+        rerank_skipped: why the reranker was not asked about an uncertain image, such as its time being up.
         candidates: best first by evidence, at most CANDIDATES.
         neighbours: nearest first; none has the label of an answer that rests on its name alone.
         thresholds: the policy in force; None when the pipeline has no `open_set` step.
@@ -81,6 +82,7 @@ class Classification:
     route: Route | None = None
     possible: tuple[str, ...] = ()
     p_value: float | None = None
+    rerank_skipped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types."""
@@ -114,6 +116,7 @@ def summarise(sample: Sample, thresholds: Thresholds | Gates | None) -> Classifi
         route=verdict.route,
         possible=verdict.candidates,
         p_value=verdict.p_value,
+        rerank_skipped=verdict.rerank_skipped,
     )
 
 

@@ -218,6 +218,8 @@ class Verdict:
         candidates: with a calibration the labels that remain possible, best first, UNKNOWN among them where
             it does; empty without one.
         p_value: with a calibration the share of known images that look at most as known, in (0, 1].
+        rerank_skipped: why a reranker was not asked about an uncertain region; None where it was, or there
+            is none.
     """
 
     status: Status
@@ -229,6 +231,7 @@ class Verdict:
     route: Route | None = None
     candidates: tuple[str, ...] = ()
     p_value: float | None = None
+    rerank_skipped: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

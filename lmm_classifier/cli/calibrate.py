@@ -60,6 +60,13 @@ def run(
         Path | None,
         typer.Option(help="Labelled photos that are not in the index, to fit the thresholds on."),
     ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that the index was built from: try the reranker on its photos, and ask it only "
+            "where it helps."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the rehearsal.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the calibration as one JSON object.")
@@ -92,6 +99,7 @@ def run(
         held_out=read_corpus(held_out) if held_out else None,
         head=head,
         score=score,
+        photos=photos,
         seed=seed,
     )
     if as_json:
@@ -148,4 +156,12 @@ def _print(calibration: Calibration) -> None:
     typer.echo(f"novelty: {', '.join(calibration.novelty.names)}")
     images = calibration.n_held_out or calibration.n_images
     typer.echo(f"{printable(calibration.target)}; fitted on {images} photos")
+    if trial := calibration.rerank:
+        verdict = "asked where it is uncertain" if trial.helps else "does not help here: not asked"
+        typer.echo(
+            f"reranker: {verdict}; of {trial.cases} uncertain photos {trial.corrections} corrected, "
+            f"{trial.regressions} made worse"
+        )
+        if trial.not_for:
+            typer.echo(f"reranker: not asked about {printable(', '.join(trial.not_for))}")
     typer.echo(f"gates: {calibration.gates.describe()}")

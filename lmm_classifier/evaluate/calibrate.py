@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
 from lmm_classifier.evaluate.leave_one_out import near_threshold
 from lmm_classifier.evaluate.rehearsal import LEAST_IMAGES, Part, Rehearsal, rehearse
+from lmm_classifier.evaluate.rerank_trial import try_reranker
 from lmm_classifier.evaluate.target import Calibrated, Target, fit_gates
 from lmm_classifier.evaluate.tuning import LEARNED, choose_head, choose_novelty
 from lmm_classifier.index.calibration import Calibration, write_calibration
@@ -34,6 +36,7 @@ from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.steps.embed import Embed
+from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.steps.vote import Vote
@@ -57,6 +60,7 @@ def calibrate(
     held_out: Corpus | None = None,
     head: str | None = None,
     score: str | None = None,
+    photos: Path | None = None,
     seed: int = 0,
 ) -> tuple[Calibration, tuple[SkippedFile, ...]]:
     """Fit the decision for a classifier's index and store it in the index folder.
@@ -70,6 +74,8 @@ def calibrate(
             instead of on rehearsed ones.
         head: "knn", "prototype", "gda" or "fusion"; None chooses the one with the lowest log loss.
         score: a name of `decision.novelty.SCORES`, or "combination"; None chooses by AUROC.
+        photos: the folder that the index was built from: the reranker is tried on its uncertain photos, and
+            from then on asked only where it helps. None does not try it.
         seed: of the rehearsal.
 
     Returns:
@@ -102,6 +108,7 @@ def calibrate(
     )
     asked = spaces[0].vectors.take(rows[rehearsal.rows])
     known = _mixed(corner, index.labels, _head(rehearsal, rehearsal.known, decider), novelty.known, asked)
+    rehearsed = known
     truths, digests, skipped = rehearsal.truths, frozenset[str](), tuple[SkippedFile, ...]()
     if held_out is not None:
         known, truths, digests, skipped = _held_out(classifier, corner, decider, index, held_out)
@@ -116,6 +123,11 @@ def calibrate(
     unknown = _mixed(
         corner, index.labels, _head(rehearsal, rehearsal.unknown, decider), novelty.unknown, asked
     )
+    trial = None
+    if photos is not None:
+        files = [photos / path for path in index.records.paths(rows[rehearsal.rows])]
+        names = [index.labels[code] for code in rehearsal.truths.tolist()]
+        trial = try_reranker(_reranker(classifier), files, names, rehearsed, unknown, gates, seed)
     calibration = Calibration(
         gates=gates,
         head=settings,
@@ -135,6 +147,7 @@ def calibrate(
         encoders=tuple(space.encoder.fingerprint for space in spaces[:used]),
         index_digest=read_manifest(folder).digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rerank=trial,
     )
     return write_calibration(folder, calibration, decider, digests), skipped
 
@@ -148,6 +161,15 @@ def _corner(classifier: HybridClassifier) -> _Corner:
     priors = [prior for prior in classifier.steps_of(TextPrior) if prior.weight]
     families = frozenset(step.encoder.family for step in classifier.steps_of(Embed))
     return _Corner(retrieve[0], vote[0], priors[0] if priors else None, families)
+
+
+def _reranker(classifier: HybridClassifier) -> Rerank:
+    steps = classifier.steps_of(Rerank)
+    if len(steps) != 1:
+        raise ConfigError(
+            "photos are given to try the reranker on, and the settings have none: enable `rerank`"
+        )
+    return steps[0]
 
 
 def _spaces(corner: _Corner) -> list[VectorIndex]:

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from lmm_classifier.decision.decider import Decider
+from lmm_classifier.decision.fusion import Fusion
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.decision.novelty import Combination
@@ -33,6 +34,29 @@ SCHEMA_VERSION = 3  # 2 knew two thresholds on the evidence of the vote
 NOT_WRITTEN = FileRecord("", 0, 0)
 REMEDY = "delete it or calibrate again"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankTrial:
+    """What asking a reranker about uncertain photos of the index came to.
+
+    Attributes:
+        fusion: how its opinion and that of retrieval are weighed.
+        helps: whether it corrects surely more answers than it spoils; if not, it is not asked.
+        not_for: labels of retrieval's answer that it is not asked about, since it spoils more of them.
+        cases: photos it was asked about, half of them as unknown where there were enough.
+        corrections, regressions: of these, answers made right, and made wrong, by a fusion that was not
+            fitted on them.
+        asked: identity of reranker, prompt and number of candidates.
+    """
+
+    fusion: Fusion
+    helps: bool
+    not_for: tuple[str, ...]
+    cases: int
+    corrections: int
+    regressions: int
+    asked: str
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -59,6 +83,7 @@ class Calibration:
         encoders: fingerprints of the encoders whose vectors take part.
         index_digest: state of the index it was fitted for.
         created: UTC time, ISO 8601.
+        rerank: what trying the reranker came to; None where it was not tried.
         arrays: the file of arrays.
         schema_version: version of this file.
     """
@@ -81,6 +106,7 @@ class Calibration:
     encoders: tuple[str, ...]
     index_digest: str
     created: str
+    rerank: RerankTrial | None = None
     arrays: FileRecord = NOT_WRITTEN
     schema_version: int = SCHEMA_VERSION
 

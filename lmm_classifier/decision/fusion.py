@@ -1,0 +1,60 @@
+"""What retrieval and a vision-language model say together about the options of an uncertain image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray
+
+LEAST = 1e-6  # probability that retrieval leaves to an option: none is vetoed
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Weights of the two log-probabilities, fitted on the uncertain part of rehearsed images.
+
+    Attributes:
+        retrieval, model: weights, at least 0. 1 and 1 is the product of two independent opinions.
+        unknown: added for the option UNKNOWN.
+        margin: log-odds over retrieval's own answer that another one needs; at least 0.
+    """
+
+    retrieval: float = 1.0
+    model: float = 1.0
+    unknown: float = 0.0
+    margin: float = 0.0
+
+
+def retrieval_probabilities(
+    options: Sequence[str], labels: Sequence[str], values: FloatArray, closeness: float
+) -> Float64Array:
+    """What retrieval gives each option, float64 (options,), not normalised.
+
+    Args:
+        options: labels, UNKNOWN perhaps among them.
+        labels: those of `values`.
+        values: (c,), probability of each label if the image is of any.
+        closeness: probability that it is.
+    """
+    column = {label: j for j, label in enumerate(labels)}
+    given = [1 - closeness if x == UNKNOWN else closeness * float(values[column[x]]) for x in options]
+    return np.asarray(given, np.float64).clip(LEAST)
+
+
+def fused_logits(fusion: Fusion, choice: Choice, retrieval: Float64Array) -> Float64Array:
+    """Log-odds of the options of a choice, up to a constant, float64 (options,)."""
+    unknown = np.asarray([option == UNKNOWN for option in choice.options])
+    return np.asarray(
+        fusion.retrieval * np.log(retrieval)
+        + fusion.model * choice.log_likelihoods.astype(np.float64)
+        + fusion.unknown * unknown
+    )
+
+
+def decided(fusion: Fusion, logits: Float64Array, own: int) -> int:
+    """Which option is answered: the best one, where it leads retrieval's `own` by the margin."""
+    best = int(np.argmax(logits))
+    return best if logits[best] - logits[own] > fusion.margin or best == own else own

@@ -1,0 +1,190 @@
+"""Does the reranker help on this corpus? Tried on photos of the index, rehearsed as known and as unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+from lmm_classifier.corpus.images import DEFAULT_LIMITS, open_image
+from lmm_classifier.decision.fusion import Fusion, decided, fused_logits, retrieval_probabilities
+from lmm_classifier.decision.gates import Gates, route
+from lmm_classifier.errors import CorpusError, ImageError, ModelError
+from lmm_classifier.index.calibration import RerankTrial
+from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required
+
+MOST_CASES = 400
+"""Images asked, at most, half of them as unknown: the standard error of a share of so many is 2.5 points."""
+FOLDS = 5
+PRIOR = 10.0
+"""Cases that the prior weights count as: of few cases the fusion stays near the product of both opinions."""
+MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
+REGRESSIONS = 1 / 3  # of the corrections, at most
+LEVEL = 0.05  # of the sign test that corrections outnumber regressions
+FEWEST_CHANGES = 5  # of a label, before it is left out for more regressions than corrections
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """An uncertain photo that the model was asked about.
+
+    Attributes:
+        truth: its label, or UNKNOWN.
+        best: retrieval's answer.
+        choice: the model's.
+        retrieval: float64 (options,), retrieval's probabilities.
+    """
+
+    truth: str
+    best: str
+    choice: Choice
+    retrieval: Float64Array
+
+
+def try_reranker(
+    step: Rerank,
+    photos: Sequence[Path],
+    truths: Sequence[str],
+    known: Scores,
+    unknown: Scores,
+    gates: Gates,
+    seed: int,
+) -> RerankTrial:
+    """Ask the model about uncertain photos, fit the fusion, and see whether it pays.
+
+    Args:
+        step: the reranker, as configured.
+        photos: m files of the index.
+        truths: their labels.
+        known: scores over m regions, rehearsed as known.
+        unknown: the same as unknown; may be empty.
+        gates: which of them are uncertain.
+        seed: of the sample.
+
+    Raises:
+        CorpusError: a photo cannot be read.
+        ModelError: the reranker failed.
+    """
+    rng = np.random.default_rng(seed)
+    asked = [*_uncertain(photos, truths, known, gates, rng)]
+    asked += _uncertain(photos, [UNKNOWN] * len(photos), unknown, gates, rng)
+    cases = [_case(sample) for sample in replace(step, calibration=None).run(asked)]
+    folds = rng.permutation(len(cases)) % FOLDS
+    margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in MARGINS}
+    for fold in range(FOLDS if cases else 0):
+        fitted = fit_fusion([case for case, f in zip(cases, folds, strict=True) if f != fold])
+        for i in np.flatnonzero(folds == fold).tolist():
+            for margin in MARGINS:
+                margins[margin][i] = answer_of(replace(fitted, margin=margin), cases[i])
+    return _judged(step, cases, margins)
+
+
+def fit_fusion(cases: Sequence[Case]) -> Fusion:
+    """The weights with the lowest log loss, drawn to (1, 1, 0) by PRIOR cases' worth."""
+    inside = [case for case in cases if case.truth in case.choice.options]
+
+    def loss(weights: Float64Array) -> float:
+        fusion = Fusion(*weights.tolist())
+        total = sum(
+            -log_softmax(fused_logits(fusion, case.choice, case.retrieval))[
+                case.choice.options.index(case.truth)
+            ]
+            for case in inside
+        )
+        return float(total + PRIOR / 2 * np.sum((weights - [1.0, 1.0, 0.0]) ** 2))
+
+    bounds = [(0, 10), (0, 10), (-10, 10)]
+    return Fusion(*minimize(loss, [1.0, 1.0, 0.0], method="L-BFGS-B", bounds=bounds).x.tolist())
+
+
+def answer_of(fusion: Fusion, case: Case) -> str:
+    """What both together answer."""
+    logits = fused_logits(fusion, case.choice, case.retrieval)
+    return case.choice.options[decided(fusion, logits, case.choice.options.index(case.best))]
+
+
+def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]) -> RerankTrial:
+    """The smallest margin at which regressions are few, and whether corrections surely outnumber them."""
+    margin = next((m for m in MARGINS if _few_regressions(cases, margins[m])), MARGINS[-1])
+    corrections, regressions = _changes(cases, margins[margin])
+    changed = len(corrections) + len(regressions)
+    helps = bool(changed) and binomtest(len(corrections), changed, alternative="greater").pvalue < LEVEL
+    labels = sorted({case.best for case in cases})
+    worse = tuple(
+        label
+        for label in labels
+        if (down := sum(cases[i].best == label for i in regressions))
+        > (up := sum(cases[i].best == label for i in corrections))
+        and up + down >= FEWEST_CHANGES
+    )
+    return RerankTrial(
+        fusion=replace(fit_fusion(cases), margin=margin),
+        helps=helps and len(regressions) <= REGRESSIONS * len(corrections),
+        not_for=worse,
+        cases=len(cases),
+        corrections=len(corrections),
+        regressions=len(regressions),
+        asked=step.identity,
+    )
+
+
+def _few_regressions(cases: Sequence[Case], answers: Sequence[str]) -> bool:
+    corrections, regressions = _changes(cases, answers)
+    return len(regressions) <= REGRESSIONS * len(corrections)
+
+
+def _changes(cases: Sequence[Case], answers: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Which cases were corrected, and which made worse."""
+    corrections, regressions = [], []
+    for i, (case, answer) in enumerate(zip(cases, answers, strict=True)):
+        if answer == case.truth != case.best:
+            corrections.append(i)
+        elif answer != case.truth == case.best:
+            regressions.append(i)
+    return corrections, regressions
+
+
+def _case(sample: Sample) -> Case:
+    scores, [choice], [verdict] = required(sample.scores), required(sample.choices), required(sample.verdicts)
+    if choice is None:
+        raise ModelError(f"the reranker cannot be tried: {verdict.degraded or 'it was not asked'}")
+    best = scores.labels[int(scores.values[0].argmax())]
+    retrieval = retrieval_probabilities(
+        choice.options, scores.labels, scores.values[0], float(scores.closeness[0])
+    )
+    return Case(required(sample.truth), best, choice, retrieval)
+
+
+def _uncertain(
+    photos: Sequence[Path], truths: Sequence[str], scores: Scores, gates: Gates, rng: np.random.Generator
+) -> Iterator[Sample]:
+    """Samples of the photos that the gates send to the reranker, as they would arrive there."""
+    if not len(scores.values):
+        return
+    routed = route(scores, gates)
+    places = [i for i, r in enumerate(routed) if r.route == "rerank" and len(r.candidates) > 1]
+    for i in sorted(rng.permutation(places)[: MOST_CASES // 2].tolist()):
+        try:
+            image = open_image(photos[i], limits=DEFAULT_LIMITS)
+        except ImageError as error:
+            raise CorpusError(
+                f"{photos[i]}: {error.reason}; give the folder the index was built from"
+            ) from error
+        row, closeness = scores.values[[i]], scores.closeness[[i]]
+        verdict = Verdict(
+            "uncertain",
+            scores.labels[routed[i].best],
+            float(row.max()),
+            "open_set",
+            routed[i].reason,
+            route="rerank",
+            candidates=routed[i].candidates,
+        )
+        sample = Sample.from_image(str(photos[i]), image, truth=truths[i])
+        yield replace(sample, scores=Scores(scores.labels, row, closeness), verdicts=(verdict,))

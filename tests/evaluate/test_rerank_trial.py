@@ -1,0 +1,198 @@
+"""A reranker is asked where it helps and left alone where it does not, on the scans of the demo."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fitted import GATES, write_fitted
+from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.corpus.digits import write_digits
+from lmm_classifier.decision.fusion import Fusion
+from lmm_classifier.errors import ConfigError, CorpusError
+from lmm_classifier.evaluate.calibrate import calibrate
+from lmm_classifier.evaluate.rerank_trial import Case, answer_of, fit_fusion
+from lmm_classifier.evaluate.target import Target
+from lmm_classifier.index.calibration import RerankTrial
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.types import Choice, FloatArray, Sample, Scores, Verdict
+from synthetic import COLOURS, picture, write_corpus
+
+SIGLIP = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")
+LOOK = Target(always_look=0.25)
+
+
+def digits(index: Path) -> HybridClassifier:
+    rerank = {"model_name": "shipped:qwen2-vl-digits", "dtype": "float32", "max_candidates": 3}
+    return HybridClassifier(
+        PipelineConfig(
+            encoder=SIGLIP,
+            retrieval={"index_path": index, "top_k": 10},
+            rerank={**rerank, "max_batch_size": 64},
+            batch_size=64,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+def test_a_reranker_that_helps_is_weighed_and_asked(scans: Path, tmp_path: Path) -> None:
+    index_corpus(scans / "index", tmp_path / "index", encoder=SIGLIP)
+    fitted, _ = calibrate(digits(tmp_path / "index"), LOOK, score="max_similarity", photos=scans / "index")
+    trial = fitted.rerank
+    assert trial is not None
+    assert trial.helps
+    assert trial.corrections >= 10
+    assert trial.regressions <= trial.corrections / 3
+    photos = sorted((scans / "query").glob("*/*.png"))[::4]
+    answers = digits(tmp_path / "index").classify_batch(photos)
+    asked = [answer for answer in answers if answer.used_reranker]
+    assert asked
+    assert all("model and retrieval give" in answer.reason for answer in asked)
+
+
+def test_a_reranker_that_hurts_is_switched_off(scans: Path, tmp_path: Path) -> None:
+    """Every label carries its neighbour's name: a model that reads digits is always wrong about them."""
+    names = sorted(path.name for path in (scans / "index").iterdir())
+    for name, other in zip(names, [*names[1:], names[0]], strict=True):
+        shutil.copytree(scans / "index" / name, tmp_path / "corpus" / other)
+    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=SIGLIP)
+    hard = replace(LOOK, coverage=0.9999)  # what is asked is which label, too
+    fitted, _ = calibrate(
+        digits(tmp_path / "index"), hard, score="max_similarity", photos=tmp_path / "corpus"
+    )
+    trial = fitted.rerank
+    assert trial is not None
+    photos = sorted((scans / "query").glob("*/*.png"))[::8]
+    answers = digits(tmp_path / "index").classify_batch(photos)
+    assert trial.cases >= 20, trial
+    assert not trial.helps, trial
+    assert not any(answer.used_reranker for answer in answers)
+    uncertain = [answer for answer in answers if answer.status == "uncertain"]
+    assert uncertain
+    assert all(answer.rerank_skipped is not None for answer in uncertain)
+
+
+def test_trying_needs_the_photos_and_a_reranker(scans: Path, tmp_path: Path) -> None:
+    index_corpus(scans / "index", tmp_path / "index", encoder=SIGLIP)
+    with pytest.raises(CorpusError, match="give the folder the index was built from"):
+        calibrate(digits(tmp_path / "index"), LOOK, score="max_similarity", photos=tmp_path)
+    without = PipelineConfig(
+        encoder=SIGLIP, retrieval={"index_path": tmp_path / "index"}, rerank={"enabled": False}
+    )
+    with pytest.raises(ConfigError, match="enable `rerank`"):
+        calibrate(HybridClassifier(without), photos=scans / "index")
+
+
+def case(truth: str, retrieval: float, model: float) -> Case:
+    """Labels a and b; each opinion as its probability of a."""
+    choice = Choice(("a", "b"), np.log(np.asarray([model, 1 - model], np.float32)))
+    return Case(truth, "a" if retrieval > 0.5 else "b", choice, np.asarray([retrieval, 1 - retrieval]))
+
+
+class TestFusionFit:
+    def test_without_cases_both_opinions_count_alike(self) -> None:
+        assert fit_fusion([]) == Fusion(1.0, 1.0, 0.0)
+
+    def test_an_opinion_that_is_noise_loses_its_weight(self) -> None:
+        rng = np.random.default_rng(0)
+        cases = [
+            case("a" if rng.random() < sure else "b", sure, rng.uniform(0.05, 0.95))
+            for sure in rng.choice([0.9, 0.8, 0.2, 0.1], 1000)
+        ]
+        fitted = fit_fusion(cases)
+        assert fitted.model < 0.2
+        assert fitted.retrieval == pytest.approx(1, abs=0.2)  # its probabilities are true
+        assert np.mean([answer_of(fitted, c) == c.best for c in cases]) > 0.9
+
+    def test_few_cases_leave_it_near_where_it_was(self) -> None:
+        fitted = fit_fusion([case("a", 0.6, 0.2)])
+        assert fitted.retrieval == pytest.approx(1, abs=0.2)
+        assert fitted.model == pytest.approx(1, abs=0.2)
+
+
+class SlowChooser:
+    """Takes .05 s a question, and is for the first option."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def log_likelihoods(self, questions: list[Question], batch_size: int) -> list[FloatArray]:
+        time.sleep(0.05 * len(questions))
+        return [
+            np.log(np.asarray([0.9] + [0.1 / len(q.options)] * (len(q.options) - 1), np.float32))
+            for q in questions
+        ]
+
+
+def uncertain(n: int) -> list[Sample]:
+    image = Image.new("RGB", (8, 8))
+    scores = Scores(("a", "b"), np.asarray([[0.6, 0.4]], np.float32), np.asarray([0.9], np.float32))
+    verdict = Verdict("uncertain", "a", 0.6, "open_set", "", route="rerank", candidates=("a", "b"))
+    return [replace(Sample.from_image(str(i), image), scores=scores, verdicts=(verdict,)) for i in range(n)]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "slow", f"{__name__}:SlowChooser")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("slow")
+class TestTime:
+    def test_what_is_left_when_time_is_up_keeps_retrievals_answer(self) -> None:
+        step = Rerank(model=ModelSpec("slow"), max_batch_size=4, max_seconds=1.0)
+        began = time.monotonic()
+        finished = step.run(uncertain(40))
+        took = time.monotonic() - began
+        assert took <= 1.1
+        verdicts = [sample.verdicts[0] for sample in finished]  # type: ignore[index]
+        asked = [v for v in verdicts if v.decided_by == "rerank"]
+        left = [v for v in verdicts if v.rerank_skipped]
+        assert len(asked) + len(left) == 40
+        assert len(asked) >= 12
+        for verdict in left:
+            assert verdict.rerank_skipped == "the 1 s for this batch were up"
+            assert (verdict.label, verdict.status, verdict.degraded) == ("a", "uncertain", None)
+
+    def test_without_a_limit_all_are_asked(self) -> None:
+        finished = Rerank(model=ModelSpec("slow"), max_batch_size=4).run(uncertain(10))
+        assert all(sample.verdicts[0].decided_by == "rerank" for sample in finished)  # type: ignore[index]
+
+
+def test_what_is_for_a_person_is_not_asked() -> None:
+    [sample] = uncertain(1)
+    review = replace(sample.verdicts[0], route="review")  # type: ignore[index]
+    [finished] = Rerank(model=ModelSpec("fake")).run([replace(sample, verdicts=(review,))])
+    assert finished.verdicts == (review,)
+
+
+def test_a_trial_of_another_reranker_is_refused(tmp_path: Path) -> None:
+    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
+    ours = Rerank(model=ModelSpec("fake"), calibration=tmp_path / "index")
+    trial = RerankTrial(Fusion(), True, ("red",), 10, 5, 1, ours.identity)
+    write_fitted(tmp_path / "index", rerank=trial, gates=replace(GATES, known=0.0, sure=1.0))
+    assert ours.trial() == trial
+    with pytest.raises(ConfigError, match="was calibrated with reranker fake"):
+        replace(ours, max_candidates=2).trial()
+    config = PipelineConfig(
+        encoder=ModelSpec("fake"),
+        retrieval={"index_path": tmp_path / "index"},
+        rerank={"family": "fake", "model_name": ""},
+    )
+    answers = HybridClassifier(config).classify_batch([picture(c, seed=9) for c in COLOURS.values()])
+    skipped = {a.retrieval_label: a.rerank_skipped for a in answers}
+    assert skipped["red"] == "it spoils more photos of 'red' than it corrects"
+    assert skipped["blue"] is None
