@@ -32,7 +32,7 @@ from lmm_classifier.ranges import (
     Temperature,
     TopK,
 )
-from lmm_classifier.yaml_file import explain, read_yaml
+from lmm_classifier.yaml_file import explain, place_of, read_yaml
 
 
 class _Section(BaseModel):
@@ -143,6 +143,29 @@ class PipelineConfig(_Section):
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
+
+    def changed(self, changes: Mapping[str, Any], folder: Path) -> PipelineConfig:
+        """These settings, in the short form, with some of them changed.
+
+        Args:
+            changes: dotted key, such as "retrieval.top_k" -> value as in YAML.
+            folder: what relative paths among them start from.
+
+        Raises:
+            ConfigError: an unknown key, a value out of range, or settings that list their steps.
+        """
+        if self.pipeline is not None:
+            raise ConfigError("settings that list their steps under `pipeline` cannot be changed by key")
+        body = self.model_dump(mode="json", exclude_unset=True)
+        for key, value in changes.items():
+            place, last = place_of(body, key)
+            place[last] = value
+        try:
+            config: PipelineConfig = _anchored(PipelineConfig.model_validate(body), folder)
+        except ValidationError as error:
+            raise ConfigError(explain(error, PipelineConfig)) from error
+        config.steps()
+        return config
 
     def steps(self) -> tuple[Step, ...]:
         """The steps these settings mean. Free: no model or index is opened.

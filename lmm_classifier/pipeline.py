@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -148,11 +148,20 @@ def _opened(path: str | Path, target_size: int | None, limits: ImageLimits) -> S
     return Sample.from_image(str(path), image)
 
 
-def run_shared(batch: Sequence[Sample], lines: Sequence[tuple[Step, ...]]) -> list[list[Sample]]:
+def run_shared(
+    batch: Sequence[Sample],
+    lines: Sequence[tuple[Step, ...]],
+    passed: Mapping[tuple[Step, ...], Sequence[Sample]] | None = None,
+) -> list[list[Sample]]:
     """Run several lines of steps over one batch; what two lines begin with runs once.
 
     Equal steps after equal steps have equal inputs, and steps are values: the beginnings of the lines are
     the keys. Nothing else is shared, so a line never sees what another made.
+
+    Args:
+        batch: the samples.
+        lines: the steps of each line.
+        passed: beginnings that earlier calls have run -> these samples as they came out of them.
 
     Returns:
         per line, the finished samples in order.
@@ -164,6 +173,7 @@ def run_shared(batch: Sequence[Sample], lines: Sequence[tuple[Step, ...]]) -> li
     for line in lines:
         Pipeline(line)
     done: dict[tuple[Step, ...], list[Sample]] = {(): list(batch)}
+    done |= {begun: list(samples) for begun, samples in (passed or {}).items()}
     for line in lines:
         known = max(n for n in range(len(line) + 1) if line[:n] in done)
         for n in range(known, len(line)):

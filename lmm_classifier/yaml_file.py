@@ -64,16 +64,26 @@ def read_parameters(assignments: Iterable[str]) -> dict[str, Any]:
             value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 -- a SafeLoader
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"parameter {key}: {text!r} is not valid YAML") from error
-        *parents, last = key.split(".")
-        place = options
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"parameter {key!r} lies inside {parent!r}, which has a value already")
+        place, last = place_of(options, key)
         if last in place:
             raise ConfigError(f"parameter {key!r} is given twice")
         place[last] = value
     return options
+
+
+def place_of(options: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The mapping that a dotted key lies in, made where there is none, and the key's last part.
+
+    Raises:
+        ConfigError: something on the way has a value of its own.
+    """
+    *parents, last = key.split(".")
+    place = options
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"parameter {key!r} lies inside {parent!r}, which has a value already")
+    return place, last
 
 
 def _refuse_bombs(text: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -34,9 +35,11 @@ from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.index.search import encoders_of, open_index
+from lmm_classifier.result import Classification
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.types import UNKNOWN
 
+Answering = Callable[[HybridClassifier, Iterable[Path]], Iterator[Classification | SkippedFile]]
 LIBRARIES = ("numpy", "scikit-learn", "torch", "transformers", "onnxruntime", "faiss-cpu", "pillow")
 
 
@@ -49,6 +52,7 @@ def evaluate(
     strangers: Unknowns = "near",
     resamples: int = RESAMPLES,
     seed: int = 0,
+    answering: Answering = HybridClassifier.classify_files,
     on_progress: OnProgress = unheard,
 ) -> Evaluation:
     """Classify the photos as they are read, and compare the answers with the truth.
@@ -61,6 +65,7 @@ def evaluate(
         strangers: what the unknowns of `known` are.
         resamples: of the intervals.
         seed: of the resamples.
+        answering: how photos are classified; `EmbeddedOnce` does it for several classifiers.
         on_progress: told where it stands.
 
     Raises:
@@ -79,7 +84,7 @@ def evaluate(
     refuse_seen(classifier, asked, on_progress)
     classifier.load()
     started = time.perf_counter()
-    queries, unread = _answered(classifier, asked, on_progress)
+    queries, unread = _answered(answering(classifier, (q.photo for q in asked)), asked, on_progress)
     seconds = time.perf_counter() - started
     on_progress(Progress("computing the figures"))
     knowns = [query for query in queries if query.group == "known"]
@@ -114,11 +119,10 @@ def _not_listed(corpora: Iterable[Corpus]) -> Iterator[SkippedFile]:
 
 
 def _answered(
-    classifier: HybridClassifier, asked: Sequence[Question], on_progress: OnProgress
+    answers: Iterator[Classification | SkippedFile], asked: Sequence[Question], on_progress: OnProgress
 ) -> tuple[list[Query], list[SkippedFile]]:
     queries: list[Query] = []
     skipped: list[SkippedFile] = []
-    answers = classifier.classify_files(question.photo for question in asked)
     for done, (question, answer) in enumerate(zip(asked, answers, strict=True), start=1):
         if isinstance(answer, SkippedFile):
             skipped.append(answer)

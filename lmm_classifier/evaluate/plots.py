@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (4.6, 3.6)  # inches of 72 px
+ROW = 0.22  # inches of a row of dots
 POINTS = 400  # of a line; more cannot be told apart
 SCORE_BINS = 40
 # Colours that nothing else uses, to be exchanged for those of the page.
@@ -134,13 +135,32 @@ def histogram(description: str, scores: Mapping[str, Floats], names: Mapping[str
         return Plot(heading, description, _svg(figure, heading, description))
 
 
+def dots(heading: str, description: str, x: str, rows: Mapping[str, Sequence[float]]) -> Plot:
+    """A row of values per name, the first on top: a disc for each, a line at their mean.
+
+    Args:
+        heading: of the plot.
+        description: what it says in words.
+        x: title of the axis.
+        rows: short name, such as a number -> values.
+    """
+    height = max(SIZE[1] / 2, 0.9 + ROW * len(rows))
+    with _drawing((SIZE[0], height)) as (figure, axes):
+        for place, values in enumerate(rows.values()):
+            axes.plot(values, [place] * len(values), "o", color=_COLOURS["known"], markersize=4, alpha=0.6)
+            axes.plot([np.mean(values)], [place], "|", color=_INK, markersize=11, markeredgewidth=1.5)
+        axes.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), list(rows))
+        return Plot(heading, description, _svg(figure, heading, description))
+
+
 @contextmanager
-def _drawing() -> Iterator[tuple[Figure, Axes]]:
+def _drawing(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(SIZE, layout="constrained")
+        figure = Figure(size, layout="constrained")
         yield figure, figure.subplots()
 
 

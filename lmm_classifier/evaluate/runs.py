@@ -1,0 +1,333 @@
+"""Running an experiment: a folder per run, indexes and query vectors shared among them.
+
+    OUTPUT/
+      experiment.yaml    as it was read
+      experiment.json    its runs, written first
+      shared/            an index per encoder and set of photos, and the tables of these photos
+      <run>/             config.yaml, index/ (hard links to a shared one, and its own calibration),
+                         evaluation.json, report.html, and run.json, written last
+
+A run is done when its run.json is there: its folder is named after the digest of everything that was asked
+for, so a killed experiment goes on where it was, and a changed one runs what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.config import PipelineConfig
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.errors import ConfigError, LmmClassifierError
+from lmm_classifier.evaluate.calibrate import calibrate
+from lmm_classifier.evaluate.embedded import EmbeddedOnce
+from lmm_classifier.evaluate.evaluate import evaluate
+from lmm_classifier.evaluate.evaluation import Evaluation
+from lmm_classifier.evaluate.evaluation_page import write_evaluation
+from lmm_classifier.evaluate.experiment import Experiment, Plan, plans
+from lmm_classifier.evaluate.parts import Parts, Sources
+from lmm_classifier.evaluate.run_figures import figures_of, milliseconds
+from lmm_classifier.index.calibration import read_calibration
+from lmm_classifier.index.files import explained, replace_file
+from lmm_classifier.index.progress import OnProgress, Progress, unheard
+from lmm_classifier.index.sealed import digest_of
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.text import one_line
+
+SCHEMA_VERSION = 1
+RUN, RUNS, ASKED, SHARED = "run.json", "experiment.json", "experiment.yaml", "shared"
+INDEX = Path("index")  # of a run, as its config.yaml names it
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A plan and the photos it is for. `frozen` is everything asked for, and `name` ends in its digest."""
+
+    plan: Plan
+    parts: Parts
+    frozen: Mapping[str, Any]
+    digest: str
+    name: str
+
+    @property
+    def index_key(self) -> str:
+        """Equal for runs that can share an index."""
+        index = self.parts.index
+        tables = [[photo.path, photo.label, photo.digest] for photo in index.photos]
+        return digest_of({"encoder": self.frozen["settings"]["encoder"], "photos": tables})[:16]
+
+    def entry(self) -> dict[str, Any]:
+        """What identifies the run."""
+        return {
+            "name": self.name,
+            "cell": dict(self.plan.cell),
+            "seed": self.plan.seed,
+            "digest": self.digest,
+        }
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of an experiment.
+
+    Attributes:
+        done: runs finished now.
+        before: runs that were finished already.
+        failed: name of the run -> why, in one line.
+        degraded: name of the run -> answers for which the reranker could not be asked.
+        skipped: photos that were not indexed, held out or evaluated, each once.
+    """
+
+    done: int = 0
+    before: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    degraded: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, SkippedFile] = field(default_factory=dict)
+
+    def skip(self, files: Sequence[SkippedFile]) -> None:
+        """Note photos, by their path."""
+        self.skipped |= {file.path: file for file in files}
+
+
+def run_experiment(
+    experiment: Experiment, folder: Path, output: Path, on_progress: OnProgress = unheard
+) -> Outcome:
+    """Run what is not finished yet; a run that fails is recorded with its reason.
+
+    Args:
+        experiment: what is asked for.
+        folder: what relative paths in its grid start from.
+        output: a folder, made if missing; or that of an earlier attempt.
+        on_progress: told where it stands.
+
+    Raises:
+        ConfigError: a run that could never be, or an output that is something else or in use.
+        CorpusError: a source of photos is missing or wrong.
+    """
+    planned = plans(experiment, folder)
+    with _sole_writer(output):
+        runs = _runs(experiment, planned, Sources(experiment, on_progress))
+        _announce(experiment, runs, output)
+        outcome, indexes, answering = Outcome(), SharedIndexes(output / SHARED), EmbeddedOnce()
+        for number, run in enumerate(sorted(runs, key=lambda run: run.index_key), start=1):
+            if _finished(output / run.name, run.digest):
+                outcome.before += 1
+                continue
+            staged = _staged(on_progress, f"run {number} of {len(runs)}")
+            try:
+                _carry_out(run, experiment, output, indexes, answering, outcome, staged)
+                outcome.done += 1
+            except LmmClassifierError as error:
+                outcome.failed[run.name] = one_line(str(error))
+                body = {"status": "failed", "error": outcome.failed[run.name], **run.entry()}
+                _write_json(output / run.name / RUN, {"schema_version": SCHEMA_VERSION, **body})
+    return outcome
+
+
+@contextmanager
+def _sole_writer(output: Path) -> Iterator[None]:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; give --output a folder")
+    there = [path.name for path in output.iterdir()] if output.is_dir() else []
+    if RUNS not in there and not all(name.startswith(".") for name in there):  # our lock, a temporary file
+        raise ConfigError(f"{output} holds something else than an experiment; give --output a new folder")
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{output} is in use by another experiment; wait, or give another --output"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _runs(experiment: Experiment, planned: Sequence[Plan], sources: Sources) -> list[Run]:
+    parts = {seed: sources.parts(seed) for seed in experiment.seeds}
+    digests = {
+        seed: {name: photos.digest() for name, photos in found.named().items()}
+        for seed, found in parts.items()
+    }
+    runs = []
+    for plan in planned:
+        frozen = {
+            "settings": yaml.safe_load(_at(plan.config, INDEX).to_yaml()),
+            "calibrate": plan.calibrate.model_dump(mode="json") if plan.calibrate else False,
+            "seed": plan.seed,
+            "resamples": experiment.resamples,
+            "held_out_labels": list(parts[plan.seed].held_out_labels),
+            "photos": digests[plan.seed],
+        }
+        digest = digest_of(frozen)
+        name = f"{plan.slug}.seed{plan.seed}.{digest[:8]}"
+        runs.append(Run(plan, parts[plan.seed], frozen, digest, name))
+    return runs
+
+
+def _announce(experiment: Experiment, runs: Sequence[Run], output: Path) -> None:
+    replace_file(output / ASKED, experiment.to_yaml().encode())
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "about": experiment.about,
+        "keys": list(experiment.grid),
+        "runs": [run.entry() for run in runs],
+    }
+    _write_json(output / RUNS, body)
+
+
+def _finished(folder: Path, digest: str) -> bool:
+    """Whether this very run is done; one that failed is tried again."""
+    try:
+        body = json.loads((folder / RUN).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / RUN} cannot be read ({error}); delete {folder}") from error
+    return isinstance(body, dict) and body.get("status") == "done" and body.get("digest") == digest
+
+
+def _staged(on_progress: OnProgress, run: str) -> OnProgress:
+    return lambda state: on_progress(replace(state, stage=f"{run}: {state.stage}"))
+
+
+def _carry_out(
+    run: Run,
+    experiment: Experiment,
+    output: Path,
+    indexes: SharedIndexes,
+    answering: EmbeddedOnce,
+    outcome: Outcome,
+    on_progress: OnProgress,
+) -> None:
+    folder = output / run.name
+    with explained(folder):
+        if folder.exists():  # of an attempt that was killed, or failed
+            shutil.rmtree(folder)
+    link_files(indexes.index_of(run, outcome, on_progress), folder / INDEX)
+    classifier = HybridClassifier(_at(run.plan.config, folder / INDEX))
+    replace_file(folder / "config.yaml", _at(run.plan.config, INDEX).to_yaml().encode())
+    if run.plan.calibrate:
+        on_progress(Progress("calibrating"))
+        held_out = run.parts.held_out.corpus() if run.parts.held_out else None
+        asked = run.plan.calibrate
+        _, skipped = calibrate(
+            classifier, asked.target(), held_out=held_out, head=asked.head, score=asked.score,
+            seed=run.plan.seed,
+        )  # fmt: skip
+        outcome.skip(skipped)
+    found = evaluate(
+        classifier,
+        run.parts.evaluate.corpus(),
+        near=run.parts.near.corpus() if run.parts.near else None,
+        far=run.parts.far.corpus() if run.parts.far else None,
+        resamples=experiment.resamples,
+        seed=run.plan.seed,
+        answering=answering,
+        on_progress=on_progress,
+    )
+    outcome.skip(found.skipped)
+    degraded = sum(query.answer.degraded is not None for query in found.queries)
+    if degraded:
+        outcome.degraded[run.name] = degraded
+    on_progress(Progress("writing the page"))
+    _write_json(folder / "evaluation.json", found.to_dict())
+    write_evaluation(folder / "report.html", f"Run {run.name}", found, run.parts.index.root)
+    _write_json(folder / RUN, _record(run, found, folder / INDEX, degraded))
+
+
+class SharedIndexes:
+    """The indexes of an experiment, each built, or brought up to date, when the first run asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._made: set[Path] = set()
+
+    def index_of(self, run: Run, outcome: Outcome, on_progress: OnProgress) -> Path:
+        """The index of the run's photos by its encoder.
+
+        Raises:
+            LmmClassifierError: as `index_corpus`.
+        """
+        config = run.plan.config
+        encoder = config.encoder
+        if config.cache_dir is not None and encoder.cache_dir is None:
+            encoder = replace(encoder, cache_dir=config.cache_dir)
+        index = self.folder / "indexes" / f"{encoder.family}-{run.index_key}"
+        if index not in self._made:
+            table = self.folder / "tables" / f"{run.index_key}.jsonl"
+            replace_file(table, run.parts.index.table())
+            outcome.skip(index_corpus(table, index, encoder=encoder, on_progress=on_progress).skipped)
+            self._made.add(index)
+        return index
+
+
+def link_files(source: Path, target: Path, link: Callable[[Path, Path], None] = os.link) -> None:
+    """Give a folder's files a second name each; copies where the disk knows no hard links.
+
+    Every writer of this package replaces a file and never writes into one, so neither folder sees the
+    other's changes.
+
+    Raises:
+        IndexFolderError: the disk refuses.
+    """
+    with explained(target):
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                link(file, place)
+            except OSError:  # another disk, or none that links: a copy does as well
+                shutil.copy2(file, place)
+
+
+def _record(run: Run, found: Evaluation, index: Path, degraded: int) -> dict[str, Any]:
+    fitted = read_calibration(index) if run.plan.calibrate else None
+    made = fitted.calibration if fitted else None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "done",
+        **run.entry(),
+        "frozen": dict(run.frozen),
+        "photos": {
+            name: {"root": str(photos.root), "photos": len(photos.photos), "digest": photos.digest()}
+            for name, photos in run.parts.named().items()
+        },
+        "index": found.subject["indexes"][0],
+        "calibration": made and {"target": made.target, "arrays": asdict(made.arrays)},
+        "figures": figures_of(found),
+        "milliseconds_per_photo": milliseconds(found),
+        "skipped": len(found.skipped),
+        "degraded": degraded,
+        "versions": found.conditions["versions"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _at(config: PipelineConfig, index: Path) -> PipelineConfig:
+    """The settings over another index."""
+    if config.retrieval is None:
+        raise AssertionError("settings changed by key are in the short form")
+    retrieval = config.retrieval.model_copy(update={"index_path": index})
+    moved: PipelineConfig = config.model_copy(update={"retrieval": retrieval})
+    return moved
+
+
+def _write_json(path: Path, body: Mapping[str, Any]) -> None:
+    replace_file(path, json.dumps(body, indent=2, allow_nan=False).encode() + b"\n")
