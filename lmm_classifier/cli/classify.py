@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
+    from lmm_classifier.evaluate.p_value_log import PValueLog
     from lmm_classifier.result import Classification
 
 
@@ -25,9 +27,14 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON Lines, one per photo; the default when output is piped.")
     ] = False,
+    p_values: Annotated[
+        Path | None,
+        typer.Option(help="Append how known each photo looks to this log, for `evaluate --drift`."),
+    ] = None,
 ) -> int:
     """Classify photos: a table for people, JSON Lines for programs."""
     from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.evaluate.p_value_log import open_log
 
     classifier = HybridClassifier.from_yaml(config)
     classifier.load()
@@ -35,11 +42,12 @@ def run(
     photos = list(_expand(paths))
     if not photos:
         raise CorpusError(f"there is no photo in {', '.join(map(str, paths))}")
-    answers = classifier.classify_files(photos)
-    if as_json or not sys.stdout.isatty():
-        skipped, degraded = _json_lines(answers)
-    else:
-        skipped, degraded = _table(answers, len(photos))
+    with nullcontext() if p_values is None else open_log(p_values, classifier) as log:
+        answers = _logged(classifier.classify_files(photos), log)
+        if as_json or not sys.stdout.isatty():
+            skipped, degraded = _json_lines(answers)
+        else:
+            skipped, degraded = _table(answers, len(photos))
     if degraded:
         note(f"{degraded} answers are degraded: the reranker could not be asked; see the reasons above")
     if skipped:
@@ -62,6 +70,15 @@ def _expand(paths: Sequence[Path]) -> Iterator[Path]:
         if left_out := len(skipped) - len(refused):
             note(f"{path}: {left_out} files that are not photos are left out")
         yield from (path / name for name in (*images, *refused))
+
+
+def _logged(
+    answers: Iterator[Classification | SkippedFile], log: PValueLog | None
+) -> Iterator[Classification | SkippedFile]:
+    for answer in answers:
+        if log is not None and not isinstance(answer, SkippedFile):
+            log.note(answer)
+        yield answer
 
 
 def _json_lines(answers: Iterator[Classification | SkippedFile]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""`evaluate PHOTOS`."""
+"""`evaluate PHOTOS`, and `evaluate --drift FILE`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmm_classifier.cli.drift import report
 from lmm_classifier.cli.output import first_lines, note, progress, warn_of_unanswerable
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
@@ -30,10 +31,19 @@ class Strangers(StrEnum):
 
 
 def run(
-    photos: Annotated[
-        Path, typer.Argument(help="Labelled photos: a folder per label, or a .csv or .jsonl table.")
-    ],
     config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
+    photos: Annotated[
+        Path | None, typer.Argument(help="Labelled photos: a folder per label, or a .csv or .jsonl table.")
+    ] = None,
+    drift: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOG", help="Instead of PHOTOS: test the log that `classify --p-values` wrote for drift."
+        ),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=1, help="With --drift: how many of the latest photos to test by themselves.")
+    ] = 200,
     near: Annotated[
         Path | None,
         typer.Option(help="Photos of no label of the index that resemble one: a folder or table."),
@@ -63,7 +73,13 @@ def run(
     """Measure a classifier on photos whose labels are known, and on photos of no label of the index.
 
     None of them may be in the index. Exit code 2 when photos could not be read or the reranker not asked.
+    With --drift no photo is needed: logged p-values tell whether the calibration still holds; exit code 2
+    when it does not.
     """
+    if drift is not None and photos is None:
+        return report(drift, config, window, as_json)
+    if photos is None or drift is not None:
+        raise ConfigError("give either PHOTOS, or --drift LOG")
     from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.corpus.source import read_corpus
     from lmm_classifier.evaluate.evaluate import evaluate
