@@ -14,9 +14,8 @@ for, so a killed experiment goes on where it was, and a changed one runs what is
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -38,11 +37,11 @@ from lmm_classifier.evaluate.evaluation_page import write_evaluation
 from lmm_classifier.evaluate.experiment import Experiment, Plan, plans
 from lmm_classifier.evaluate.parts import Parts, Sources
 from lmm_classifier.evaluate.run_figures import figures_of, milliseconds
+from lmm_classifier.evaluate.shared_indexes import SharedIndexes, index_key, link_files
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.files import explained, replace_file
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.index.sealed import digest_of
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.text import one_line
 
 SCHEMA_VERSION = 1
@@ -62,10 +61,8 @@ class Run:
 
     @property
     def index_key(self) -> str:
-        """Equal for runs that can share an index."""
-        index = self.parts.index
-        tables = [[photo.path, photo.label, photo.digest] for photo in index.photos]
-        return digest_of({"encoder": self.frozen["settings"]["encoder"], "photos": tables})[:16]
+        """Equal for runs that share an index."""
+        return index_key(self.parts.index, self.plan.config.encoder)
 
     def entry(self) -> dict[str, Any]:
         """What identifies the run."""
@@ -220,7 +217,9 @@ def _carry_out(
     with explained(folder):
         if folder.exists():  # of an attempt that was killed, or failed
             shutil.rmtree(folder)
-    link_files(indexes.index_of(run, outcome, on_progress), folder / INDEX)
+    index, skipped = indexes.index_of(run.parts.index, run.plan.config, on_progress)
+    outcome.skip(skipped)
+    link_files(index, folder / INDEX)
     classifier = HybridClassifier(_at(run.plan.config, folder / INDEX))
     replace_file(folder / "config.yaml", _at(run.plan.config, INDEX).to_yaml().encode())
     if run.plan.calibrate:
@@ -232,6 +231,8 @@ def _carry_out(
             seed=run.plan.seed,
         )  # fmt: skip
         outcome.skip(skipped)
+    for step in classifier.pipeline.steps:  # the reranker too: no run is to pay for opening it, or do without
+        step.load()
     found = evaluate(
         classifier,
         run.parts.evaluate.corpus(),
@@ -250,51 +251,6 @@ def _carry_out(
     _write_json(folder / "evaluation.json", found.to_dict())
     write_evaluation(folder / "report.html", f"Run {run.name}", found, run.parts.index.root)
     _write_json(folder / RUN, _record(run, found, folder / INDEX, degraded))
-
-
-class SharedIndexes:
-    """The indexes of an experiment, each built, or brought up to date, when the first run asks for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._made: set[Path] = set()
-
-    def index_of(self, run: Run, outcome: Outcome, on_progress: OnProgress) -> Path:
-        """The index of the run's photos by its encoder.
-
-        Raises:
-            LmmClassifierError: as `index_corpus`.
-        """
-        config = run.plan.config
-        encoder = config.encoder
-        if config.cache_dir is not None and encoder.cache_dir is None:
-            encoder = replace(encoder, cache_dir=config.cache_dir)
-        index = self.folder / "indexes" / f"{encoder.family}-{run.index_key}"
-        if index not in self._made:
-            table = self.folder / "tables" / f"{run.index_key}.jsonl"
-            replace_file(table, run.parts.index.table())
-            outcome.skip(index_corpus(table, index, encoder=encoder, on_progress=on_progress).skipped)
-            self._made.add(index)
-        return index
-
-
-def link_files(source: Path, target: Path, link: Callable[[Path, Path], None] = os.link) -> None:
-    """Give a folder's files a second name each; copies where the disk knows no hard links.
-
-    Every writer of this package replaces a file and never writes into one, so neither folder sees the
-    other's changes.
-
-    Raises:
-        IndexFolderError: the disk refuses.
-    """
-    with explained(target):
-        for file in sorted(path for path in source.rglob("*") if path.is_file()):
-            place = target / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                link(file, place)
-            except OSError:  # another disk, or none that links: a copy does as well
-                shutil.copy2(file, place)
 
 
 def _record(run: Run, found: Evaluation, index: Path, degraded: int) -> dict[str, Any]:

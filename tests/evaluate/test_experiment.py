@@ -22,7 +22,8 @@ from lmm_classifier.evaluate.evaluate import evaluate
 from lmm_classifier.evaluate.experiment import Experiment, plans
 from lmm_classifier.evaluate.parts import Sources
 from lmm_classifier.evaluate.run_figures import figures_of
-from lmm_classifier.evaluate.runs import Outcome, link_files, run_experiment
+from lmm_classifier.evaluate.runs import Outcome, run_experiment
+from lmm_classifier.evaluate.shared_indexes import link_files
 from lmm_classifier.index.progress import Progress, unheard
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
@@ -122,6 +123,13 @@ class TestRuns:
             run = records(tmp_path / "out")[name]
             assert (run["status"], run["error"], run["cell"]) == ("failed", reason, {"calibrate.head": "knm"})
         assert (outcome.done, outcome.before) == (0, 1)
+
+    def test_a_reranker_that_cannot_be_opened_is_a_failed_run(self, tmp_path: Path) -> None:
+        grid = {"rerank": [{"enabled": False}, {"model_name": "./nowhere"}]}
+        outcome = carried_out(write_experiment(tmp_path, grid=grid, seeds=[0]), tmp_path / "out")
+        assert outcome.done == 1
+        [reason] = outcome.failed.values()
+        assert "nowhere" in reason
 
     def test_it_says_where_it_stands(self, tmp_path: Path) -> None:
         heard: list[Progress] = []
