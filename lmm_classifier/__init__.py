@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmm_classifier.classifier import HybridClassifier as HybridClassifier
+    from lmm_classifier.collection.classifier import CollectionClassifier as CollectionClassifier
     from lmm_classifier.config import PipelineConfig as PipelineConfig
     from lmm_classifier.errors import LmmClassifierError as LmmClassifierError
     from lmm_classifier.indexing import build_index_from_directory as build_index_from_directory
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Classification": "lmm_classifier.result",
+    "CollectionClassifier": "lmm_classifier.collection.classifier",
     "HybridClassifier": "lmm_classifier.classifier",
     "LmmClassifierError": "lmm_classifier.errors",
     "ModelSpec": "lmm_classifier.models.base",

@@ -304,19 +304,26 @@ def _kept_in(step: Step, cache_dir: Path | None) -> Step:
     """The step with this cache for those of its models that name none."""
     if cache_dir is None or not dataclasses.is_dataclass(step):
         return step
-    options = {
-        key: dataclasses.replace(value, cache_dir=cache_dir)
-        for key, value in _options(step).items()
-        if isinstance(value, ModelSpec) and value.cache_dir is None
-    }
-    kept: Step = dataclasses.replace(step, **options)
+    kept: Step = dataclasses.replace(step, **_models_kept_in(_options(step), cache_dir))
     return kept
+
+
+def _models_kept_in(value: Any, cache_dir: Path) -> Any:
+    if isinstance(value, ModelSpec):
+        return value if value.cache_dir else dataclasses.replace(value, cache_dir=cache_dir)
+    if isinstance(value, tuple):
+        return tuple(_models_kept_in(item, cache_dir) for item in value)
+    if isinstance(value, dict):
+        return {key: _models_kept_in(item, cache_dir) for key, item in value.items()}
+    return value
 
 
 def _anchored(value: Any, base: Path) -> Any:
     """Make relative paths, and weights that look like one, start at `base`."""
     if isinstance(value, Path):
         return base / value.expanduser()
+    if isinstance(value, tuple):
+        return tuple(_anchored(item, base) for item in value)
     if isinstance(value, ModelSpec):
         weights, cache_dir = _anchored_weights(value.weights, base), _anchored(value.cache_dir, base)
         return dataclasses.replace(value, weights=weights, cache_dir=cache_dir)

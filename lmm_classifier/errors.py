@@ -6,6 +6,10 @@
     │   └── ImageError                 one image cannot be read; carries a code from IMAGE_ERROR_CODES
     ├── IndexFolderError           an index on disk is missing, damaged or inconsistent
     │   └── EncoderMismatchError       the index was built by another encoder
+    ├── CollectionError            a collection classifier, its store or its training data is wrong
+    │   ├── UnknownCollectionError     the store has none for this collection; also a FileNotFoundError
+    │   └── ClassifierFileError        it is damaged, foreign or a pickle; also a ValueError
+    ├── FetchError                 a URL cannot be fetched; carries a code from FETCH_ERROR_CODES
     ├── ModelError                 a model cannot be loaded or run
     │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
     │   └── ModelOutOfMemoryError      a pass through it needs more memory than there is
@@ -34,6 +38,9 @@ ImageErrorCode = Literal[
     "out_of_memory",
 ]
 IMAGE_ERROR_CODES: tuple[ImageErrorCode, ...] = get_args(ImageErrorCode)
+
+FetchErrorCode = Literal["bad_url", "unreachable", "timeout", "bad_status", "redirected", "too_large"]
+FETCH_ERROR_CODES: tuple[FetchErrorCode, ...] = get_args(FetchErrorCode)
 
 
 class LmmClassifierError(Exception):
@@ -71,6 +78,34 @@ class IndexFolderError(LmmClassifierError):
 
 class EncoderMismatchError(IndexFolderError):
     """The index was built by another encoder than the one in use."""
+
+
+class CollectionError(LmmClassifierError):
+    """A collection classifier, its store or its training data is wrong."""
+
+
+class UnknownCollectionError(CollectionError, FileNotFoundError):
+    """The store has no classifier for this collection."""
+
+
+class ClassifierFileError(CollectionError, ValueError):
+    """A stored classifier is damaged, contradicts itself, is foreign to this program or a pickle."""
+
+
+class FetchError(LmmClassifierError):
+    """A URL cannot be fetched.
+
+    Attributes:
+        code: one of FETCH_ERROR_CODES, for programs.
+    """
+
+    def __init__(self, code: FetchErrorCode, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
 
 
 class ModelError(LmmClassifierError):

@@ -31,6 +31,7 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
         "caption": "lmm_classifier.steps.caption:Caption",
         "label": "lmm_classifier.steps.label:Label",
         "zero_shot": "lmm_classifier.steps.zero_shot:ZeroShot",
+        "classify": "lmm_classifier.collection.step:Classify",
     },
     "encoder": {
         "siglip": "lmm_classifier.models.siglip:SiglipEncoder",

@@ -276,6 +276,42 @@ class LabelScore:
     synonyms: tuple[str, ...] = ()
 
 
+MembershipCode = Literal[
+    "no_person", "no_face", "bad_classifier_file", "encoder_mismatch", "model_unavailable", "unusable"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Whether a photo belongs to one collection.
+
+    Attributes:
+        collection, name: which.
+        status: "success"; "skipped": the photo lacks what the collection is about; "error": its classifier
+            cannot be used.
+        is_in_collection: the answer; None without one, also where the probability lies in the band in which
+            the classifier abstains.
+        probability: calibrated, in [0, 1].
+        threshold: the probability from which a photo belongs.
+        region: what the collection is about.
+        box: what was looked at, (x0, y0, x1, y1) px.
+        fallback: why that is the whole image although another region was wanted; None where it is as wanted.
+        code, reason: of what is no success, for programs and for people.
+    """
+
+    collection: str
+    name: str
+    status: Literal["success", "skipped", "error"]
+    is_in_collection: bool | None = None
+    probability: float | None = None
+    threshold: float | None = None
+    region: str | None = None
+    box: Box | None = None
+    fallback: str | None = None
+    code: MembershipCode | None = None
+    reason: str | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Sample:
     """One image on its way through the pipeline: one optional field per step.
@@ -291,6 +327,7 @@ class Sample:
         embeddings: encoder fingerprint -> float32 (r, d), unit rows.
         labelings: per region looked at, what `label` or `zero_shot` found, best first.
         captions: per region looked at, one sentence or more.
+        memberships: what `classify` found, one per collection.
         neighbours, scores, verdicts, choices: set by retrieve, vote (and text_prior), open_set and rerank.
         timings: step name -> seconds this sample took (its share of the batch); kept by the pipeline.
     """
@@ -308,6 +345,7 @@ class Sample:
     choices: tuple[Choice | None, ...] | None = None
     labelings: tuple[tuple[LabelScore, ...], ...] | None = None
     captions: tuple[str, ...] | None = None
+    memberships: tuple[Membership, ...] | None = None
     timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod

@@ -71,6 +71,24 @@ def test_no_unsafe_loading_and_no_long_file(path: Path) -> None:
     assert not re.search(r"allow_pickle=True|trust_remote_code=True|shell=True", text)
 
 
+def test_pickle_is_known_to_one_program_that_nothing_imports() -> None:
+    """`collections convert` runs it in a process of its own, and only when told to trust the files."""
+    texts = {p.relative_to(PACKAGE).as_posix(): p.read_text(encoding="utf-8") for p in SOURCES}
+    opening = re.compile(
+        r"Unpickler\b|\bpickle\.loads?\(|^\s*(import|from) (joblib|dill|marshal|shelve)\b", re.M
+    )
+    assert [name for name, text in texts.items() if opening.search(text)] == ["collection/unpickle.py"]
+    importing = re.compile(r"^\s*(import|from) lmm_classifier\.collection(\.| import )unpickle\b", re.M)
+    assert [name for name, text in texts.items() if importing.search(text)] == []
+
+
+def test_one_file_opens_connections() -> None:
+    opening = re.compile(
+        r"^\s*(import|from) (http|urllib\.request|urllib3|httpcore2|httpx2?|requests)\b", re.M
+    )
+    assert [p.name for p in SOURCES if opening.search(p.read_text(encoding="utf-8"))] == ["fetch.py"]
+
+
 def test_only_one_file_opens_image_bytes() -> None:
     opening = re.compile(r"\bImage\.open\(|ImageFile\(|imread\(")
     assert [p.name for p in SOURCES if opening.search(p.read_text(encoding="utf-8"))] == []

@@ -14,7 +14,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from lmm_classifier import __version__
-from lmm_classifier.cli import calibrate, classify, config, demo, evaluate, experiment, index, models, steps
+from lmm_classifier.cli import (
+    calibrate,
+    classify,
+    collections,
+    config,
+    demo,
+    evaluate,
+    experiment,
+    index,
+    models,
+    steps,
+)
 from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.logging_config import setup_logging
@@ -38,6 +49,7 @@ app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
 app.add_typer(experiment.app, name="experiment")
+app.add_typer(collections.app, name="collections")
 app.add_typer(config.app, name="config")
 app.add_typer(models.app, name="models")
 

@@ -14,9 +14,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier import registry
+from lmm_classifier.collection.source import SourceOptions, read_source
+from lmm_classifier.collection.train import train
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
+from lmm_classifier.plan import Where
 from lmm_classifier.types import Sample
 from synthetic import COLOURS, picture, write_corpus
 
@@ -32,7 +35,17 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(index: Path) -> dict[str, dict[str, Any]]:
+def store(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classifiers of persons: the steps before have focussed on one."""
+    folder = tmp_path_factory.mktemp("contract") / "store"
+    where = Where("prominent_person", persons=FAKE, on_missing="fallback")
+    source = SourceOptions({"fake": FAKE}, where=where)
+    assert len(train(read_source(str(index.parent / "corpus"), source, []), folder).trained) == 3
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(index: Path, store: Path) -> dict[str, dict[str, Any]]:
     """For each step, options under which it has something to do."""
     return {
         "detect": {"model": {"family": "fake"}},
@@ -53,6 +66,7 @@ def options(index: Path) -> dict[str, dict[str, Any]]:
         "caption": {"model": {"family": "fake"}, "prompt": "a drawing of", "batch_size": 2},
         "label": {"model": {"family": "fake"}, "top_k": 2},
         "zero_shot": {"labels": [*COLOURS, "purple"], "encoder": {"family": "fake"}},
+        "classify": {"store": str(store), "persons": {"family": "fake"}},
     }
 
 

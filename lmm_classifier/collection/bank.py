@@ -1,0 +1,229 @@
+"""The classifiers of a store, stacked: one matrix product decides all collections of one kind of vector."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmm_classifier.collection.binding import check_encoder, encoder_of
+from lmm_classifier.collection.estimators import DoubleArray, Linear, Model, probabilities
+from lmm_classifier.collection.store import Snapshot, Store
+from lmm_classifier.collection.version import Version, read_model
+from lmm_classifier.errors import (
+    ClassifierFileError,
+    CollectionError,
+    ConfigError,
+    EncoderMismatchError,
+    ModelError,
+    UnknownCollectionError,
+)
+from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.plan import TargetName
+from lmm_classifier.ranges import Device
+from lmm_classifier.types import FloatArray
+
+NamedEncoders = tuple[tuple[str, ModelSpec], ...]
+Refusal = CollectionError | ConfigError | EncoderMismatchError | ModelError
+REFUSALS = (CollectionError, ConfigError, EncoderMismatchError, ModelError)
+KEPT = 64  # stacks of one store: one per set of collections that is asked for
+TRIES = 3  # a training may replace files between two looks at the store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """c classifiers of the same region and the same encoders.
+
+    Attributes:
+        region: what they look at.
+        encoders: of the parts of a vector, in order.
+        versions: the c classifiers.
+        weights, intercepts: float64 (c, d) and (c,); zeros for a model that is not linear.
+        others: row -> model, for those.
+        slopes, offsets: float64 (c,), of the calibration.
+    """
+
+    region: TargetName
+    encoders: tuple[ModelSpec, ...]
+    versions: tuple[Version, ...]
+    weights: DoubleArray
+    intercepts: DoubleArray
+    others: Mapping[int, Model]
+    slopes: DoubleArray
+    offsets: DoubleArray
+
+    @classmethod
+    def of(
+        cls, versions: Sequence[Version], models: Sequence[Model], encoders: tuple[ModelSpec, ...]
+    ) -> Stack:
+        """Stack classifiers that share region and encoders."""
+        weights = np.zeros((len(versions), versions[0].dimensionality))
+        intercepts = np.zeros(len(versions))
+        others = {}
+        for row, model in enumerate(models):
+            if isinstance(model, Linear):
+                weights[row], intercepts[row] = model.weights, model.intercept
+            else:
+                others[row] = model
+        slopes, offsets = (np.asarray([getattr(v, name) for v in versions]) for name in ("slope", "offset"))
+        region = versions[0].derivative_type
+        return cls(region, encoders, tuple(versions), weights, intercepts, others, slopes, offsets)
+
+    def probabilities(self, vectors: FloatArray) -> DoubleArray:
+        """float64 (n, c) for vectors (n, d)."""
+        scores = vectors @ self.weights.T + self.intercepts
+        for row, model in self.others.items():
+            scores[:, row] = model.scores(vectors)
+        return probabilities(scores, self.slopes, self.offsets)
+
+    def vectors(self, embeddings: Sequence[Mapping[str, FloatArray]]) -> FloatArray:
+        """float32 (n, d): the parts of each of n samples, joined.
+
+        Args:
+            embeddings: of each sample, encoder fingerprint -> float32 (1, d of the part).
+
+        Raises:
+            EncoderMismatchError: a sample has no vector of an encoder that these classifiers are bound to.
+        """
+        keys = [load_encoder(spec).contract.fingerprint for spec in self.encoders]
+        for sample in embeddings:
+            if missing := [key for key in keys if key not in sample]:
+                raise EncoderMismatchError(
+                    f"collection {self.versions[0].collection} is bound to the encoder with fingerprint "
+                    f"{missing[0]}, the photo was embedded by {', '.join(sorted(sample)) or 'none'}"
+                )
+        return np.stack([np.concatenate([sample[key][0] for key in keys]) for sample in embeddings])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bank:
+    """The classifiers that were asked for.
+
+    Attributes:
+        stacks: those that can be used.
+        refused: collection -> why it cannot be.
+    """
+
+    stacks: tuple[Stack, ...]
+    refused: Mapping[str, Refusal]
+
+    @property
+    def wanted(self) -> dict[TargetName, tuple[ModelSpec, ...]]:
+        """Region -> the encoders whose vectors of it are needed, each once."""
+        wanted: dict[TargetName, dict[ModelSpec, None]] = {}
+        for stack in self.stacks:
+            wanted.setdefault(stack.region, {}).update(dict.fromkeys(stack.encoders))
+        return {region: tuple(specs) for region, specs in wanted.items()}
+
+
+class Shelf:
+    """What is open of one store. Files that have changed are read again, the others are not. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+        self._lock = threading.Lock()
+        self._models: dict[str, Model] = {}
+        self._banks: OrderedDict[object, tuple[tuple[int, ...], Bank]] = OrderedDict()
+
+    def bank(self, collections: tuple[str, ...] | None, encoders: NamedEncoders, device: Device) -> Bank:
+        """The classifiers of these collections, or of all, as they are now; encoders opened and compared.
+
+        Raises:
+            UnknownCollectionError: there is no store, or none for a collection that is named.
+            ClassifierFileError, EncoderMismatchError, ModelError, ConfigError: one that is named cannot be
+                used. Where all are meant, it is left to `Bank.refused`.
+        """
+        key = (collections, encoders, device)
+        with self._lock:
+            snapshot = self.store.snapshot()
+            stamp, kept = self._banks.get(key, ((), None))
+            if kept is not None and stamp == snapshot.stamp:
+                self._banks.move_to_end(key)
+                return kept
+            for _ in range(TRIES):
+                bank = self._built(snapshot, collections, dict(encoders), device)
+                if not bank.refused or self.store.snapshot() is snapshot:
+                    break
+                snapshot = self.store.snapshot()
+            if collections is not None:
+                for error in bank.refused.values():
+                    raise error.with_traceback(None)
+            if not any(isinstance(error, ModelError) for error in bank.refused.values()):  # it may open later
+                self._banks[key] = (snapshot.stamp, bank)
+                while len(self._banks) > KEPT:
+                    self._banks.popitem(last=False)
+            return bank
+
+    def _built(
+        self,
+        snapshot: Snapshot,
+        collections: tuple[str, ...] | None,
+        encoders: Mapping[str, ModelSpec],
+        device: Device,
+    ) -> Bank:
+        refused: dict[str, Refusal] = {}
+        groups: dict[tuple[TargetName, tuple[ModelSpec, ...], int], list[tuple[Version, Model]]] = {}
+        contracts: dict[object, Refusal | None] = {}
+        for collection in snapshot.ids if collections is None else collections:
+            try:
+                version = snapshot.version(collection)
+                model = self._model(snapshot.folder, version)
+                specs = tuple(encoder_of(part, encoders, device) for part in version.parts)
+                self._compare(version, specs, contracts)
+            except UnknownCollectionError:
+                raise
+            except REFUSALS as error:
+                refused[collection] = error
+            else:
+                kind = (version.derivative_type, specs, version.dimensionality)
+                groups.setdefault(kind, []).append((version, model))
+        in_use = {v.sha256 for v in _versions(snapshot)}
+        self._models = {sha256: model for sha256, model in self._models.items() if sha256 in in_use}
+        stacks = [
+            Stack.of([version for version, _ in rows], [model for _, model in rows], specs)
+            for (_, specs, _), rows in groups.items()
+        ]
+        return Bank(tuple(stacks), refused)
+
+    def _model(self, folder: Path, version: Version) -> Model:
+        key = version.sha256
+        if key not in self._models:
+            self._models[key] = read_model(folder, version)
+        return self._models[key]
+
+    def _compare(
+        self, version: Version, specs: Sequence[ModelSpec], known: dict[object, Refusal | None]
+    ) -> None:
+        """Open the encoder of each part and compare; what was found out is not found out again."""
+        for part, spec in zip(version.parts, specs, strict=True):
+            if (part, spec) not in known:
+                try:
+                    check_encoder(part, load_encoder(spec).contract, f"collection {version.collection}")
+                    known[part, spec] = None
+                except REFUSALS as error:
+                    known[part, spec] = error
+            if refusal := known[part, spec]:
+                raise refusal.with_traceback(None)
+
+
+_shelves: dict[Path, Shelf] = {}
+_shelves_lock = threading.Lock()
+
+
+def shelf_of(folder: Path) -> Shelf:
+    """The one shelf of a store in this process."""
+    path = folder.expanduser().absolute()
+    with _shelves_lock:
+        return _shelves.setdefault(path, Shelf(path))
+
+
+def _versions(snapshot: Snapshot) -> Iterable[Version]:
+    for collection in snapshot.ids:
+        try:
+            yield snapshot.version(collection)
+        except ClassifierFileError:  # it is refused, by name, wherever it is asked for
+            continue
