@@ -16,7 +16,7 @@ from typing import Any
 from lmm_classifier.collection.compete import Competitor, Metric, compete
 from lmm_classifier.collection.estimators import Estimator
 from lmm_classifier.collection.fit import Calibrated
-from lmm_classifier.collection.store import changing
+from lmm_classifier.collection.store import BEST, changing
 from lmm_classifier.collection.training_set import TrainingSet
 from lmm_classifier.collection.version import (
     SCHEMA_VERSION,
@@ -150,6 +150,7 @@ def _remove(folder: Path, collection: str, worse: Sequence[Path]) -> None:
         for path in folder.glob(pattern + suffix):
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
-    for path in folder.glob(f".{pattern}.tmp"):  # of a process that was killed
-        path.unlink(missing_ok=True)
+    for unfinished in (f".{pattern}.tmp", f".{_comparison(folder, collection).name}.*.tmp", f".{BEST}.*.tmp"):
+        for path in folder.glob(unfinished):  # of a process that was killed: the lock is ours
+            path.unlink(missing_ok=True)
     sync_folder(folder)

@@ -174,10 +174,9 @@ def changing(folder: Path) -> Iterator[dict[str, Any]]:
         before = path.read_bytes() if path.exists() else b"{}"
         entries = _parsed(before, path)
         yield entries
-        content = json.dumps(entries, indent=2).encode() + b"\n"
-        if content != before:
+        if entries != _parsed(before, path):
             with written():
-                replace_file(path, content)
+                replace_file(path, json.dumps(entries, indent=2).encode() + b"\n")
     except OSError as error:
         raise CollectionError(f"{path}: {error.strerror or error}") from error
     finally:

@@ -235,7 +235,7 @@ def _linear(content: bytes, path: Path, d: int) -> Linear:
         arrays = safetensors.numpy.load(content)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ClassifierFileError(f"{path} is no safetensors file; train the collection again") from error
-    shapes = {name: array.shape for name, array in arrays.items()}
+    shapes = {name: array.shape for name, array in sorted(arrays.items())}
     if shapes != {"weights": (d,), "intercept": (1,)}:
         raise ClassifierFileError(f"{path} must hold weights ({d},) and intercept (1,), it holds {shapes}")
     if not all(a.dtype == np.float64 and np.isfinite(a).all() for a in arrays.values()):

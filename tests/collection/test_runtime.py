@@ -1,0 +1,393 @@
+"""Asking a store: the step `classify` and CollectionClassifier. R1 to R12 are rows of the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmm_classifier import CollectionClassifier, PipelineConfig
+from lmm_classifier.collection.binding import encoder_of
+from lmm_classifier.collection.estimators import parse_estimator
+from lmm_classifier.collection.step import Classify
+from lmm_classifier.collection.store import Store
+from lmm_classifier.collection.train import TrainOptions
+from lmm_classifier.collection.training_set import Part, unit_rows
+from lmm_classifier.collection.version import read_model
+from lmm_classifier.errors import (
+    ClassifierFileError,
+    ConfigError,
+    EncoderMismatchError,
+    ModelError,
+    UnknownCollectionError,
+)
+from lmm_classifier.findings import findings
+from lmm_classifier.index.sealed import digest_of
+from lmm_classifier.models import detection
+from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.detection import Detections
+from lmm_classifier.pipeline import Pipeline
+from lmm_classifier.steps.detect import Detect
+from lmm_classifier.steps.embed import Embed
+from lmm_classifier.steps.focus import Focus
+from lmm_classifier.types import Sample
+from synthetic import COLOURS, picture
+from training_sets import FAKE, FAKE_PART, of_colour, trained, training_set
+
+DESCRIPTOR = ModelSpec("descriptor")
+RED, BLUE = picture(COLOURS["red"], seed=1000), picture(COLOURS["blue"], seed=1001)
+NOBODY = {"persons": ModelSpec("fake", "person"), "faces": ModelSpec("fake", "face")}
+
+
+def old(folder: Path, **entries: object) -> CollectionClassifier:
+    folder.mkdir(exist_ok=True)
+    (folder / "best_models.json").write_text(json.dumps(entries))
+    return CollectionClassifier(folder)
+
+
+class Says:
+    """A detector that finds one box, or none, and counts."""
+
+    min_score = 0.5
+
+    def __init__(self, label: str, box: tuple[int, int, int, int] | None) -> None:
+        self.label, self.box = label, box
+        self.calls = 0
+
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
+        self.calls += 1
+        boxes = np.asarray([self.box] if self.box else [], np.float32).reshape(-1, 4)
+        n = len(boxes)
+        return [Detections(boxes, np.ones(n, np.float32), (self.label,) * n) for _ in images]
+
+
+@pytest.fixture
+def detectors(monkeypatch: pytest.MonkeyPatch):
+    def install(person=None, face=None) -> tuple[Says, Says]:
+        opened = detection.open_model.__globals__["_opened"]
+        made = Says("person", person), Says("face", face)
+        for family, detector in zip(("faster-rcnn", "mtcnn"), made, strict=True):
+            monkeypatch.setitem(opened, ("detector", ModelSpec(family)), detector)
+        return made
+
+    return install
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the fake encoder had."""
+    encoder, calls = load_encoder(FAKE), []
+    real = encoder.encode
+    monkeypatch.setattr(
+        type(encoder), "encode", lambda self, images: calls.append(len(images)) or real(images)
+    )
+    return calls
+
+
+class TestMetadata:
+    def test_R1_what_is_stored_or_the_documented_errors(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"))
+        classifier = CollectionClassifier(tmp_path)
+        metadata = classifier.get_classifier_metadata(7)
+        assert metadata["derivative_type"] == "whole_image"
+        assert (metadata["embedding_type"], metadata["dimensionality"]) == ("fake", 48)
+        with pytest.raises(FileNotFoundError, match="no classifier for collection '8'"):
+            classifier.get_classifier_metadata(8)
+        with pytest.raises(FileNotFoundError, match="holds no best_models.json"):
+            CollectionClassifier(tmp_path / "nowhere").get_classifier_metadata(7)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [3, None, ["x"], {}, {"model_file": 3}, {"model_file": "x", "derivative_type": "whole_image"}],
+    )
+    def test_R1_an_entry_of_a_wrong_type_or_without_a_key(self, tmp_path: Path, entry: object) -> None:
+        classifier = old(tmp_path, **{"7": entry})
+        with pytest.raises(ValueError, match="collection 7"):
+            classifier.get_classifier_metadata(7)
+
+    def test_R1_dimensionality_may_be_left_out_of_an_old_entry(self, tmp_path: Path) -> None:
+        entry = {"model_file": "a.pkl", "derivative_type": "prominent_face", "embedding_type": "dino_v2"}
+        assert old(tmp_path, **{"7": entry}).get_classifier_metadata("7") == entry
+
+    def test_R2_T11_an_old_string_means_clip_vectors_of_the_whole_image(self, tmp_path: Path) -> None:
+        classifier = old(tmp_path, **{"7": "collection_7_classifier_2025-01-01_000000.pkl"})
+        assert classifier.get_classifier_metadata(7) == {
+            "model_file": "collection_7_classifier_2025-01-01_000000.pkl",
+            "derivative_type": "whole_image",
+            "embedding_type": "clip",
+            "dimensionality": 512,
+        }
+        with pytest.raises(ClassifierFileError, match="a pickle.*collections convert"):
+            classifier.classify(RED, [7])
+
+    def test_R11_figures_by_embedding_type(self, tmp_path: Path) -> None:
+        results = trained(tmp_path, of_colour("1"), of_colour("2", "blue"), training_set("3"))
+        means = CollectionClassifier(tmp_path).by_embedding_type()
+        assert {name: row["collections"] for name, row in means.items()} == {"fake": 2, "made_up": 1}
+        figures = [r.best.metrics.accuracy for r in results[:2] if r.best.metrics]
+        assert means["fake"]["accuracy"] == np.mean(figures)
+
+
+class TestEncoders:
+    def test_R3_the_types_of_the_service_and_any_encoder_by_its_name(self) -> None:
+        for name, family in [("clip", "clip"), ("dino_v2", "dinov2"), ("dino_v3", "dinov3"),
+                             ("dino_v3_patch", "dinov3-patch"), ("siglip", "siglip")]:  # fmt: skip
+            assert encoder_of(Part(name, 8), {}, "cpu") == ModelSpec(family, device="cpu")
+        assert encoder_of(Part("clip", 8), {"clip": DESCRIPTOR}, "cpu") == DESCRIPTOR
+        bound = Part("clip", 8, "f", "clip", "mine", "v1", "float32")
+        assert encoder_of(bound, {}, "auto") == ModelSpec("clip", "mine", "v1", dtype="float32")
+        with pytest.raises(ConfigError, match="nothing says which encoder makes 'auraface'"):
+            encoder_of(Part("auraface", 512), {}, "auto")
+
+    def test_R3_T13_a_concatenated_embedding(self, tmp_path: Path) -> None:
+        pictures = [picture(COLOURS[sorted(COLOURS)[i % 3]], seed=i) for i in range(60)]
+        parts = [FAKE_PART, Part("shape", load_encoder(DESCRIPTOR).contract.dim)]
+        vectors = [unit_rows(load_encoder(spec).encode(pictures), "x") for spec in (FAKE, DESCRIPTOR)]
+        made = replace(
+            training_set("8", 60),
+            parts=tuple(parts),
+            vectors=np.hstack(vectors),
+            labels=np.arange(60) % 3 == 2,
+        )
+        [result] = trained(tmp_path, made)
+        assert result.best.embedding_type == "fake+shape"
+        classifier = CollectionClassifier(tmp_path, encoders={"shape": DESCRIPTOR})
+        assert [classifier.classify(image)[0].is_in_collection for image in (RED, BLUE)] == [True, False]
+        with pytest.raises(ConfigError, match="which encoder makes 'shape'"):
+            CollectionClassifier(tmp_path).classify(RED, [8])
+
+    def test_R4_an_unknown_region_is_no_classifier(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"))
+        entry = Store(tmp_path).metadata(7)
+        body = {**{k: v for k, v in entry.items() if k != "digest"}, "derivative_type": "left_ear"}
+        classifier = old(tmp_path, **{"7": {**body, "digest": digest_of(body)}})
+        [answer] = classifier.classify(RED)
+        assert (answer.status, answer.code) == ("error", "bad_classifier_file")
+        assert "derivative_type" in str(answer.reason)
+
+    def test_R7_a_classifier_given_another_encoders_vectors_refuses(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"))
+        with pytest.raises(EncoderMismatchError, match="48 dimensions, those of encoder descriptor"):
+            CollectionClassifier(tmp_path, encoders={"fake": DESCRIPTOR}).classify(RED, [7])
+        [answer] = CollectionClassifier(tmp_path, encoders={"fake": DESCRIPTOR}).classify(RED)
+        assert (answer.status, answer.code, answer.probability) == ("error", "encoder_mismatch", None)
+
+    def test_R7_the_same_length_is_not_enough(self, tmp_path: Path) -> None:
+        made = of_colour("7")
+        trained(tmp_path, replace(made, parts=(replace(FAKE_PART, fingerprint="0123456789abcdef"),)))
+        with pytest.raises(
+            EncoderMismatchError, match="trained on vectors of the encoder with fingerprint 0123"
+        ):
+            CollectionClassifier(tmp_path).classify(RED, ["7"])
+
+    def test_R7_vectors_of_an_unknown_encoder_are_bound_by_name_and_length(self, tmp_path: Path) -> None:
+        made = replace(of_colour("7"), parts=(Part("clip", 48),))
+        trained(tmp_path, made)
+        classifier = CollectionClassifier(tmp_path, encoders={"clip": FAKE})
+        assert [classifier.classify(image)[0].is_in_collection for image in (RED, BLUE)] == [True, False]
+
+    def test_a_model_that_cannot_be_opened_leaves_the_other_collections_alone(self, tmp_path: Path) -> None:
+        made = replace(of_colour("8"), parts=(Part("mine", 48),))
+        trained(tmp_path, of_colour("7"), made)
+        classifier = CollectionClassifier(tmp_path, encoders={"mine": ModelSpec("onnx", "/nowhere.onnx")})
+        good, bad = classifier.classify(RED)
+        assert (good.status, good.is_in_collection) == ("success", True)
+        assert (bad.status, bad.code) == ("error", "model_unavailable")
+        with pytest.raises(ModelError):
+            classifier.classify(RED, [8])
+
+
+class TestRegions:
+    def test_R5_without_a_person_the_whole_image_and_it_says_so(self, tmp_path: Path, detectors) -> None:
+        trained(tmp_path, of_colour("7", region="prominent_person"), of_colour("8"))
+        detectors(person=None)
+        person, whole = CollectionClassifier(tmp_path).classify(RED)
+        assert (person.fallback, person.box) == ("no person was found", (0, 0, 24, 24))
+        assert (whole.fallback, whole.region) == (None, "whole_image")
+        assert person.probability == whole.probability
+        assert person.is_in_collection
+
+    def test_R6_without_a_face_it_is_skipped_and_the_collection_named(
+        self, tmp_path: Path, detectors
+    ) -> None:
+        trained(tmp_path, of_colour("7", region="prominent_face"), of_colour("8"))
+        _, faces = detectors(person=(2, 2, 22, 22), face=None)
+        face, whole = CollectionClassifier(tmp_path).classify(RED)
+        assert (face.status, face.code, face.is_in_collection) == ("skipped", "no_face", None)
+        assert face.reason == "no face was found, and collection 7 (red) is about prominent_face"
+        assert whole.is_in_collection
+        detectors(person=None)
+        assert CollectionClassifier(tmp_path).classify(RED)[0].code == "no_person"
+        assert faces.calls == 1
+
+    def test_the_region_of_the_metadata_is_what_is_encoded(self, tmp_path: Path, detectors) -> None:
+        """A blue photo with a red person: of the colour of the person, not of the photo."""
+        trained(tmp_path, of_colour("7", region="prominent_person"), of_colour("8"))
+        image = BLUE.resize((80, 80))
+        image.paste(RED, (10, 30))
+        detectors(person=(10, 30, 34, 54))
+        person, whole = CollectionClassifier(tmp_path).classify(image)
+        assert (person.is_in_collection, whole.is_in_collection) == (True, False)
+        assert person.box == (10, 30, 34, 54)
+        assert whole.box == (0, 0, 80, 80)
+
+    def test_a_contradicting_request_is_an_error(self, tmp_path: Path, detectors) -> None:
+        trained(tmp_path, of_colour("7"))
+        with pytest.raises(ConfigError, match="about whole_image, not about target prominent_face"):
+            CollectionClassifier(tmp_path, target="prominent_face").classify(RED)
+        assert CollectionClassifier(tmp_path, target="whole_image").classify(RED)[0].is_in_collection
+        detectors()
+        focus = (Detect(ModelSpec("faster-rcnn")), Focus("person", on_missing="fallback"))
+        with pytest.raises(ConfigError, match="about whole_image, but `focus` has chosen a person"):
+            list(Pipeline((*focus, Classify(store=tmp_path))).run([Sample.from_image("x", RED)]))
+
+    def test_a_region_that_focus_has_found_is_not_looked_for_again(
+        self, tmp_path: Path, detectors, encoded
+    ) -> None:
+        trained(tmp_path, of_colour("7", region="prominent_person"))
+        persons, _ = detectors(person=(2, 2, 22, 22))
+        encoded.clear()
+        line = (Detect(ModelSpec("faster-rcnn")), Focus("person"), Embed(FAKE), Classify(store=tmp_path))
+        [sample] = Pipeline(line).run([Sample.from_image("x", RED)])
+        assert (persons.calls, encoded) == (1, [1])
+        assert sample.memberships is not None
+        assert sample.memberships[0].box == (2, 2, 22, 22)
+
+    def test_each_region_is_found_once_and_encoded_once_per_encoder(
+        self, tmp_path: Path, detectors, encoded
+    ) -> None:
+        regions = ("whole_image", "prominent_person", "prominent_face")
+        sets = [of_colour(f"{i}", ("red", "blue")[i % 2], regions[i % 3]) for i in range(12)]
+        trained(tmp_path, *sets)
+        persons, faces = detectors(person=(2, 2, 22, 22), face=(1, 1, 12, 12))
+        encoded.clear()
+        answers = CollectionClassifier(tmp_path).classify(RED)
+        assert [a.collection for a in answers] == [str(i) for i in range(12)]
+        assert [a.is_in_collection for a in answers] == [i % 2 == 0 for i in range(12)]
+        assert (persons.calls, faces.calls) == (1, 1)
+        assert encoded == [1, 1, 1]
+
+    def test_a_vector_of_an_earlier_step_is_used(self, tmp_path: Path, encoded) -> None:
+        trained(tmp_path, of_colour("7"))
+        encoded.clear()
+        [sample] = Pipeline((Embed(FAKE), Classify(store=tmp_path))).run([Sample.from_image("x", RED)])
+        assert encoded == [1]
+        assert findings(sample)["memberships"][0]["is_in_collection"] is True
+
+
+class TestDecisions:
+    def test_the_stacked_answer_is_that_of_each_classifier_alone(self, tmp_path: Path) -> None:
+        names = ("logistic-regression", "svc", "lda")
+        for i, name in enumerate(names):
+            data = replace(of_colour(str(i)), vectors=of_colour("0", n=90).vectors)
+            trained(tmp_path, data, options=TrainOptions((parse_estimator(name),)))
+        [vector] = load_encoder(FAKE).encode([RED])
+        answers = CollectionClassifier(tmp_path).classify(RED)
+        for answer in answers:
+            version = Store(tmp_path).snapshot().version(answer.collection)
+            [score] = read_model(tmp_path, version).scores(vector[None])
+            alone = 1 / (1 + np.exp(-(version.slope * score + version.offset)))
+            assert answer.probability == pytest.approx(alone, abs=1e-9)
+            assert answer.is_in_collection == (alone >= version.threshold)
+
+    def test_between_yes_and_no_it_may_abstain(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"), options=TrainOptions(threshold=0.5, abstain=0.5))
+        [answer] = CollectionClassifier(tmp_path).classify(RED)
+        assert (answer.status, answer.is_in_collection) == ("success", None)
+        assert answer.probability is not None
+
+    def test_the_probability_decides_at_the_stored_threshold(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"), options=TrainOptions(threshold=1.0))
+        [answer] = CollectionClassifier(tmp_path).classify(RED)
+        assert (answer.threshold, answer.is_in_collection) == (1.0, False)
+
+    def test_O16_a_collection_that_nobody_trained(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"))
+        with pytest.raises(UnknownCollectionError, match="'71'; did you mean '7'"):
+            CollectionClassifier(tmp_path).classify(RED, [71])
+
+    def test_files_are_answered_in_order(self, tmp_path: Path) -> None:
+        trained(tmp_path / "store", of_colour("7"))
+        RED.save(tmp_path / "red.png")
+        BLUE.save(tmp_path / "blue.png")
+        (tmp_path / "bad.png").write_bytes(b"x")
+        paths = [tmp_path / name for name in ("red.png", "bad.png", "blue.png")]
+        first, bad, last = CollectionClassifier(tmp_path / "store").classify_files(paths)
+        assert [first[1][0].is_in_collection, last[1][0].is_in_collection] == [True, False]
+        assert bad.code == "unsupported_format"
+
+
+class TestFiles:
+    def test_R8_the_named_file_and_no_other(self, tmp_path: Path) -> None:
+        [first], [second] = (trained(tmp_path, of_colour("7")) for _ in range(2))
+        (tmp_path / second.best.model_file).unlink()
+        assert (tmp_path / first.best.model_file).exists()
+        with pytest.raises(ClassifierFileError, match=second.best.model_file):
+            CollectionClassifier(tmp_path).classify(RED, [7])
+
+    def test_R9_a_retrained_classifier_is_used_without_a_restart(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"), of_colour("8", "green"))
+        classifier = CollectionClassifier(tmp_path)
+        assert [a.is_in_collection for a in classifier.classify(RED)] == [True, False]
+        trained(tmp_path, of_colour("7", "blue"), of_colour("9"), options=TrainOptions(keep=1))
+        assert [(a.collection, a.is_in_collection) for a in classifier.classify(RED)] == [
+            ("7", False), ("8", False), ("9", True),
+        ]  # fmt: skip
+        assert classifier.collections() == ("7", "8", "9")
+
+    def test_R9_asked_by_threads_while_it_is_retrained(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"))
+        classifier, wrong, stop = CollectionClassifier(tmp_path), [], threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                wrong.extend(a for a in classifier.classify(RED) if a.is_in_collection is not True)
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(6):
+            trained(tmp_path, of_colour("7"), options=TrainOptions(keep=1))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+    def test_R10_the_store_may_be_a_link_and_is_where_it_was_when_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trained(tmp_path / "real", of_colour("7"))
+        (tmp_path / "trained_classifiers").symlink_to(tmp_path / "real", target_is_directory=True)
+        monkeypatch.chdir(tmp_path)
+        classifier = CollectionClassifier()
+        os.chdir("/")
+        assert classifier.classify(RED)[0].is_in_collection
+
+    def test_R12_settings_name_the_step(self, tmp_path: Path) -> None:
+        trained(tmp_path / "store", of_colour("7"))
+        text = "pipeline:\n- classify: {store: store, collections: [7], encoders: {fake: {family: fake}}}\n"
+        (tmp_path / "s.yaml").write_text(text)
+        config = PipelineConfig.from_yaml(tmp_path / "s.yaml")
+        [step] = config.steps()
+        assert step == Classify(store=tmp_path / "store", collections=("7",), encoders=(("fake", FAKE),))
+        RED.save(tmp_path / "red.png")
+        [sample] = config.build().run_files([tmp_path / "red.png"])
+        assert sample.memberships[0].is_in_collection
+        (tmp_path / "again.yaml").write_text(config.to_yaml())
+        assert PipelineConfig.from_yaml(tmp_path / "again.yaml").steps() == (step,)
+        assert (
+            Classify(store=tmp_path, encoders={"x": ModelSpec("onnx", "./a")}).models()[-1].weights == "./a"
+        )
+
+    def test_R12_options_are_checked(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="unknown key; did you mean 'target'"):
+            CollectionClassifier(tmp_path, targets="whole_image")
+        with pytest.raises(ConfigError, match="unknown encoder 'fak'"):
+            CollectionClassifier(tmp_path, encoders={"x": ModelSpec("fak")})
