@@ -30,7 +30,7 @@ from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample, required
 
-FAKE = ModelSpec("fake")
+ENCODER = ModelSpec("descriptor")
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         started = time.perf_counter()
         Shelf(store).bank(None, (), "auto")
         loading = time.perf_counter() - started
-        [sample] = Embed(FAKE).run([Sample.from_image("photo", Image.new("RGB", (64, 64), (90, 20, 20)))])
+        [sample] = Embed(ENCODER).run([Sample.from_image("photo", Image.new("RGB", (64, 64), (90, 20, 20)))])
         step.run([sample])
         whole, alone = [], []
         for _ in range(options.rounds):
@@ -60,7 +60,10 @@ def main() -> None:
     found = [m.probability for m in required(answered.memberships)]
     np.testing.assert_allclose(found, one_by_one, atol=1e-6)
     ms, slow = 1000 * median(whole), 1000 * median(alone)
-    print(f"{options.collections} collections, same probabilities; medians of {options.rounds} rounds")
+    d = len(vector)
+    print(
+        f"{options.collections} collections, d = {d}, same probabilities; medians of {options.rounds} rounds"
+    )
     print(f"opened in {loading:.2f} s, once")
     print(f"all decisions of one embedded photo: {ms:.1f} ms  target 30")
     print(f"scikit-learn one by one: {slow:.1f} ms, ratio {slow / ms:.1f}")
@@ -68,8 +71,8 @@ def main() -> None:
 
 def write_store(store: Path, n: int) -> list[LogisticRegression]:
     """A store of random classifiers, and the same ones as scikit-learn has them."""
-    contract = load_encoder(FAKE).contract
-    part = Part("fake", contract.dim, contract.fingerprint, "fake", "", "", "float32")
+    contract = load_encoder(ENCODER).contract
+    part = Part("descriptor", contract.dim, contract.fingerprint, "descriptor", "", "", "float32")
     random = np.random.default_rng(0)
     models, entries = [], {}
     for number in range(n):
@@ -83,7 +86,7 @@ def write_store(store: Path, n: int) -> list[LogisticRegression]:
             name=f"collection {number}",
             model_file=f"collection_{number}_classifier_2026-01-01_000000{suffix}",
             derivative_type="whole_image",
-            embedding_type="fake",
+            embedding_type="descriptor",
             dimensionality=contract.dim,
             parts=(part,),
             estimator="logistic-regression",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -220,8 +219,6 @@ def _options(names: list[str], metric: str, threshold: float | None, abstain: fl
 
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}{did_you_mean(metric, METRICS)}")
-    if any(value is not None and not math.isfinite(value) for value in (threshold, abstain)):
-        raise ConfigError("threshold and abstain must be numbers")
     estimators = tuple(parse_estimator(name) for name in names)
     return TrainOptions(estimators, metric, threshold, abstain)
 

@@ -91,7 +91,9 @@ def array_sets(
     if not len(labels) == len(items) == len(vectors):
         raise CollectionError(f"{source}: {len(vectors)} embeddings, {len(labels)} labels, {len(items)} ids")
     part = _part(arrays, vectors.shape[1], encoders, embedding_type, source)
-    first = {item: row for row, item in reversed(list(enumerate(items)))}
+    first: dict[str, int] = {}
+    for row, item in enumerate(items):
+        first.setdefault(item, row)
     if any(digests[row] != digests[first[item]] for row, item in enumerate(items)):
         raise CollectionError(f"{source}: an id stands for two different embeddings")
     labelled: Labelled = {item: set() for item in first}

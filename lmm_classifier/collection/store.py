@@ -58,6 +58,10 @@ class Snapshot:
         """All collections, numbers by value and before names."""
         return tuple(sorted(self.raw, key=natural))
 
+    def still(self, raw: Mapping[str, Any]) -> dict[str, Version | ClassifierFileError]:
+        """What was found out about the entries that other contents of the file have too."""
+        return {key: found for key, found in self._checked.items() if raw.get(key) == self.raw[key]}
+
     def metadata(self, collection: str | int) -> dict[str, Any]:
         """What is stored of a collection; of an old entry, what it says or means.
 
@@ -121,7 +125,8 @@ class Store:
                     stat = os.fstat(file.fileno())
                     stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
                     if stamp != self._kept.stamp:
-                        self._kept = Snapshot(self.folder, _parsed(file.read(MAX_BYTES + 1), path), stamp)
+                        raw = _parsed(file.read(MAX_BYTES + 1), path)
+                        self._kept = Snapshot(self.folder, raw, stamp, self._kept.still(raw))
             except FileNotFoundError as error:
                 raise UnknownCollectionError(f"{self.folder} holds no {BEST}; {TRAIN}") from error
             except OSError as error:
