@@ -1,4 +1,4 @@
-"""One collection per species of flower, against the rest, by a real encoder; needs LMM_CLASSIFIER_REALDATA."""
+"""One collection per species of flower, by a real encoder; needs LMM_CLASSIFIER_REALDATA."""
 
 from __future__ import annotations
 
