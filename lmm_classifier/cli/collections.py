@@ -57,8 +57,8 @@ def train(
         typer.Option(
             "--where",
             "-w",
-            help="Part of the photos, key=value: target (whole_image, "
-            "prominent_person, prominent_face) and, of photos, the others of `run`; repeat.",
+            help="Part of the photos, key=value: target (whole_image, prominent_person, prominent_face), "
+            "on_missing (skip leaves a photo out, fallback takes the whole image); repeat.",
         ),
     ] = [],  # noqa: B006
     embedding_type: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,7 +147,11 @@ def from_skops(content: bytes, path: Path, d: int) -> Fitted:
         raise
     except Exception as error:
         raise ClassifierFileError(f"{path} is no readable skops file ({type(error).__name__})") from error
-    if type(estimator).__name__ not in CLASSES or getattr(estimator, "n_features_in_", d) != d:
+    try:
+        sound = _SOUND.get(type(estimator).__name__, _never)(estimator, d)
+    except Exception as error:
+        raise ClassifierFileError(f"{path} holds a classifier that is not whole") from error
+    if not sound:
         raise ClassifierFileError(f"{path} holds no classifier of vectors with {d} dimensions")
     try:
         finite = np.isfinite(Fitted(estimator).scores(np.full((1, d), d**-0.5, np.float32))).all()
@@ -155,6 +160,37 @@ def from_skops(content: bytes, path: Path, d: int) -> Fitted:
     if not finite:
         raise ClassifierFileError(f"{path} holds coefficients that are no finite numbers")
     return Fitted(estimator)
+
+
+def _sound_svc(svc: Any, d: int) -> bool:
+    """Whether the arrays fit each other: libsvm would read beyond them."""
+    n = len(svc.support_vectors_)
+    one_row = all(array.shape == (1, n) for array in (svc.dual_coef_, svc._dual_coef_))
+    counted = svc._n_support.shape == (2,) and svc._n_support.min() >= 0 and svc._n_support.sum() == n
+    known = svc.kernel in ("linear", "rbf", "poly", "sigmoid") and len(svc._probA) == len(svc._probB) == 0
+    shaped = svc.support_vectors_.shape == (n, d) and svc.support_.shape == (n,) and len(svc._intercept_) == 1
+    return bool(one_row and counted and known and shaped and svc.n_features_in_ == d)
+
+
+def _sound_forest(forest: Any, d: int) -> bool:
+    """Whether every tree stays within its own nodes and the vector: they are not checked when it is asked."""
+    return forest.n_features_in_ == d and forest.n_outputs_ == 1 and all(map(partial(_sound_tree, d), forest))
+
+
+def _sound_tree(d: int, tree: Any) -> bool:
+    nodes = tree.tree_
+    n, own = nodes.node_count, np.arange(nodes.node_count)
+    leaf = nodes.children_left == -1
+    below = [side[~leaf] for side in (nodes.children_left, nodes.children_right)]
+    inside = all(((side > own[~leaf]) & (side < n)).all() for side in below)  # downwards: no loop either
+    read = nodes.feature[~leaf]
+    return bool(
+        n > 0 and inside and ((read >= 0) & (read < d)).all() and tree.n_features_in_ == nodes.n_features == d
+    )
+
+
+def _never(_estimator: Any, _d: int) -> bool:
+    return False
 
 
 def _skops() -> Any:
@@ -207,5 +243,5 @@ _MAKERS: Mapping[str, Any] = {
     "random-forest": _forest,
 }
 NAMES = tuple(_MAKERS)
-CLASSES = ("SVC", "RandomForestClassifier")
+_SOUND: Mapping[str, Any] = {"SVC": _sound_svc, "RandomForestClassifier": _sound_forest}
 LOGISTIC_REGRESSION = Estimator("logistic-regression")

@@ -24,7 +24,8 @@ class SourceOptions:
             there already are bound to.
         embedding_type: what the vectors of an `.npz` file are called.
         embedding_types: collection of a service -> embedding type, where it is not the one of its focus.
-        where: the part of a photo; of arrays only its target counts.
+        where: the part of a photo. A classifier keeps the target alone, so nothing else that decides the
+            pixels may be set.
         only: collections to train; empty: all.
         limits: of each answer of a service.
     """
@@ -50,6 +51,7 @@ def read_source(
     Raises:
         LmmClassifierError: it cannot be read as a whole, or lacks a collection that is asked for.
     """
+    _check_where(options.where)
     if "://" in source:
         if options.embedding_type is not None:
             raise ConfigError("a service says itself which embedding type a collection has; --use overrides")
@@ -65,6 +67,16 @@ def read_source(
             yield item
     if missing := sorted(set(options.only) - seen):
         raise CollectionError(f"{source} has no collection {missing[0]!r}")
+
+
+def _check_where(where: Where) -> None:
+    """What a photo is asked with later is the target and the detectors; the training must have no more."""
+    kept = Where(where.target, on_missing=where.on_missing, persons=where.persons, faces=where.faces)
+    for name in ("face_context", "prominence", "padding", "crop_policy"):
+        if getattr(where, name) != getattr(kept, name):
+            raise ConfigError(
+                f"a classifier keeps its target, not `{name}`: photos would be cut differently later"
+            )
 
 
 def _local(

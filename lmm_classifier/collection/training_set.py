@@ -101,7 +101,7 @@ def unit_rows(vectors: npt.ArrayLike, of: str) -> FloatArray:
     """
     try:
         rows = np.asarray(vectors, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CollectionError(f"{of}: the vectors are not of one length, or no numbers") from error
     if rows.ndim != 2 or 0 in rows.shape:
         raise CollectionError(f"{of}: the vectors must be (n, d), they are {rows.shape}")

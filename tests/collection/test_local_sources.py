@@ -174,6 +174,7 @@ def test_a_name_that_no_text_can_hold(tmp_path: Path) -> None:
         ("corpus", SourceOptions(), ConfigError),
         ("corpus", SourceOptions({"fake": FAKE}, embedding_type="x"), ConfigError),
         ("corpus", SourceOptions({"fake": FAKE}, embedding_types={"red": "x"}), ConfigError),
+        ("corpus", SourceOptions({"fake": FAKE}, where=Where(padding=0.2)), ConfigError),
         ("http://127.0.0.1", SourceOptions(embedding_type="x"), ConfigError),
     ],
 )

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier, PipelineConfig
+from lmm_classifier.collection.bank import shelf_of
 from lmm_classifier.collection.binding import encoder_of
 from lmm_classifier.collection.estimators import parse_estimator
-from lmm_classifier.collection.step import Classify
+from lmm_classifier.collection.step import Classify, decide
 from lmm_classifier.collection.store import Store
 from lmm_classifier.collection.train import TrainOptions
 from lmm_classifier.collection.training_set import Part, unit_rows
@@ -179,6 +180,15 @@ class TestEncoders:
             CollectionClassifier(tmp_path, encoders={"fake": DESCRIPTOR}).classify(RED, [7])
         [answer] = CollectionClassifier(tmp_path, encoders={"fake": DESCRIPTOR}).classify(RED)
         assert (answer.status, answer.code, answer.probability) == ("error", "encoder_mismatch", None)
+
+    def test_R7_vectors_that_others_made_are_refused_where_they_are_decided(self, tmp_path: Path) -> None:
+        trained(tmp_path, of_colour("7"))
+        [stack] = shelf_of(tmp_path).bank(None, (), "auto").stacks
+        [sample] = Embed(DESCRIPTOR).run([Sample.from_image("x", RED)])
+        with pytest.raises(
+            EncoderMismatchError, match="collection 7 is bound to the encoder with fingerprint"
+        ):
+            decide(stack, [sample])
 
     def test_R7_the_same_length_is_not_enough(self, tmp_path: Path) -> None:
         made = of_colour("7")

@@ -12,7 +12,7 @@ import pytest
 from collections_service import Handler, blobs, body, collection, data_path, records, serving
 from lmm_classifier.collection.service import TOKEN, Service
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
-from lmm_classifier.errors import CollectionError, FetchError
+from lmm_classifier.errors import CollectionError, ConfigError, FetchError
 from lmm_classifier.fetch import FetchLimits
 from lmm_classifier.models.base import ModelSpec
 
@@ -47,6 +47,13 @@ def test_T1_without_a_token_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
     with serving({LIST: body([])}) as server:
         assert list(Service(server.url).collections()) == []
         assert "Authorization" not in server.asked[0][1]
+
+
+def test_T1_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN, "a\nb")
+    with pytest.raises(ConfigError, match="cannot carry") as caught:
+        list(Service("http://127.0.0.1:1").collections())
+    assert "a\nb" not in str(caught.value)
 
 
 def test_T4_labels_may_be_true_and_false() -> None:
@@ -120,6 +127,7 @@ TWICE = [*records(VECTORS, LABELS), {**records(VECTORS, LABELS)[0], "label": 0}]
         (collection(7), body([]), "no photo"),
         (collection(7), body({"error": "gone"}), "no list of records"),
         (collection(7), body([{"embedding": ["x"], "label": 1, "photo_id": 1}]), "no numbers"),
+        (collection(7), b'[{"embedding": [1' + b"0" * 400 + b'], "label": 1, "photo_id": 1}]', "no numbers"),
         (collection(7), b'[{"embedding": [NaN], "label": 1, "photo_id": 1}]', "no finite numbers"),
         (collection(7), body([{"embedding": [0.0], "label": 1, "photo_id": 1}]), "nothing but zeros"),
         (collection(7), body([{"embedding": [1.0], "label": 2, "photo_id": 1}]), "label 0 or 1"),
