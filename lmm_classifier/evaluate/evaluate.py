@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from lmm_classifier import __version__
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import NO_PHOTOS, Corpus, SkippedFile
 from lmm_classifier.errors import CorpusError
@@ -40,7 +39,16 @@ from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.types import UNKNOWN
 
 Answering = Callable[[HybridClassifier, Iterable[Path]], Iterator[Classification | SkippedFile]]
-LIBRARIES = ("numpy", "scikit-learn", "torch", "transformers", "onnxruntime", "faiss-cpu", "pillow")
+LIBRARIES = (
+    "lmm-classifier",
+    "numpy",
+    "scikit-learn",
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "faiss-cpu",
+    "pillow",
+)
 
 
 def evaluate(
@@ -184,7 +192,7 @@ def _conditions(queries: Sequence[Query], seconds: float, resamples: int, seed: 
 
 
 def _versions() -> dict[str, str]:
-    found = {"lmm-classifier": __version__, "python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
             found[library] = version(library)
