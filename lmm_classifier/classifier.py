@@ -48,6 +48,7 @@ class HybridClassifier:
         self.config = config
         self.pipeline = config.build()
         self.limits = limits
+        self._checked = False
         if missing := NEEDED - frozenset().union(*(step.provides for step in self.pipeline.steps)):
             raise ConfigError(f"a classifier needs steps that provide {', '.join(sorted(missing))}")
 
@@ -111,6 +112,7 @@ class HybridClassifier:
                     "allow_unknown: false"
                 )
         self._refuse_foreign_calibration()
+        self._checked = True
 
     @property
     def thresholds(self) -> Thresholds | Gates | None:
@@ -157,13 +159,19 @@ class HybridClassifier:
 
         Answers come in the order of the paths, and memory does not grow with their number.
         """
+        self._check_once()
         cut = self.thresholds
         for finished in self.pipeline.run_files(paths, self.limits):
             yield summarise(finished, cut) if isinstance(finished, Sample) else finished
 
     def _run(self, samples: Iterable[Sample]) -> Iterator[Classification]:
+        self._check_once()
         cut = self.thresholds
         return (summarise(sample, cut) for sample in self.pipeline.run(samples))
+
+    def _check_once(self) -> None:
+        if not self._checked:
+            self.check_index()
 
     def _sample(self, image: ImageSource, position: int) -> Sample:
         return Sample.from_image(

@@ -133,6 +133,17 @@ FROM_REFERENCE: Mapping[str, Score] = {
     "relative_mahalanobis": relative_mahalanobis,
     "gda_energy": gda_energy,
 }
+OF_TWO_LABELS = frozenset(
+    {
+        "class_margin",
+        "vote_entropy",
+        "guided_knn",
+        "prototype_margin",
+        "relative_mahalanobis",
+        "gda_energy",
+    }
+)
+"""Scores that compare labels, and say nothing where there is but one."""
 SCORES: Mapping[str, Score] = {**FROM_NEIGHBOURS, **FROM_REFERENCE}
 
 

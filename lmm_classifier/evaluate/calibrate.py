@@ -19,7 +19,7 @@ from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import load_image_file
 from lmm_classifier.decision.decider import Decider, encoders_needed
 from lmm_classifier.decision.gates import Gates, route
-from lmm_classifier.decision.heads import FUSION, HEADS, Queries, head_probabilities
+from lmm_classifier.decision.heads import FUSION, HEADS, HeadSettings, Queries, head_probabilities
 from lmm_classifier.decision.novelty import SCORES
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
@@ -36,6 +36,7 @@ from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.steps.embed import Embed
+from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
@@ -50,6 +51,7 @@ class _Corner:
     retrieve: Retrieve
     vote: Vote
     prior: TextPrior | None
+    open_set: OpenSet
     families: frozenset[str]
 
 
@@ -90,44 +92,37 @@ def calibrate(
         if name is not None and name not in known_names:
             raise ConfigError(f"unknown head or score {name!r}{did_you_mean(name, known_names)}")
     corner = _corner(classifier)
-    folder = corner.retrieve.index
+    digest = read_manifest(corner.retrieve.index).digest
     spaces = _spaces(corner)
     index, rows = spaces[0], spaces[0].records.rows_of(corner.retrieve.labels or spaces[0].labels)
     if not rows.size:
-        raise ConfigError(f"{folder} has none of the configured labels; it has {', '.join(index.labels)}")
+        raise ConfigError(
+            f"{corner.retrieve.index} has none of the configured labels; it has {', '.join(index.labels)}"
+        )
     rehearsal = _rehearsed(spaces, rows, corner.retrieve.k, seed)
     settings, heads = choose_head(rehearsal, len(spaces), head, corner.vote.temperature)
     novelty = choose_novelty(rehearsal, settings, len(spaces), score)
     used = encoders_needed([*settings.weights, *novelty.combination.names])
-    decider = Decider(
-        tuple(_reference(space, rows) for space in spaces[:used]),
-        settings,
-        rehearsal.depth,
-        novelty.combination,
-        np.sort(novelty.known),
+    references = tuple(_reference(space, rows) for space in spaces[:used])
+    decider = Decider(references, settings, rehearsal.depth, novelty.combination, np.sort(novelty.known))
+    vectors = spaces[_named_by(corner, spaces)].vectors.take(rows[rehearsal.rows])
+    as_known, as_unknown = (
+        _mixed(corner, index.labels, _head(rehearsal, parts, settings), closeness, vectors)
+        for parts, closeness in ((rehearsal.known, novelty.known), (rehearsal.unknown, novelty.unknown))
     )
-    asked = spaces[0].vectors.take(rows[rehearsal.rows])
-    known = _mixed(corner, index.labels, _head(rehearsal, rehearsal.known, decider), novelty.known, asked)
-    rehearsed = known
-    truths, digests, skipped = rehearsal.truths, frozenset[str](), tuple[SkippedFile, ...]()
+    truths = tuple(index.labels[code] for code in rehearsal.truths.tolist())
+    known, names = as_known, truths
+    digests, skipped = frozenset[str](), tuple[SkippedFile, ...]()
     if held_out is not None:
-        known, truths, digests, skipped = _held_out(classifier, corner, decider, index, held_out)
-        decider = replace(decider, calibrated=np.sort(known.closeness.astype(np.float64)))
-    seen = Calibrated(
-        known.closeness.astype(np.float64),
-        known.values.argmax(axis=1),
-        known.values[np.arange(len(truths)), truths].astype(np.float64),
-        novelty.unknown,
-    )
-    gates = fit_gates(seen, target, index.labels)
-    unknown = _mixed(
-        corner, index.labels, _head(rehearsal, rehearsal.unknown, decider), novelty.unknown, asked
-    )
+        known, names, digests, skipped = _held_out(classifier, corner, decider, index, held_out)
+    gates = fit_gates(_seen(known, names, as_unknown), target, known.labels)
+    in_force = corner.open_set.in_force(gates)
     trial = None
     if photos is not None:
         files = [photos / path for path in index.records.paths(rows[rehearsal.rows])]
-        names = [index.labels[code] for code in rehearsal.truths.tolist()]
-        trial = try_reranker(_reranker(classifier), files, names, rehearsed, unknown, gates, seed)
+        trial = try_reranker(
+            _reranker(classifier), files, truths, as_known, as_unknown, in_force, seed, classifier.limits
+        )
     calibration = Calibration(
         gates=gates,
         head=settings,
@@ -142,14 +137,29 @@ def calibrate(
         seed=seed,
         heads={name: asdict(result) for name, result in heads.items()},
         auroc=novelty.auroc,
-        expected=_expected(known, gates),
-        expected_unknown=_expected(unknown, gates),
+        expected=_expected(known, in_force),
+        expected_unknown=_expected(as_unknown, in_force),
         encoders=tuple(space.encoder.fingerprint for space in spaces[:used]),
-        index_digest=read_manifest(folder).digest,
+        index_digest=digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rerank=trial,
     )
-    return write_calibration(folder, calibration, decider, digests), skipped
+    if read_manifest(corner.retrieve.index).digest != digest:
+        raise CorpusError(f"{corner.retrieve.index} was changed meanwhile; calibrate again")
+    calibrated = np.sort(known.closeness.astype(np.float64))
+    decider = replace(decider, calibrated=calibrated)
+    return write_calibration(corner.retrieve.index, calibration, decider, digests), skipped
+
+
+def _seen(known: Scores, truths: Sequence[str], unknown: Scores) -> Calibrated:
+    columns = {label: j for j, label in enumerate(known.labels)}
+    true = np.asarray([columns[truth] for truth in truths], np.int64)
+    return Calibrated(
+        known.closeness.astype(np.float64),
+        known.values.argmax(axis=1),
+        known.values[np.arange(len(true)), true].astype(np.float64),
+        unknown.closeness.astype(np.float64),
+    )
 
 
 def _corner(classifier: HybridClassifier) -> _Corner:
@@ -160,7 +170,8 @@ def _corner(classifier: HybridClassifier) -> _Corner:
         raise ConfigError("calibration is kept in an index folder; set retrieval.index_path to one")
     priors = [prior for prior in classifier.steps_of(TextPrior) if prior.weight]
     families = frozenset(step.encoder.family for step in classifier.steps_of(Embed))
-    return _Corner(retrieve[0], vote[0], priors[0] if priors else None, families)
+    open_set = next(iter(classifier.steps_of(OpenSet)), OpenSet())
+    return _Corner(retrieve[0], vote[0], priors[0] if priors else None, open_set, families)
 
 
 def _reranker(classifier: HybridClassifier) -> Rerank:
@@ -182,6 +193,12 @@ def _spaces(corner: _Corner) -> list[VectorIndex]:
             f"{', '.join(sorted(corner.families)) or 'none'}; set `encoder` to match"
         )
     return [open_index(path, contract) for contract in used]
+
+
+def _named_by(corner: _Corner, spaces: Sequence[VectorIndex]) -> int:
+    """Number of the encoder that the text prior compares names with."""
+    family = corner.prior.encoder.family if corner.prior else spaces[0].encoder.name
+    return next((i for i, space in enumerate(spaces) if space.encoder.name == family), 0)
 
 
 def _rehearsed(spaces: Sequence[VectorIndex], rows: IntArray, depth: int, seed: int) -> Rehearsal:
@@ -215,13 +232,11 @@ def _reference(space: VectorIndex, rows: IntArray) -> Reference:
     return fit_reference(moments)
 
 
-def _head(rehearsal: Rehearsal, parts: Sequence[Part], decider: Decider) -> FloatArray:
+def _head(rehearsal: Rehearsal, parts: Sequence[Part], settings: HeadSettings) -> FloatArray:
     """Probabilities (m, c) of the chosen head; (0, c) where nothing was rehearsed."""
     if not parts:
         return np.empty((0, len(rehearsal.counts)), np.float32)
-    return rehearsal.gather(
-        parts, lambda part: head_probabilities(part.queries, part.references, decider.settings)
-    )
+    return rehearsal.gather(parts, lambda part: head_probabilities(part.queries, part.references, settings))
 
 
 def _mixed(
@@ -243,14 +258,14 @@ def _expected(scores: Scores, gates: Gates) -> dict[str, float]:
 
 def _held_out(
     classifier: HybridClassifier, corner: _Corner, decider: Decider, index: VectorIndex, held_out: Corpus
-) -> tuple[Scores, IntArray, frozenset[str], tuple[SkippedFile, ...]]:
-    """Scores and true columns of images outside the index, their digests, and what could not be read."""
+) -> tuple[Scores, tuple[str, ...], frozenset[str], tuple[SkippedFile, ...]]:
+    """Scores and labels of images outside the index, their digests, and what could not be read."""
     skipped: list[SkippedFile] = []
     digests: set[str] = set()
     steps = tuple(step for step in classifier.pipeline.steps if step.name in {"embed", "retrieve"})
     samples = list(
         Pipeline(steps, classifier.pipeline.batch_size).run(
-            _samples(classifier, held_out, index, skipped, digests)
+            _samples(classifier, held_out, index, corner.retrieve.labels or index.labels, skipped, digests)
         )
     )
     if len(samples) < LEAST_IMAGES:
@@ -267,8 +282,9 @@ def _held_out(
     codes = np.where(rows >= 0, index.records.codes[rows], -1).astype(np.int64)
     similarity = np.concatenate([neighbours.similarity for neighbours in near])
     decided = decider.decide(Queries(vectors, similarity, codes))
-    scores = _mixed(corner, index.labels, decided.probabilities, decided.known, vectors[0])
-    truths = np.asarray([index.labels.index(required(sample.truth)) for sample in samples], np.int64)
+    shown = vectors[_named_by(corner, _spaces(corner))]
+    scores = _mixed(corner, index.labels, decided.probabilities, decided.known, shown)
+    truths = tuple(required(sample.truth) for sample in samples)
     return scores, truths, frozenset(digests), tuple(skipped)
 
 
@@ -276,14 +292,15 @@ def _samples(
     classifier: HybridClassifier,
     held_out: Corpus,
     index: VectorIndex,
+    labels: Sequence[str],
     skipped: list[SkippedFile],
     digests: set[str],
 ) -> Iterator[Sample]:
     """Open the held-out images one after the other, refusing those that would teach nothing."""
-    if strangers := sorted(set(held_out.labels) - set(index.labels)):
+    if strangers := sorted(set(held_out.labels) - (set(labels) & set(index.labels))):
         raise CorpusError(
-            f"{held_out.root}: the index has no label {', '.join(map(repr, strangers[:3]))}; thresholds are "
-            "fitted on images of known labels, so leave these out"
+            f"{held_out.root}: no answer can be {', '.join(map(repr, strangers[:3]))}; thresholds are fitted "
+            "on images of labels that can be answered, so leave these out"
         )
     indexed = dict(zip(index.records.sha256(), index.records.paths(), strict=True))
     pixels = classifier.pipeline.resolution()  # decoded as they are to classify

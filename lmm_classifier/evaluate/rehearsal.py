@@ -52,7 +52,7 @@ class Rehearsal:
         truths: int64 (m,), columns of their labels.
         groups: int64 (m,), which group of labels an image's label was held out with.
         counts: int64 (c,), images per label in the corpus.
-        known, unknown: each covers all m; `unknown` is empty where the corpus has a single label.
+        known, unknown: each covers all m; `unknown` is empty where all are of one label.
         depth: neighbours per query, fewer where there are no more.
     """
 
@@ -102,16 +102,22 @@ def rehearse(
     """
     rng = np.random.default_rng(seed)
     counts = np.bincount(codes, minlength=labels)
-    rows = _asked(codes, contents, rng)
-    if len(rows) < LEAST_IMAGES:
-        raise CorpusError(
-            f"{len(rows)} different images of labels with at least two; {LEAST_IMAGES} are needed"
-        )
+    rows = _enough(_asked(codes, contents, rng))
     labelled = int(np.count_nonzero(counts))
     group_of = np.zeros(labels, np.int64)
     group_of[counts > 0] = _dealt(labelled, min(FOLDS, labelled), rng)
     known, unknown, pairs = _neighbours(spaces[0], codes, contents, rows, group_of, near, depth)
-    fold_of = _folds(pairs, len(codes), rng)
+    fold_of, has_others = _folds(pairs, codes, rng)
+    kept = _enough(np.flatnonzero(has_others[codes[rows]]))
+    rows, known, unknown = rows[kept], _some(known, kept), _some(unknown, kept)
+    several = len(np.unique(group_of[codes[rows]])) > 1
+    # As unknown an image has fewer neighbours to find: padding would tell the two apart.
+    depth = min(
+        int((found[1] >= 0).sum(axis=1).min()) for found in ((known, unknown) if several else (known,))
+    )
+    if depth < 1:
+        raise CorpusError("an image has nothing but near-duplicates of itself to be compared with")
+    known, unknown = ((similarity[:, :depth], found[:, :depth]) for similarity, found in (known, unknown))
     asked = tuple(space.take(rows) for space in spaces)
     by_fold = _left_out(spaces, codes, labels, fold_of, FOLDS)
     by_group = _left_out(spaces, codes, labels, group_of[codes], int(group_of.max()) + 1)
@@ -121,9 +127,21 @@ def rehearse(
         group_of[codes[rows]],
         counts,
         tuple(_parts(asked, known, fold_of[rows], by_fold)),
-        tuple(_parts(asked, unknown, group_of[codes[rows]], by_group)) if labelled > 1 else (),
+        tuple(_parts(asked, unknown, group_of[codes[rows]], by_group)) if several else (),
         depth,
     )
+
+
+def _enough(rows: IntArray) -> IntArray:
+    if len(rows) < LEAST_IMAGES:
+        raise CorpusError(
+            f"{len(rows)} different images of labels with at least two; at least {LEAST_IMAGES} are needed"
+        )
+    return rows
+
+
+def _some(found: tuple[FloatArray, IntArray], places: IntArray) -> tuple[FloatArray, IntArray]:
+    return found[0][places], found[1][places]
 
 
 def _asked(codes: IntArray, contents: IntArray, rng: np.random.Generator) -> IntArray:
@@ -183,13 +201,25 @@ def _joined(found: Sequence[tuple[FloatArray, IntArray]]) -> tuple[FloatArray, I
     return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 
 
-def _folds(pairs: IntArray, n: int, rng: np.random.Generator) -> IntArray:
-    """int64 (n,): a fold per image, the same for near-duplicates."""
+def _folds(pairs: IntArray, codes: IntArray, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:
+    """A fold per image, the same for near-duplicates, and per label whether it lies in more than one.
+
+    The folds are dealt label by label, so that leaving one out leaves something of every label that has
+    images which are no near-duplicates.
+    """
+    n = len(codes)
     graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(n, n))
     number, component = connected_components(graph, directed=False)
     if number < 2:
         raise CorpusError("the encoder gives all images nearly the same vector, so nothing can be calibrated")
-    return np.asarray(_dealt(number, FOLDS, rng)[component], np.int64)
+    _, first = np.unique(component, return_index=True)
+    label_of = codes[first]  # of each component; one across labels counts for that of its first image
+    fold_of = np.empty(number, np.int64)
+    for label in np.unique(label_of):
+        members = np.flatnonzero(label_of == label)
+        fold_of[members] = (_dealt(len(members), FOLDS, rng) + rng.integers(FOLDS)) % FOLDS
+    has_others = np.bincount(label_of, minlength=int(codes.max()) + 1) > 1
+    return fold_of[component], has_others
 
 
 def _left_out(

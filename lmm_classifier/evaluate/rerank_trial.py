@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 
-from lmm_classifier.corpus.images import DEFAULT_LIMITS, open_image
+from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
 from lmm_classifier.decision.fusion import Fusion, decided, fused_logits, retrieval_probabilities
 from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.errors import CorpusError, ImageError, ModelError
@@ -21,6 +22,7 @@ from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, 
 
 MOST_CASES = 400
 """Images asked, at most, half of them as unknown: the standard error of a share of so many is 2.5 points."""
+AT_ONCE = 32  # photos held in memory
 FOLDS = 5
 PRIOR = 10.0
 """Cases that the prior weights count as: of few cases the fusion stays near the product of both opinions."""
@@ -55,6 +57,7 @@ def try_reranker(
     unknown: Scores,
     gates: Gates,
     seed: int,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> RerankTrial:
     """Ask the model about uncertain photos, fit the fusion, and see whether it pays.
 
@@ -66,15 +69,21 @@ def try_reranker(
         unknown: the same as unknown; may be empty.
         gates: which of them are uncertain.
         seed: of the sample.
+        limits: of the photos.
 
     Raises:
         CorpusError: a photo cannot be read.
         ModelError: the reranker failed.
     """
     rng = np.random.default_rng(seed)
-    asked = [*_uncertain(photos, truths, known, gates, rng)]
-    asked += _uncertain(photos, [UNKNOWN] * len(photos), unknown, gates, rng)
-    cases = [_case(sample) for sample in replace(step, calibration=None).run(asked)]
+    plain = replace(step, calibration=None, max_seconds=None)
+    asked = chain(
+        _uncertain(photos, truths, known, gates, rng, plain.resolution(), limits),
+        _uncertain(photos, [UNKNOWN] * len(photos), unknown, gates, rng, plain.resolution(), limits),
+    )
+    cases: list[Case] = []
+    while batch := list(islice(asked, AT_ONCE)):
+        cases += map(_case, plain.run(batch))
     folds = rng.permutation(len(cases)) % FOLDS
     margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in MARGINS}
     for fold in range(FOLDS if cases else 0):
@@ -115,6 +124,7 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
     corrections, regressions = _changes(cases, margins[margin])
     changed = len(corrections) + len(regressions)
     helps = bool(changed) and binomtest(len(corrections), changed, alternative="greater").pvalue < LEVEL
+    helps = helps and not _harms_knowns(cases, corrections, regressions)
     labels = sorted({case.best for case in cases})
     worse = tuple(
         label
@@ -132,6 +142,12 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
         regressions=len(regressions),
         asked=step.identity,
     )
+
+
+def _harms_knowns(cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]) -> bool:
+    """Whether among knowns alone more is surely spoilt than corrected: unknowns may be rarer than here."""
+    up, down = (sum(cases[i].truth != UNKNOWN for i in some) for some in (corrections, regressions))
+    return up + down > 0 and bool(binomtest(down, up + down, alternative="greater").pvalue < LEVEL)
 
 
 def _few_regressions(cases: Sequence[Case], answers: Sequence[str]) -> bool:
@@ -162,7 +178,13 @@ def _case(sample: Sample) -> Case:
 
 
 def _uncertain(
-    photos: Sequence[Path], truths: Sequence[str], scores: Scores, gates: Gates, rng: np.random.Generator
+    photos: Sequence[Path],
+    truths: Sequence[str],
+    scores: Scores,
+    gates: Gates,
+    rng: np.random.Generator,
+    pixels: int | None,
+    limits: ImageLimits,
 ) -> Iterator[Sample]:
     """Samples of the photos that the gates send to the reranker, as they would arrive there."""
     if not len(scores.values):
@@ -171,7 +193,7 @@ def _uncertain(
     places = [i for i, r in enumerate(routed) if r.route == "rerank" and len(r.candidates) > 1]
     for i in sorted(rng.permutation(places)[: MOST_CASES // 2].tolist()):
         try:
-            image = open_image(photos[i], limits=DEFAULT_LIMITS)
+            image = open_image(photos[i], target_size=pixels, limits=limits)
         except ImageError as error:
             raise CorpusError(
                 f"{photos[i]}: {error.reason}; give the folder the index was built from"

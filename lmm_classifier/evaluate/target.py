@@ -114,6 +114,8 @@ def fit_gates(seen: Calibrated, target: Target, labels: Sequence[str]) -> Gates:
     known = max(_novelty_cut(seen, target), 0.0)
     own = _cuts_of_labels(seen, target, labels)
     kept = seen.known >= np.asarray([own.get(labels[j], known) for j in seen.best])
+    if not kept.any():
+        raise ConfigError("at these costs it is cheapest to reject every known image; check them")
     sure = known
     if len(seen.unknown):
         caught = float(np.quantile(seen.unknown, target.catch_unknown, method="higher"))

@@ -20,7 +20,13 @@ from lmm_classifier.decision.heads import (
     head_probabilities,
     log_probabilities,
 )
-from lmm_classifier.decision.novelty import FROM_NEIGHBOURS, FROM_REFERENCE, Combination, novelty_scores
+from lmm_classifier.decision.novelty import (
+    FROM_NEIGHBOURS,
+    FROM_REFERENCE,
+    OF_TWO_LABELS,
+    Combination,
+    novelty_scores,
+)
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.rehearsal import Part, Rehearsal
 from lmm_classifier.types import Float64Array, FloatArray, IntArray
@@ -29,6 +35,7 @@ VOTERS = (1, 3, 5, 10, 20, 50, 100)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2)
 BALANCES = (0.0, 0.5, 1.0)
 MOST_WEIGHT = 10.0  # of a head: where every rehearsed answer is right, no weight is large enough
+LEAST_SPREAD = 1e-7  # of a score; less is rounding
 IMBALANCE = 1.5  # times as many images in the largest label as in the smallest, from which balances are tried
 
 
@@ -81,6 +88,8 @@ def choose_head(
         report[option] = _score(_probabilities(rehearsal, tuned), rehearsal.truths)
     best = only or min(report, key=lambda option: report[option].log_loss)
     chosen = {name: w for name, w in zip(options[best], weighted[best], strict=True) if w > 0}
+    if not chosen:
+        raise CorpusError(f"head {best!r} tells the labels apart no better than chance; try another encoder")
     return replace(settings, weights=chosen), report
 
 
@@ -122,6 +131,8 @@ def choose_novelty(
     """
     names = tuple(FROM_NEIGHBOURS)
     names += tuple(_numbered(name, number) for name, number in product(FROM_REFERENCE, range(encoders)))
+    if np.count_nonzero(rehearsal.counts) < 3:  # without its own label an image has one left to compare with
+        names = tuple(name for name in names if name.partition("#")[0] not in OF_TWO_LABELS)
 
     def scores_of(parts: Sequence[Part]) -> FloatArray:
         return rehearsal.gather(
@@ -129,12 +140,12 @@ def choose_novelty(
         )
 
     known = scores_of(rehearsal.known)
-    if not rehearsal.unknown:  # a single label: nothing to hold out, so nothing to learn from
+    if not rehearsal.unknown:  # nothing to hold out, so nothing to learn from
         single = _only_nearest()
         values = single.known(known[:, [names.index(single.names[0])]])
         return NoveltyChoice(single, values, np.empty(0), {}, single.names[0])
     unknown = scores_of(rehearsal.unknown)
-    varied = np.ptp(np.concatenate([known, unknown]), axis=0) > 1e-7
+    varied = np.ptp(np.concatenate([known, unknown]), axis=0) > LEAST_SPREAD
     if not varied.any():
         raise CorpusError("the encoder gives all images the same vector, so nothing can be calibrated")
     options = {name: [j] for j, name in enumerate(names) if varied[j]} | {
@@ -220,6 +231,7 @@ def _auroc(known: FloatArray | Float64Array, unknown: FloatArray | Float64Array)
 def _fitted(names: Sequence[str], known: FloatArray, unknown: FloatArray) -> Combination:
     both = np.concatenate([known, unknown]).astype(np.float64)
     means, scales = both.mean(axis=0), both.std(axis=0)
+    scales = np.where(scales > LEAST_SPREAD, scales, 1.0)  # constant here, if not over all groups
     truth = np.repeat([True, False], [len(known), len(unknown)])
     model = LogisticRegression(max_iter=1000).fit((both - means) / scales, truth)
     return Combination(

@@ -42,11 +42,12 @@ class RerankTrial:
 
     Attributes:
         fusion: how its opinion and that of retrieval are weighed.
-        helps: whether it corrects surely more answers than it spoils; if not, it is not asked.
+        helps: whether it corrects surely more answers than it spoils, with as many unknowns as knowns among
+            the cases where there are enough, and does not surely harm knowns alone; if not, it is not asked.
         not_for: labels of retrieval's answer that it is not asked about, since it spoils more of them.
         cases: photos it was asked about, half of them as unknown where there were enough.
-        corrections, regressions: of these, answers made right, and made wrong, by a fusion that was not
-            fitted on them.
+        corrections, regressions: of these, answers made right, and made wrong, by a fusion whose weights
+            were not fitted on them.
         asked: identity of reranker, prompt and number of candidates.
     """
 

@@ -79,8 +79,12 @@ class OpenSet(Step):
         fitted = self._fitted()
         if fitted is None:
             return self._thresholds()
+        return self.in_force(fitted.calibration.gates)
+
+    def in_force(self, gates: Gates) -> Gates:
+        """Calibrated gates with what these options say besides."""
         return replace(
-            fitted.calibration.gates,
+            gates,
             max_candidates=self.max_candidates,
             min_delta=self.min_delta or 0.0,
             allow_unknown=self.allow_unknown,

@@ -14,9 +14,14 @@ from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.evaluate import evaluate
 from lmm_classifier.evaluate.target import Calibrated, Costs, Target, fit_gates
+from lmm_classifier.index.build import BuildOptions
 from lmm_classifier.index.calibration import read_calibration
+from lmm_classifier.index.change import import_npz
+from lmm_classifier.index.npz import write_npz
+from lmm_classifier.index.records import Record, Records
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.types import EncoderContract
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")
@@ -196,7 +201,7 @@ def test_what_cannot_be_calibrated_is_refused(work: Path) -> None:
     with pytest.raises(CorpusError, match=r"blue/0\.png is in the index too"):
         calibrate(classifier, held_out=read_corpus(work / "corpus"))
     (work / "held_out/red").rename(work / "held_out/mauve")
-    with pytest.raises(CorpusError, match="the index has no label 'mauve'"):
+    with pytest.raises(CorpusError, match="no answer can be 'mauve'"):
         calibrate(classifier, held_out=read_corpus(work / "held_out"))
     index_corpus(work / "corpus", work / "i.npz", encoder=FAKE)
     with pytest.raises(ConfigError, match="index folder"):
@@ -282,3 +287,87 @@ def test_heads_of_several_encoders_are_fused(work: Path) -> None:
         two_encoders(work / "both", "fake").check_index()
     alone, _ = calibrate(two_encoders(work / "both", "fake"))
     assert len(alone.encoders) == 1
+
+
+def test_names_without_photos_do_not_shift_the_others(work: Path) -> None:
+    """A label known by its name alone comes first in the alphabet, so every column moves by one."""
+    config = PipelineConfig(
+        encoder=FAKE,
+        retrieval={"index_path": work / "index", "text_weight": 0.1},
+        labels=("amber", "blue", "green", "red"),
+        rerank={"enabled": False},
+    )
+    plain, _ = calibrate(HybridClassifier(settings(work / "index")))
+    named, _ = calibrate(HybridClassifier(config))
+    assert named.heads == plain.heads
+    assert named.expected["accept"] + named.expected.get("rerank", 0) > 0.8
+    classifier = HybridClassifier(config)
+    classifier.check_index()
+    answers = classifier.classify_batch([work / "held_out/red" / f"{i}.png" for i in range(20)])
+    assert [answer.retrieval_label for answer in answers].count("red") >= 17
+    per_label, _ = calibrate(HybridClassifier(config), Target(keep_known=0.9, every_label=True))
+    assert set(per_label.gates.per_label) <= {"blue", "green", "red"}
+
+
+def clouds(tmp_path: Path, counts: dict[str, int], spread: float = 0.4) -> HybridClassifier:
+    """A classifier with many neighbours, of an index of unit vectors around a direction per label."""
+    rng = np.random.default_rng(0)
+    contract = EncoderContract("fake", "", "", "", "", 16, "float32")
+    centres = rng.normal(size=(len(counts), 16))
+    records, vectors = [], []
+    for centre, (label, count) in zip(centres, counts.items(), strict=True):
+        records += [Record(f"{label}/{i}.png", label, f"{label}{i}") for i in range(count)]
+        vectors.append(centre / np.linalg.norm(centre) + spread * rng.normal(size=(count, 16)))
+    rows = np.concatenate(vectors)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    write_npz(tmp_path / "clouds.npz", contract, rows, Records.of(records))
+    import_npz(tmp_path / "clouds.npz", tmp_path / "clouds", BuildOptions())
+    return HybridClassifier(settings(tmp_path / "clouds", top_k=50))
+
+
+class TestNoArtefact:
+    """What differs between known and unknown must be the photo, not how it was rehearsed."""
+
+    def test_neighbours_that_only_unknowns_lack(self, tmp_path: Path) -> None:
+        fitted, _ = calibrate(clouds(tmp_path, {"a": 15, "b": 15, "c": 15}))
+        assert fitted.depth <= 30  # as unknown no image has more
+        assert max(fitted.auroc.values()) < 0.999
+
+    def test_two_labels_leave_one_to_compare_with(self, tmp_path: Path) -> None:
+        fitted, _ = calibrate(clouds(tmp_path, {"a": 60, "b": 60}))
+        assert set(fitted.auroc) <= {
+            "max_similarity",
+            "kth_similarity",
+            "prototype_similarity",
+            "mahalanobis",
+            "combination",
+        }
+
+    def test_few_images_of_many_labels(self, tmp_path: Path) -> None:
+        fitted, _ = calibrate(clouds(tmp_path, {f"{i:02d}": 2 for i in range(50)}, spread=0.05))
+        assert fitted.gates.probability > 0
+
+    def test_all_but_one_label_with_a_single_image(self, tmp_path: Path) -> None:
+        fitted, _ = calibrate(clouds(tmp_path, {"a": 25, "b": 1}))
+        assert fitted.novelty.names == ("max_similarity",)
+
+
+def test_held_out_photos_of_a_label_that_is_never_answered_are_refused(work: Path) -> None:
+    config = PipelineConfig(encoder=FAKE, retrieval={"index_path": work / "index"}, labels=("blue", "red"))
+    with pytest.raises(CorpusError, match="no answer can be 'green'"):
+        calibrate(HybridClassifier(config), held_out=read_corpus(work / "held_out"))
+
+
+def test_settings_of_another_calibration_are_refused_without_loading(work: Path) -> None:
+    calibrate(HybridClassifier(settings(work / "index")))
+    photo = work / "held_out/red/0.png"
+    with pytest.raises(ConfigError, match="set at least 10"):
+        HybridClassifier(settings(work / "index", top_k=2)).classify(photo)
+    with pytest.raises(ConfigError, match="set at least 10"):
+        list(HybridClassifier(settings(work / "index", top_k=2)).classify_files([photo]))
+
+
+def test_costs_that_keep_nothing_are_refused() -> None:
+    data = seen([0.1, 0.2, 0.3], [0.5, 0.7, 0.9])
+    with pytest.raises(ConfigError, match="cheapest to reject every known image"):
+        fit_gates(data, Target(costs=Costs(1, 100, 0.9)), LABELS)
