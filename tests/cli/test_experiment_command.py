@@ -95,7 +95,9 @@ def test_interrupted_it_ends_in_one_line_and_lets_go(tmp_path: Path) -> None:
     path = write_experiment(tmp_path)
     process = started(path, "out")
     until(lambda: list((tmp_path / "out").glob("*/index")))
+    os.kill(process.pid, signal.SIGSTOP)  # it must not be done before the second one has started
     second = run("experiment", "run", path, "-o", "out", cwd=tmp_path)
+    os.kill(process.pid, signal.SIGCONT)
     assert (second.returncode, second.stderr.count("\n")) == (1, 1)
     assert "is in use by another experiment" in second.stderr
     os.kill(process.pid, signal.SIGINT)
