@@ -38,7 +38,14 @@ def until(condition: Any, seconds: float = 60) -> None:
 
 def started(path: Path, output: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "lmm_classifier", "experiment", "run", str(path), "-o", output]
-    return subprocess.Popen(command, cwd=path.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        cwd=path.parent,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        # A shell that starts the tests in the background has told them to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture(scope="module")

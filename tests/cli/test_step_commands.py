@@ -83,7 +83,7 @@ def test_photos_that_cannot_be_read_are_lines_with_a_code(photos: Path) -> None:
         (["run", "detect", "coffee.png", "-p", "model=mtcnn", "-p", "model.family=x"], "inside 'model'"),
         (["run", "detect", "coffee.png", "-p", "model.family=mtcnn", "-p", "min_score=2"], "min_score"),
         (["run", "detect", "coffee.png", "-p", "model={"], "not valid YAML"),
-        (["run", "vote", "coffee.png"], "'vote' needs neighbours"),
+        (["run", "vote", "coffee.png"], "'vote' needs embeddings, neighbours"),
         (
             ["run", "embed", "coffee.png", "-p", "encoder.family=fake", "-w", "target=nobody"],
             "target: Input should be",
