@@ -17,60 +17,70 @@ if TYPE_CHECKING:
     from lmm_classifier.evaluate.target import Costs
     from lmm_classifier.index.calibration import Calibration
 
+Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
+KeepKnown = Annotated[float, typer.Option(help="Share of known photos that must not be called unknown.")]
+Keep = Annotated[
+    list[str] | None, typer.Option(metavar="LABEL=SHARE", help="The same for one label; may be repeated.")
+]
+PerLabel = Annotated[
+    bool, typer.Option("--per-label", help="A threshold of its own for each label with photos enough.")
+]
+CostsText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REJECTED:ACCEPTED:SHARE",
+        help="Instead of --keep-known: cost of a known photo rejected, of an unknown one accepted, and "
+        "the share of unknown photos to come, such as 1:5:0.1.",
+    ),
+]
+Coverage = Annotated[float, typer.Option(help="Share of known photos whose true label must remain possible.")]
+CatchUnknown = Annotated[
+    float, typer.Option(help="Share of unknown photos that must not be accepted without a second look.")
+]
+SecondLook = Annotated[
+    float, typer.Option(help="Share of known photos that may need a second look for that alone.")
+]
+AlwaysLook = Annotated[
+    float,
+    typer.Option(help="Share of known photos that need one in any case: those that look least known."),
+]
+Head = Annotated[
+    str | None, typer.Option(help="knn, prototype, gda or fusion; left out: the best on this index.")
+]
+Score = Annotated[
+    str | None, typer.Option(help="Novelty score, or `combination`; left out: the best on this index.")
+]
+HeldOutPhotos = Annotated[
+    Path | None,
+    typer.Option(help="Labelled photos that are not in the index, to fit the thresholds on."),
+]
+IndexedPhotos = Annotated[
+    Path | None,
+    typer.Option(
+        help="The folder that the index was built from: try the reranker on its photos, and ask it only "
+        "where it helps."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the rehearsal.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the calibration as one JSON object.")]
+
 
 def run(
-    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
-    keep_known: Annotated[
-        float, typer.Option(help="Share of known photos that must not be called unknown.")
-    ] = 0.95,
-    keep: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL=SHARE", help="The same for one label; may be repeated.")
-    ] = None,
-    per_label: Annotated[
-        bool, typer.Option("--per-label", help="A threshold of its own for each label with photos enough.")
-    ] = False,
-    costs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REJECTED:ACCEPTED:SHARE",
-            help="Instead of --keep-known: cost of a known photo rejected, of an unknown one accepted, and "
-            "the share of unknown photos to come, such as 1:5:0.1.",
-        ),
-    ] = None,
-    coverage: Annotated[
-        float, typer.Option(help="Share of known photos whose true label must remain possible.")
-    ] = 0.99,
-    catch_unknown: Annotated[
-        float, typer.Option(help="Share of unknown photos that must not be accepted without a second look.")
-    ] = 0.9,
-    second_look: Annotated[
-        float, typer.Option(help="Share of known photos that may need a second look for that alone.")
-    ] = 0.25,
-    always_look: Annotated[
-        float,
-        typer.Option(help="Share of known photos that need one in any case: those that look least known."),
-    ] = 0.0,
-    head: Annotated[
-        str | None, typer.Option(help="knn, prototype, gda or fusion; left out: the best on this index.")
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="Novelty score, or `combination`; left out: the best on this index.")
-    ] = None,
-    held_out: Annotated[
-        Path | None,
-        typer.Option(help="Labelled photos that are not in the index, to fit the thresholds on."),
-    ] = None,
-    photos: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder that the index was built from: try the reranker on its photos, and ask it only "
-            "where it helps."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rehearsal.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the calibration as one JSON object.")
-    ] = False,
+    config: Settings,
+    keep_known: KeepKnown = 0.95,
+    keep: Keep = None,
+    per_label: PerLabel = False,
+    costs: CostsText = None,
+    coverage: Coverage = 0.99,
+    catch_unknown: CatchUnknown = 0.9,
+    second_look: SecondLook = 0.25,
+    always_look: AlwaysLook = 0.0,
+    head: Head = None,
+    score: Score = None,
+    held_out: HeldOutPhotos = None,
+    photos: IndexedPhotos = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> int:
     """Fit head, novelty score and thresholds for an index, and store them in it.
 

@@ -35,62 +35,75 @@ def group(context: typer.Context) -> None:
     help_without_command(context)
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="URL of a collections service, folder root/<collection>/**, .csv or .jsonl with path,label, "
+        "or .npz with embeddings, labels and, if there are, ids."
+    ),
+]
+Encoders = Annotated[
+    list[str],
+    typer.Option(
+        help="TYPE, TYPE=FAMILY or TYPE=FAMILY=WEIGHTS: what encodes photos (several are joined), or "
+        "made the vectors called TYPE, to bind the classifiers to it."
+    ),
+]
+WherePairs = Annotated[
+    list[str],
+    typer.Option(
+        "--where",
+        "-w",
+        help="Part of the photos, key=value: target (whole_image, prominent_person, prominent_face), "
+        "on_missing (skip leaves a photo out, fallback takes the whole image); repeat.",
+    ),
+]
+EmbeddingType = Annotated[str | None, typer.Option(help="What the vectors of an .npz are called.")]
+Use = Annotated[
+    list[str],
+    typer.Option(help="COLLECTION=TYPE or TYPE+TYPE: of a service's collection, not that of its focus."),
+]
+Only = Annotated[list[str], typer.Option(help="Train this collection only; repeat.")]
+Estimators = Annotated[
+    list[str],
+    typer.Option(
+        help="logistic-regression, linear-svc, lda, svc or random-forest (the last two need the extra "
+        "[skops]), with options as svc:C=3; repeat to let several compete."
+    ),
+]
+Metric = Annotated[
+    str, typer.Option(help="macro_precision, average_precision, f1 or accuracy, on the held-out items.")
+]
+Threshold = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Left out: the best by F1 in cross-validation.")
+]
+Abstain = Annotated[
+    float | None, typer.Option(min=0, max=0.5, help="Say nothing this close to the threshold.")
+]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for each answer of a service.")]
+MaxMib = Annotated[int, typer.Option(min=1, help="MiB of each answer of a service.")]
+JsonProgress = Annotated[
+    bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")
+]
+
+
 @app.command()
 def train(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="URL of a collections service, folder root/<collection>/**, .csv or .jsonl with path,label, "
-            "or .npz with embeddings, labels and, if there are, ids."
-        ),
-    ],
+    source: Source,
     store: StorePath = STORE,
-    encoder: Annotated[
-        list[str],
-        typer.Option(
-            help="TYPE, TYPE=FAMILY or TYPE=FAMILY=WEIGHTS: what encodes photos (several are joined), or "
-            "made the vectors called TYPE, to bind the classifiers to it."
-        ),
-    ] = [],  # noqa: B006 -- typer copies it
-    where: Annotated[
-        list[str],
-        typer.Option(
-            "--where",
-            "-w",
-            help="Part of the photos, key=value: target (whole_image, prominent_person, prominent_face), "
-            "on_missing (skip leaves a photo out, fallback takes the whole image); repeat.",
-        ),
-    ] = [],  # noqa: B006
-    embedding_type: Annotated[
-        str | None, typer.Option(help="What the vectors of an .npz are called.")
-    ] = None,
-    use: Annotated[
-        list[str],
-        typer.Option(help="COLLECTION=TYPE or TYPE+TYPE: of a service's collection, not that of its focus."),
-    ] = [],  # noqa: B006
-    only: Annotated[list[str], typer.Option(help="Train this collection only; repeat.")] = [],  # noqa: B006
-    estimator: Annotated[
-        list[str],
-        typer.Option(
-            help="logistic-regression, linear-svc, lda, svc or random-forest (the last two need the extra "
-            "[skops]), with options as svc:C=3; repeat to let several compete."
-        ),
-    ] = ["logistic-regression"],  # noqa: B006
-    metric: Annotated[
-        str, typer.Option(help="macro_precision, average_precision, f1 or accuracy, on the held-out items.")
-    ] = "macro_precision",
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Left out: the best by F1 in cross-validation.")
-    ] = None,
-    abstain: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="Say nothing this close to the threshold.")
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each answer of a service.")] = 60.0,
-    max_mib: Annotated[int, typer.Option(min=1, help="MiB of each answer of a service.")] = 256,
+    encoder: Encoders = [],  # noqa: B006 -- typer copies it
+    where: WherePairs = [],  # noqa: B006
+    embedding_type: EmbeddingType = None,
+    use: Use = [],  # noqa: B006
+    only: Only = [],  # noqa: B006
+    estimator: Estimators = ["logistic-regression"],  # noqa: B006
+    metric: Metric = "macro_precision",
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    timeout: Timeout = 60.0,
+    max_mib: MaxMib = 256,
     as_json: AsJson = False,
-    json_progress: Annotated[
-        bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")
-    ] = False,
+    json_progress: JsonProgress = False,
 ) -> int:
     """Train a classifier per collection; the best of all kept versions on the held-out fifth is used.
 

@@ -30,45 +30,53 @@ class Strangers(StrEnum):
     far = "far"
 
 
+Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
+Photos = Annotated[
+    Path | None, typer.Argument(help="Labelled photos: a folder per label, or a .csv or .jsonl table.")
+]
+DriftLog = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LOG", help="Instead of PHOTOS: test the log that `classify --p-values` wrote for drift."
+    ),
+]
+Window = Annotated[
+    int, typer.Option(min=1, help="With --drift: how many of the latest photos to test by themselves.")
+]
+Near = Annotated[
+    Path | None,
+    typer.Option(help="Photos of no label of the index that resemble one: a folder or table."),
+]
+Far = Annotated[Path | None, typer.Option(help="Photos of no label of the index that resemble none.")]
+WhatStrangersAre = Annotated[
+    Strangers, typer.Option(help="What photos in PHOTOS are whose label the index lacks.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help=f"Folder for {FIGURES} and {PAGE}; {OUTPUT}, or none with --json."),
+]
+CorpusRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder that the index's photos start from, to show neighbours on the page."),
+]
+Resamples = Annotated[int, typer.Option(min=1, max=100_000, help="Bootstrap resamples behind each interval.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the resamples.")]
+AsJson = Annotated[bool, typer.Option("--json", help=f"Print what {FIGURES} holds.")]
+
+
 def run(
-    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
-    photos: Annotated[
-        Path | None, typer.Argument(help="Labelled photos: a folder per label, or a .csv or .jsonl table.")
-    ] = None,
-    drift: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="LOG", help="Instead of PHOTOS: test the log that `classify --p-values` wrote for drift."
-        ),
-    ] = None,
-    window: Annotated[
-        int, typer.Option(min=1, help="With --drift: how many of the latest photos to test by themselves.")
-    ] = 200,
-    near: Annotated[
-        Path | None,
-        typer.Option(help="Photos of no label of the index that resemble one: a folder or table."),
-    ] = None,
-    far: Annotated[
-        Path | None, typer.Option(help="Photos of no label of the index that resemble none.")
-    ] = None,
-    strangers: Annotated[
-        Strangers, typer.Option(help="What photos in PHOTOS are whose label the index lacks.")
-    ] = Strangers.near,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help=f"Folder for {FIGURES} and {PAGE}; {OUTPUT}, or none with --json."
-        ),
-    ] = None,
-    corpus_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that the index's photos start from, to show neighbours on the page."),
-    ] = None,
-    resamples: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Bootstrap resamples behind each interval.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help=f"Print what {FIGURES} holds.")] = False,
+    config: Settings,
+    photos: Photos = None,
+    drift: DriftLog = None,
+    window: Window = 200,
+    near: Near = None,
+    far: Far = None,
+    strangers: WhatStrangersAre = Strangers.near,
+    output: Output = None,
+    corpus_root: CorpusRoot = None,
+    resamples: Resamples = 1000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> int:
     """Measure a classifier on photos whose labels are known, and on photos of no label of the index.
 

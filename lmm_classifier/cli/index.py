@@ -66,10 +66,24 @@ def group(context: typer.Context) -> None:
     help_without_command(context)
 
 
+Output = Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile the model first: a minute's start, then faster.")
+]
+Rebuild = Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")]
+Engine = Annotated[str, typer.Option(help="local, or ray: many machines, see --address.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster; without, a Ray on this machine.")
+]
+ShardRows = Annotated[
+    int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 2048 by default.")
+]
+
+
 @app.command()
 def build(
     root: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")],
+    output: Output,
     batch_size: BatchSize = 32,
     encoder: EncoderNames = ["siglip"],  # noqa: B006 -- typer copies it
     weights: Weights = "",
@@ -77,21 +91,15 @@ def build(
     cache_dir: CacheDir = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first: a minute's start, then faster.")
-    ] = False,
+    compiled: Compiled = False,
     workers: Workers = None,
     max_bad_ratio: MaxBadRatio = MAX_BAD_RATIO,
     factory: Factory = None,
     target_recall: TargetRecall = 0.99,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")] = False,
-    engine: Annotated[str, typer.Option(help="local, or ray: many machines, see --address.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a Ray cluster; without, a Ray on this machine.")
-    ] = None,
-    shard_rows: Annotated[
-        int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 2048 by default.")
-    ] = None,
+    rebuild: Rebuild = False,
+    engine: Engine = "local",
+    address: Address = None,
+    shard_rows: ShardRows = None,
     json_progress: JsonProgress = False,
 ) -> int:
     """Turn a labelled corpus into an index, or bring an index up to date with its corpus.

@@ -61,20 +61,28 @@ class Vote(Step):
         return weighted_vote(neighbours.similarity, neighbours.labels, temperature)
 
 
+def queries_of(batch: Sequence[Sample], encoders: Sequence[str], codes: npt.NDArray[np.int32]) -> Queries:
+    """All regions of a batch, as heads and novelty scores take them.
+
+    Args:
+        batch: samples with embeddings and neighbours.
+        encoders: fingerprints of the encoders that take part.
+        codes: int32 (n,), columns of the labels of the index.
+    """
+    near = [required(sample.neighbours) for sample in batch]
+    rows = np.concatenate([neighbours.rows for neighbours in near])
+    return Queries(
+        tuple(np.concatenate([sample.embeddings[encoder] for sample in batch]) for encoder in encoders),
+        np.concatenate([neighbours.similarity for neighbours in near]),
+        np.where(rows >= 0, codes[rows], -1).astype(np.int64),
+    )
+
+
 def _decided(
     batch: Sequence[Sample], fitted: Fitted, labels: tuple[str, ...], codes: npt.NDArray[np.int32]
 ) -> list[Scores]:
     """The calibrated scores of all regions of the batch, decided in one go."""
-    near = [required(sample.neighbours) for sample in batch]
-    rows = np.concatenate([neighbours.rows for neighbours in near])
-    vectors = tuple(
-        np.concatenate([sample.embeddings[encoder] for sample in batch])
-        for encoder in fitted.calibration.encoders
-    )
-    similarity = np.concatenate([neighbours.similarity for neighbours in near])
-    decided = fitted.decider.decide(
-        Queries(vectors, similarity, np.where(rows >= 0, codes[rows], -1).astype(np.int64))
-    )
+    decided = fitted.decider.decide(queries_of(batch, fitted.calibration.encoders, codes))
     known = by_sample(batch, decided.known.astype(np.float32))
     values = by_sample(batch, decided.probabilities)
     return [Scores(labels, v, k) for v, k in zip(values, known, strict=True)]

@@ -16,14 +16,14 @@ QUICK = FetchLimits(connect_s=1, silence_s=0.4, total_s=1.0, max_bytes=10_000, w
 MARGIN_S = 1.0
 
 
-def refused(url: str, code: str) -> float:
-    """Seconds until it was refused with this code."""
+def code_of(url: str) -> str:
+    """The code with which it is refused, in one line and in time."""
     started = time.monotonic()
     with pytest.raises(FetchError) as caught:
         fetch(url, limits=QUICK)
-    assert caught.value.code == code
     assert "\n" not in str(caught.value)
-    return time.monotonic() - started
+    assert time.monotonic() - started < QUICK.total_s + MARGIN_S
+    return caught.value.code
 
 
 def test_an_answer_is_its_bytes_and_is_asked_for_plainly() -> None:
@@ -64,7 +64,7 @@ def silent(handler: Handler) -> None:
 def test_a_slow_answer_ends_when_the_time_is_over(slow) -> None:
     """Each read succeeds in time; the clock is that of the whole fetch."""
     with serving({"/a": slow}) as server:
-        assert refused(f"{server.url}/a", "timeout") < QUICK.total_s + MARGIN_S
+        assert code_of(f"{server.url}/a") == "timeout"
 
 
 def endless(handler: Handler) -> None:
@@ -83,7 +83,7 @@ def huge_by_its_header(handler: Handler) -> None:
 @pytest.mark.parametrize("huge", [endless, huge_by_its_header])
 def test_a_huge_answer_is_cut_off_and_not_asked_for_again(huge) -> None:
     with serving({"/a": huge}) as server:
-        refused(f"{server.url}/a", "too_large")
+        assert code_of(f"{server.url}/a") == "too_large"
         assert server.paths == ["/a"]
 
 
@@ -96,7 +96,7 @@ def test_a_busy_server_is_asked_again_and_a_sure_one_is_not() -> None:
     with serving({"/busy": busy, "/forbidden": lambda handler: handler.say(403, b"secret")}) as server:
         assert fetch(f"{server.url}/busy", limits=QUICK) == b"at last"
         assert server.paths == ["/busy"] * 3
-        refused(f"{server.url}/forbidden", "bad_status")
+        assert code_of(f"{server.url}/forbidden") == "bad_status"
         assert server.paths == ["/busy"] * 3 + ["/forbidden"]
 
 
@@ -108,14 +108,14 @@ def test_a_broken_answer_is_asked_for_again_three_times_at_most() -> None:
         handler.wfile.write(b"half of it")
 
     with serving({"/a": cut}) as server:
-        refused(f"{server.url}/a", "unreachable")
+        assert code_of(f"{server.url}/a") == "unreachable"
         assert server.paths == ["/a"] * 3
 
 
 def test_nobody_there() -> None:
     with serving({}) as server:
         url = server.url
-    refused(f"{url}/a", "unreachable")
+    assert code_of(f"{url}/a") == "unreachable"
 
 
 def test_redirects_are_followed_three_times_and_tell_strangers_no_secrets() -> None:
@@ -132,14 +132,14 @@ def test_redirects_are_followed_three_times_and_tell_strangers_no_secrets() -> N
             assert fetch(f"{server.url}/away", headers={"Authorization": "Bearer x"}) == b"found"
             assert "Authorization" in server.asked[0][1]
             assert "Authorization" not in other.asked[0][1]
-            refused(f"{server.url}/loop", "redirected")
+            assert code_of(f"{server.url}/loop") == "redirected"
             assert server.paths.count("/loop") == 4
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/a", "http://a b/"])
 def test_a_redirect_to_something_else_is_refused(location: str) -> None:
     with serving({"/a": lambda handler: handler.say(302, b"", Location=location)}) as server:
-        refused(f"{server.url}/a", "bad_url")
+        assert code_of(f"{server.url}/a") == "bad_url"
 
 
 @pytest.mark.parametrize(
@@ -161,4 +161,4 @@ def test_a_redirect_to_something_else_is_refused(location: str) -> None:
     ],
 )
 def test_what_is_no_plain_url_is_refused_before_anything_is_opened(url: str) -> None:
-    refused(url, "bad_url")
+    assert code_of(url) == "bad_url"
