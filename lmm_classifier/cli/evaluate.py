@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,6 @@ from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.evaluate.evaluation import Evaluation
-    from lmm_classifier.evaluate.tables import Table
 
 OUTPUT = Path("evaluation")
 FIGURES, PAGE = "evaluation.json", "report.html"
@@ -93,7 +91,6 @@ def run(
     from lmm_classifier.evaluate.evaluate import evaluate
     from lmm_classifier.evaluate.evaluation_page import write_evaluation
     from lmm_classifier.evaluate.questions import read_unknowns
-    from lmm_classifier.evaluate.tables import tables
     from lmm_classifier.index.files import replace_file
 
     folder = output or (None if as_json else OUTPUT)
@@ -101,49 +98,50 @@ def run(
         raise ConfigError(f"{folder} is a file; give --output a folder")
     classifier = HybridClassifier.from_yaml(config)
     known = read_corpus(photos)
-    unknown = {
-        name: None if source is None else read_unknowns(source)
-        for name, source in (("near", near), ("far", far))
-    }
+    unknown_near, unknown_far = (None if source is None else read_unknowns(source) for source in (near, far))
     warn_of_unanswerable(classifier.unanswerable_labels)
     with progress() as on_progress:
         found = evaluate(
             classifier,
             known,
-            near=unknown["near"],
-            far=unknown["far"],
+            near=unknown_near,
+            far=unknown_far,
             strangers=strangers.value,
             resamples=resamples,
             seed=seed,
             on_progress=on_progress,
         )
-    text = json.dumps(found.to_dict(), indent=2, allow_nan=False)
     if folder:
-        replace_file(folder / FIGURES, text.encode() + b"\n")
-        write_evaluation(folder / PAGE, f"Evaluation of {config} on {photos}", found, corpus_root)
+        title = f"Evaluation of {config} on {photos}"
+        replace_file(folder / FIGURES, _json(found).encode() + b"\n")
+        write_evaluation(folder / PAGE, title, found, corpus_root)
     if as_json:
-        typer.echo(text)
+        typer.echo(_json(found))
     else:
-        _show(tables(found))
-    if folder and not as_json:
-        for name in (FIGURES, PAGE):
-            typer.echo(printable(str(folder / name)))
+        _show(found, folder)
     return _told(found)
 
 
-def _show(found: Sequence[Table]) -> None:
+def _json(found: Evaluation) -> str:
+    return json.dumps(found.to_dict(), indent=2, allow_nan=False)
+
+
+def _show(found: Evaluation, folder: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from lmm_classifier.evaluate.tables import BRACKETS
+    from lmm_classifier.evaluate.tables import BRACKETS, tables
 
     console = Console()
-    for table in found:
+    for table in tables(found):
         shown = RichTable(*table.columns, title=table.title)
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
     typer.echo(BRACKETS)
+    if folder:
+        for name in (FIGURES, PAGE):
+            typer.echo(printable(str(folder / name)))
 
 
 def _told(found: Evaluation) -> int:

@@ -94,29 +94,36 @@ def evaluate(
     started = time.perf_counter()
     queries, unread = _answered(answering(classifier, (q.photo for q in asked)), asked, on_progress)
     seconds = time.perf_counter() - started
-    on_progress(Progress("computing the figures"))
-    knowns = [query for query in queries if query.group == "known"]
-    if not knowns:
+    if all(query.group != "known" for query in queries):
         raise CorpusError(f"{known.root}: none of the known photos can be read, so nothing can be measured")
-    measured = Measure(resamples, seed)
-    both = {"known": knowns}
-    if len(knowns) < len(queries):
-        both["all"] = queries
+    on_progress(Progress("computing the figures"))
     sources = {"known": known} | dict[str, Corpus](unknown.items())
     listed = list(_not_listed(sources.values()))
     return Evaluation(
-        known=measured.known(knowns),
-        unknown=_against_unknowns(measured, queries),
-        confidence={name: measured.confidence(some) for name, some in both.items()},
-        rerank=measured.rerank(queries),
-        stages=measure([q.answer for q in queries], [q.truth for q in queries], sorted(labels)),
-        labels=label_rows([q.truth for q in queries], [q.answer.label for q in queries]),
+        **_figures(queries, Measure(resamples, seed), labels),
         queries=tuple(queries),
         skipped=(*(file for file in listed if file.code not in NO_PHOTOS), *unread),
         left_out=tuple(file for file in listed if file.code in NO_PHOTOS),
         subject=_subject(classifier, sources, labels),
         conditions=_conditions(queries, seconds, resamples, seed),
     )
+
+
+def _figures(queries: Sequence[Query], measured: Measure, labels: frozenset[str]) -> dict[str, Any]:
+    """What is measured of the answers, by the fields of `Evaluation`."""
+    both = {"known": [query for query in queries if query.group == "known"]}
+    if len(both["known"]) < len(queries):
+        both["all"] = list(queries)
+    truths = [query.truth for query in queries]
+    answers = [query.answer for query in queries]
+    return {
+        "known": measured.known(both["known"]),
+        "unknown": _against_unknowns(measured, queries),
+        "confidence": {name: measured.confidence(some) for name, some in both.items()},
+        "rerank": measured.rerank(queries),
+        "stages": measure(answers, truths, sorted(labels)),
+        "labels": label_rows(truths, [answer.label for answer in answers]),
+    }
 
 
 def _not_listed(corpora: Iterable[Corpus]) -> Iterator[SkippedFile]:
