@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -115,13 +115,29 @@ class Downscaling(Protocol):
         ...
 
 
+AnswerForm = Literal["text", "letter", "yes_no"]
+
+
 @plain_dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """One image, one prompt, and the answers to compare."""
+    """One image, one prompt, and the answers to compare.
+
+    Attributes:
+        image: what is asked about; shown first.
+        prompt: the question; `models.prompt.asked` gives all that is said after the image.
+        options: answers to compare, distinct.
+        form: how an option is given: by its own text; by the letter it is listed under, the prompt's list
+            and closing line being added; or, of the options "Yes" and "No", by that word.
+        exemplars: pictures shown between image and prompt, each after the text that says what it is.
+        due: `time.monotonic` from which nobody waits for the answer any more; None: whenever it comes.
+    """
 
     image: Image.Image
     prompt: str
     options: tuple[str, ...]
+    form: AnswerForm = "text"
+    exemplars: tuple[tuple[str, Image.Image], ...] = ()
+    due: float | None = None
 
 
 class Chooser(Protocol):
@@ -134,8 +150,9 @@ class Chooser(Protocol):
         """Rate every option of every question, `batch_size` (question, option) pairs per forward pass.
 
         Returns:
-            per question, float32 (len(options),): natural logarithm of the likelihood of the option,
-            whole and followed by the end of the answer, given image and prompt.
+            per question, float32 (len(options),), natural logarithms, given image, exemplars and prompt: in
+            the form "text", of the likelihood of the option, whole and followed by the end of the answer; in
+            the others, of the probability that the answer begins with the option's letter or word.
 
         Raises:
             ModelError: the model failed.

@@ -2,7 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from lmm_classifier.models.prompt import DEFAULT_DESCRIPTION, DEFAULT_PROMPT, render_prompt
+from transformers.decision import DecisionConfig
+from transformers.decision.template_utils import DECISION_PROMPT, _compile_jinja_template
+from transformers.decision.template_utils import Question as DecisionQuestion
+
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.models.prompt import (
+    DEFAULT_DESCRIPTION,
+    DEFAULT_PROMPT,
+    YES_NO,
+    answers_of,
+    asked,
+    render_prompt,
+)
 
 
 def test_the_default_prompt_names_every_candidate_in_the_given_order() -> None:
@@ -54,3 +66,23 @@ def test_stray_braces_of_a_template_stay(template: str) -> None:
 
 def test_the_default_description_reads_as_a_noun() -> None:
     assert DEFAULT_DESCRIPTION == "the image"
+
+
+def test_the_forms_of_an_answer_read_as_transformers_decision_pipeline_has_them() -> None:
+    """So that a letter is rated locally, by that pipeline, and by a server's typed route after the same words."""
+    labels = ("rose {x}", "tulip", "oxeye\tdaisy")
+    letter = {"type": "choice", "instructions": "Which {label}?", "criteria": dict.fromkeys(labels)}
+    yes_no = {"type": "noul", "instructions": "Is it a rose?"}
+    prompt = _compile_jinja_template(DECISION_PROMPT)
+    for question, options, form in ((letter, labels, "letter"), (yes_no, YES_NO, "yes_no")):
+        theirs = DecisionQuestion.from_request("label", question, DecisionConfig())
+        assert prompt.render(state="", question=theirs) == asked(question["instructions"], options, form)
+
+
+def test_options_that_the_form_has_no_name_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match="27 options"):
+        asked("Which?", [str(i) for i in range(27)], "letter")
+    with pytest.raises(ConfigError, match="yes or no"):
+        asked("Is it?", ("maybe", "No"), "yes_no")
+    assert answers_of(("b", "a"), "letter") == ("A", "B")
+    assert answers_of(("b", "a"), "text") == ("b", "a")
