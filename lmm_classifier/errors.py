@@ -12,7 +12,8 @@
     ├── FetchError                 a URL cannot be fetched; carries a code from FETCH_ERROR_CODES
     ├── ModelError                 a model cannot be loaded or run
     │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
-    │   └── ModelOutOfMemoryError      a pass through it needs more memory than there is
+    │   ├── ModelOutOfMemoryError      a pass through it needs more memory than there is
+    │   └── OutOfTimeError             nobody waits for its answer any more
     └── StepError                  a pipeline step broke its contract
 
 Each message is one line that says what is wrong, where, and what to do about it.
@@ -118,6 +119,10 @@ class ModelUnavailableError(ModelError):
 
 class ModelOutOfMemoryError(ModelError):
     """A pass through a model needs more memory than there is; raised where a smaller batch is no way out."""
+
+
+class OutOfTimeError(ModelError):
+    """A model was stopped, for nobody waits for its answer any more."""
 
 
 class StepError(LmmClassifierError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,42 +15,31 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lmm_classifier.errors import ModelError
+from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.models.forward import running
 from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
+from lmm_classifier.models.prompt import answers_of, asked
 from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.shape import shrunk, widened
+from lmm_classifier.models.side_by_side import Asked, Picture, log_likelihoods
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = default_weights("qwen-vl")
 # 1280 visual tokens of 28 x 28 px: the bound that Qwen2-VL's model card proposes to balance cost and
 # quality. The processor's own limit would let a 12-megapixel photo take 16,000.
 MAX_PIXELS = 1280 * 28 * 28
-# Side by side, answers take memory by the square of their tokens; one that is longer goes alone.
-MAX_ANSWER_TOKENS = 1024
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
 _MAX_ASPECT_RATIO = 200  # the image processor refuses longer slivers
-_IGNORED = -100  # torch's cross_entropy leaves this target out
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """One question as tokens: the prompt with its image, and the answers, each with the end of the turn."""
-
-    place: int
-    prompt: list[int]
-    answers: list[list[int]]
-    pixel_values: torch.Tensor
-    image_grid_thw: torch.Tensor
 
 
 class QwenVLChooser:
-    """Rates an option by the log-likelihood of its text, whole and closed, as the model's answer.
+    """Rates an option by the log-likelihood of its text, letter or word as the model's answer.
 
     Nothing is generated and no prose is parsed. The text of prompt and options is tokenised apart from
-    the chat template, with special tokens off, so a label cannot open or close a turn.
+    the chat template, with special tokens off, so a label cannot open or close a turn. Questions about the
+    same image object share its pass through the model, and whatever else they begin with.
     """
 
     input_size: ClassVar = math.isqrt(MAX_PIXELS) + 1  # the shorter side of that many pixels is no longer
@@ -67,157 +56,138 @@ class QwenVLChooser:
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
         self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
         self._image_token = config.image_token_id
-        self._prefix, self._suffix = self._chat_frame()
+        self._prefix, self._next_image, self._suffix = self._chat_frame()
         self._lock = threading.Lock()  # a fast tokenizer keeps "special tokens on or off" as state
+        self._due: float | None = None
+        for layer in self._model.model.language_model.layers:
+            layer.register_forward_pre_hook(self._in_time)
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
         values: dict[int, list[float]] = {}
         with self._lock, running(self._weights, f"{len(questions)} questions"):
-            for batch in self._batches(questions, batch_size):
-                values |= self._score(batch, batch_size)
+            for rows in self._batches(questions, batch_size):
+                self._due = _latest([questions[question.place] for row in rows for question in row])
+                values |= log_likelihoods(self._model, rows, batch_size)
         return [np.asarray(values[i], np.float32) for i in range(len(questions))]
 
-    def _batches(self, questions: Sequence[Question], batch_size: int) -> Iterator[list[_Asked]]:
-        """Questions of similar length, so that there is little padding, with at most `batch_size` answers."""
-        order = sorted(range(len(questions)), key=lambda i: _length(questions[i]))
-        batch: list[_Asked] = []
-        for i in order:
-            answers = sum(len(asked.answers) for asked in batch)
-            if batch and answers + len(questions[i].options) > batch_size:
-                yield batch
-                batch = []
-            batch.append(self._asked(i, questions[i]))
-        if batch:
-            yield batch
+    def plain_log_likelihoods(self, question: Question) -> FloatArray:
+        """The same of one question by a whole pass per option, sharing nothing: for a self-test."""
+        with self._lock, running(self._weights, "a question"):
+            self._due = question.due
+            plain = self._asked(0, question, {})
+            return np.asarray([self._plain(plain, answer) for answer in plain.answers], np.float32)
 
-    def _asked(self, place: int, question: Question) -> _Asked:
+    def _batches(self, questions: Sequence[Question], batch_size: int) -> Iterator[list[list[Asked]]]:
+        """Rows of questions about one image, of similar length, so that there is little padding.
+
+        A batch has at most `batch_size` answers, or one row.
+        """
+        about: defaultdict[int, list[int]] = defaultdict(list)
+        for i, question in enumerate(questions):
+            about[id(question.image)].append(i)
+        rows: list[list[Asked]] = []
+        answers = 0
+        for places in sorted(about.values(), key=lambda places: _length(questions[places[0]])):
+            more = sum(len(questions[i].options) for i in places)
+            if rows and answers + more > batch_size:
+                yield rows
+                rows, answers = [], 0
+            pictures: dict[int, Picture] = {}
+            rows.append([self._asked(i, questions[i], pictures) for i in places])
+            answers += more
+        if rows:
+            yield rows
+
+    def _asked(self, place: int, question: Question, pictures: dict[int, Picture]) -> Asked:
+        """A question as tokens.
+
+        Args:
+            place: its number.
+            question: the question.
+            pictures: by `id`, images that were prepared before; added to.
+        """
         tokenizer = self._processor.tokenizer
-        image = self._processor.image_processor(images=[_affordable(question.image)], return_tensors="pt")
-        prefix = tokenizer.encode(self._prefix, add_special_tokens=False)
-        prompt = [
-            *self._with_image(prefix, image["image_grid_thw"][0]),
-            *_literal(tokenizer, question.prompt),
-            *tokenizer.encode(self._suffix, add_special_tokens=False),
-        ]
-        answers = [[*_literal(tokenizer, option), tokenizer.eos_token_id] for option in question.options]
-        return _Asked(place, prompt, answers, image["pixel_values"], image["image_grid_thw"])
+        images = [question.image, *(image for _, image in question.exemplars)]
+        shown = [self._picture(image, pictures) for image in images]
+        between = tokenizer.encode(self._next_image, add_special_tokens=False)
+        prompt = self._with_image(tokenizer.encode(self._prefix, add_special_tokens=False), shown[0])
+        for (text, _), picture in zip(question.exemplars, shown[1:], strict=True):
+            prompt += [*_literal(tokenizer, text), *self._with_image(between, picture)]
+        prompt += _literal(tokenizer, asked(question.prompt, question.options, question.form))
+        prompt += tokenizer.encode(self._suffix, add_special_tokens=False)
+        ids = torch.tensor([prompt])
+        is_image = ids[0] == self._image_token
+        positions, _ = self._model.model.get_rope_index(
+            ids, mm_token_type_ids=is_image[None].int(), image_grid_thw=torch.cat([p.grid for p in shown])
+        )
+        starts = torch.nonzero(is_image & ~torch.cat([torch.tensor([False]), is_image[:-1]]))[:, 0].tolist()
+        answers = self._answers(question)
+        return Asked(place, prompt, positions[:, 0], tuple(shown), tuple(starts), answers)
 
-    def _chat_frame(self) -> tuple[str, str]:
-        """What the model's own chat template puts before and after the text of the prompt."""
-        content = [{"type": "image"}, {"type": "text", "text": _MARK}]
+    def _answers(self, question: Question) -> list[list[int]]:
+        """Tokens of each answer: of a letter or word alone, of a text with the end of the turn."""
+        tokenizer = self._processor.tokenizer
+        texts = answers_of(question.options, question.form)
+        tokens = [_literal(tokenizer, text) for text in texts]
+        if question.form != "text":
+            if len({tuple(ids) for ids in tokens if len(ids) == 1}) == len(tokens):
+                return tokens
+            if question.form == "letter":
+                raise ModelError(
+                    f"the tokenizer of {self._weights!r} has no single token for each of the letters "
+                    f"{', '.join(texts)}: let options be rated by their text"
+                )
+        return [[*ids, tokenizer.eos_token_id] for ids in tokens]
+
+    def _picture(self, image: Image.Image, known: dict[int, Picture]) -> Picture:
+        if id(image) not in known:
+            features = self._processor.image_processor(images=[_affordable(image)], return_tensors="pt")
+            known[id(image)] = Picture(features["pixel_values"], features["image_grid_thw"])
+        return known[id(image)]
+
+    def _chat_frame(self) -> tuple[str, str, str]:
+        """What the model's own chat template puts before the text, around a further image, and after."""
+        text = {"type": "text", "text": _MARK}
+        content = [{"type": "image"}, text, {"type": "image"}, text]
         try:
             chat = self._processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
-            prefix, suffix = chat.split(_MARK)
+            prefix, between, suffix = chat.split(_MARK)
         except (ValueError, TypeError, TemplateError) as error:
             raise ModelError(
                 f"model {self._weights!r} has no usable chat template: {first_line(error)}"
             ) from error
-        return prefix, suffix
+        return prefix, between, suffix
 
-    def _with_image(self, ids: list[int], grid: torch.Tensor) -> list[int]:
-        """Repeat the image token once per visual token of the (time, height, width) patch grid."""
-        visual_tokens = int(grid.prod()) // self._processor.image_processor.merge_size**2
+    def _with_image(self, ids: list[int], picture: Picture) -> list[int]:
+        """Repeat the image token once per visual token of the picture."""
+        visual_tokens = int(picture.grid.prod()) // self._processor.image_processor.merge_size**2
         return [i for token in ids for i in [token] * (visual_tokens if token == self._image_token else 1)]
 
-    def _score(self, batch: Sequence[_Asked], batch_size: int) -> dict[int, list[float]]:
-        """Per place, the log-likelihoods of its answers.
-
-        Image and prompt go through the model once, whatever the number of answers; these go on from the
-        keys and values that are left of it.
-        """
-        prompts, mask = _padded([asked.prompt for asked in batch], left=True)
-        device = self._model.device
-        read = self._model(
-            input_ids=prompts.to(device),
-            attention_mask=mask.to(device),
-            mm_token_type_ids=(prompts == self._image_token).int().to(device),
-            pixel_values=torch.cat([asked.pixel_values for asked in batch]).to(device, self._model.dtype),
-            image_grid_thw=torch.cat([asked.image_grid_thw for asked in batch]).to(device),
-            logits_to_keep=1,
-            use_cache=True,
-        )
-        first = torch.log_softmax(read.logits[:, -1].float(), dim=-1).cpu()
-        # Where the text after the prompt stands: an image takes fewer positions than it has tokens.
-        after = mask.sum(dim=1) + self._model.model.rope_deltas[:, 0].cpu()
-        scores: dict[int, list[float]] = {asked.place: [] for asked in batch}
-        for some in zip_longest(*(_runs(asked.answers, batch_size) for asked in batch), fillvalue=()):
-            rest = self._rest(some, read.past_key_values, mask, after)
-            for row, asked in enumerate(batch):
-                opening = first[row, [answer[0] for answer in some[row]]].tolist()
-                scores[asked.place] += [a + b for a, b in zip(opening, rest[row], strict=True)]
-        return scores
-
-    def _rest(
-        self,
-        answers: Sequence[Sequence[list[int]]],
-        memory: Any,
-        mask: torch.Tensor,
-        after: torch.Tensor,
-    ) -> list[list[float]]:
-        """Per question and answer, the log-likelihood of the answer's tokens after its first.
-
-        The answers of a question stand side by side in one row, each blind to the others, so that they
-        share the memory of the prompt instead of a copy each.
-        """
-        given, _ = _padded([[t for answer in some for t in answer[:-1]] for some in answers])
-        totals = [[0.0] * len(some) for some in answers]
-        if not given.shape[1]:  # every answer is its own end
-            return totals
-        owner, place = torch.full_like(given, -1), torch.zeros_like(given)
-        for row, some in enumerate(answers):
-            lengths = torch.tensor([len(answer) - 1 for answer in some])
-            tokens = int(lengths.sum())
-            owner[row, :tokens] = torch.arange(len(some)).repeat_interleave(lengths)
-            place[row, :tokens] = torch.cat([torch.arange(n) for n in lengths])
-        same = owner[:, :, None] == owner[:, None, :]
-        earlier = place[:, :, None] >= place[:, None, :]
-        seen = torch.cat([mask[:, None, :].expand(-1, given.shape[1], -1).bool(), same & earlier], dim=2)
+    def _plain(self, question: Asked, answer: list[int]) -> float:
         device, dtype = self._model.device, self._model.dtype
-        closed = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        ids = torch.tensor([[*question.prompt, *answer]])
         logits = self._model(
-            input_ids=given.to(device),
-            attention_mask=closed[:, None].to(device),
-            position_ids=(after[:, None] + place)
-            .expand(3, -1, -1)
-            .to(device),  # the same in all three in text
-            past_key_values=memory,
-            use_cache=True,
-        ).logits
-        memory.crop(-given.shape[1])
-        targets, _ = _padded([[t for answer in some for t in answer[1:]] for some in answers], fill=_IGNORED)
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), targets.to(device), ignore_index=_IGNORED, reduction="none"
-        ).cpu()
-        for row, some in enumerate(answers):
-            for number in range(len(some)):
-                totals[row][number] = -float(losses[row, owner[row] == number].sum())
-        return totals
+            input_ids=ids.to(device),
+            mm_token_type_ids=(ids == self._image_token).int().to(device),
+            pixel_values=torch.cat([p.pixel_values for p in question.pictures]).to(device, dtype),
+            image_grid_thw=torch.cat([p.grid for p in question.pictures]).to(device),
+            use_cache=False,
+        ).logits[0, len(question.prompt) - 1 : -1]
+        scored = logits.float().log_softmax(dim=-1).cpu()
+        return float(scored[torch.arange(len(answer)), torch.tensor(answer)].sum())
+
+    def _in_time(self, *_: object) -> None:
+        """Before each layer: nobody waits any more for what this pass is about."""
+        if self._due is not None and time.monotonic() > self._due:
+            raise OutOfTimeError(f"{self._weights!r} was stopped: the time for the answer is up")
 
 
-def _padded(
-    rows: Sequence[Sequence[int]], *, left: bool = False, fill: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens as int64 (rows, longest), and a mask of the same shape that is 1 on tokens."""
-    longest = max(map(len, rows))
-    tokens, mask = torch.full((len(rows), longest), fill), torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(longest - len(row), longest) if left else slice(0, len(row))
-        tokens[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = 1
-    return tokens, mask
-
-
-def _runs(answers: Sequence[list[int]], most: int) -> Iterator[Sequence[list[int]]]:
-    """Answers that go through the model side by side: at most so many, and of not too many tokens."""
-    run: list[list[int]] = []
-    for answer in answers:
-        if run and (len(run) == most or sum(map(len, run)) + len(answer) > MAX_ANSWER_TOKENS):
-            yield run
-            run = []
-        run.append(answer)
-    yield run
+def _latest(questions: Sequence[Question]) -> float | None:
+    """When the last of them is due; None where one may come whenever it does."""
+    dues = [question.due for question in questions if question.due is not None]
+    return max(dues) if dues and len(dues) == len(questions) else None
 
 
 def _length(question: Question) -> tuple[int, int]:

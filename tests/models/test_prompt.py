@@ -68,7 +68,7 @@ def test_the_default_description_reads_as_a_noun() -> None:
 
 
 def test_the_forms_of_an_answer_read_as_transformers_decision_pipeline_has_them() -> None:
-    """So that a letter is rated here, by that pipeline, and by a typed route of a server after the same words."""
+    """So that a letter is rated after the same words here, by that pipeline, and by a server's route."""
     labels = ("rose {x}", "tulip", "oxeye\tdaisy")
     letter = {"type": "choice", "instructions": "Which {label}?", "criteria": dict.fromkeys(labels)}
     yes_no = {"type": "noul", "instructions": "Is it a rose?"}

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
+    pipeline,
 )
 
-from lmm_classifier.errors import ModelError
+from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.base import Chooser, ModelSpec, Question, load_chooser
+from lmm_classifier.models.prompt import YES_NO, answers_of, asked
 from lmm_classifier.types import Choice
 
 Noise = Callable[..., Image.Image]
@@ -201,6 +206,95 @@ class TestSharing:
         for ours, plain in zip(chooser.log_likelihoods(questions, batch_size), expected, strict=True):
             np.testing.assert_allclose(ours, plain, atol=1e-4, rtol=1e-6)
 
+    def test_questions_about_one_image(
+        self, family: str, folder: Path, chooser: Chooser, noise: Noise, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Image and first words go through the model once, for however many questions."""
+        fed: list[int] = []
+        forward = MODELS[family].forward
+
+        def counting(self: Any, **inputs: Any) -> Any:
+            fed.append(inputs["input_ids"].numel())
+            return forward(self, **inputs)
+
+        image, other = noise(600, 400, 1), noise(90, 60, 2)
+        about = [Question(image, f"Is this a {name}?", YES_NO, "yes_no") for name in OPTIONS]
+        about.insert(2, Question(other, "Is this a rose?", YES_NO, "yes_no"))
+        expected = naive(family, folder, [whole(family, folder, question) for question in about])
+        monkeypatch.setattr(MODELS[family], "forward", counting)
+        rated = chooser.log_likelihoods(about, 64)
+        for ours, plain in zip(rated, expected, strict=True):
+            np.testing.assert_allclose(ours, plain, atol=1e-4, rtol=1e-6)
+        del about[2]
+        fed.clear()
+        chooser.log_likelihoods(about, 64)
+        together = sum(fed)
+        fed.clear()
+        for question in about:
+            chooser.log_likelihoods([question], 64)
+        assert together < sum(fed) / 2
+
+    @pytest.mark.parametrize("batch_size", [1, 4, 64])
+    def test_exemplars(
+        self, family: str, folder: Path, chooser: Chooser, noise: Noise, batch_size: int
+    ) -> None:
+        """Of two questions about one image, the pictures they have in common and those they have not."""
+        image, rose, tulip = noise(120, 90, 1), noise(60, 60, 2), noise(80, 40, 3)
+        questions = [
+            Question(image, "Which?", ("a", "b"), "letter", (("A:", rose), ("B:", tulip))),
+            Question(image, "Which?", ("a", "b"), "letter", (("A:", rose), ("B:", rose))),
+            Question(image, "Which one?", ("a", "b"), "letter", (("A:", tulip), ("B:", rose))),
+            Question(image, "The same?", OPTIONS, exemplars=(("", tulip),)),
+            Question(image, "The same?", OPTIONS, exemplars=(("", rose),)),
+            Question(rose, "The same?", OPTIONS, exemplars=(("", rose), ("and " * 400, image))),
+        ]
+        rated = chooser.log_likelihoods(questions, batch_size)
+        for ours, plain in zip(rated, naive(family, folder, questions), strict=True):
+            np.testing.assert_allclose(ours, plain, atol=1e-4, rtol=1e-6)
+        assert np.abs(rated[3] - rated[4]).max() > 0.01  # an exemplar that is not looked at proves little
+
+
+class TestLetters:
+    def test_are_rated_as_by_transformers_decision_pipeline(
+        self, folder: Path, chooser: Chooser, noise: Noise
+    ) -> None:
+        decide = pipeline("decision", model=str(folder), dtype=torch.float32)
+        images = [noise(90, 60, 1), noise(200, 120, 2)]
+        prompt, labels = "Which label fits?", ("rose", "tulip\n{x}", "daisy", "unknown")
+        asked = [Question(image, prompt, labels, "letter") for image in images]
+        for image, values in zip(images, chooser.log_likelihoods(asked, 8), strict=True):
+            choice = {"type": "choice", "instructions": prompt, "criteria": dict.fromkeys(labels)}
+            found = decide({"state": "<p>", "questions": {"label": choice}, "assets": {"<p>": image}})
+            expected = found["label"]["probabilities"]
+            ours = Choice(labels, values).probabilities
+            assert list(ours) == list(expected)
+            np.testing.assert_allclose(list(ours.values()), list(expected.values()), atol=1e-5)
+
+    def test_that_are_no_single_tokens_are_refused(self, qwen_folders: dict[str, Path], edited: Copy) -> None:
+        copy = edited(qwen_folders["qwen2_vl"])
+        tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer["model"]["vocab"]["not in any alphabet"] = tokenizer["model"]["vocab"].pop("B")
+        (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+        question = Question(Image.new("RGB", (60, 60)), "Which?", ("rose", "tulip"), "letter")
+        with pytest.raises(ModelError, match="no single token for each of the letters A, B: let options"):
+            load_chooser(ModelSpec("qwen-vl", str(copy))).log_likelihoods([question], 4)
+
+
+def test_what_is_shared_is_what_a_whole_pass_says(chooser: Any, questions: list[Question]) -> None:
+    """The self-test of a model at its start compares with this."""
+    for question, values in zip(questions, chooser.log_likelihoods(questions, 8), strict=True):
+        np.testing.assert_allclose(chooser.plain_log_likelihoods(question), values, atol=1e-4, rtol=1e-6)
+
+
+def test_a_pass_stops_when_nobody_waits_any_more(chooser: Chooser, noise: Noise) -> None:
+    late, patient = (
+        Question(noise(60, 60), PROMPT, OPTIONS, due=due) for due in (time.monotonic() - 1, None)
+    )
+    with pytest.raises(OutOfTimeError):
+        chooser.log_likelihoods([late], 4)
+    (values,) = chooser.log_likelihoods([patient], 4)
+    assert np.isfinite(values).all()
+
 
 class TestHostileLabels:
     def test_reach_the_model_as_text_inside_one_user_turn_and_one_answer(
@@ -220,11 +314,9 @@ class TestHostileLabels:
         expected = count(harmless, specials)
         pads = expected[processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")]
         assert pads > 1
-        assert HOSTILE[-1] == ""  # of which nothing is fed, for its end is all there is
-        assert len(rows) == len(HOSTILE) - 1
-        for option, ids in zip(HOSTILE[:-1], rows, strict=True):
+        for option, ids in zip(HOSTILE, rows, strict=True):
             assert count(ids, specials) == expected
-            before, after = chat(processor, "MARK").split("MARK")
+            before, after = chat(processor, Question(noise(90, 60), "MARK", ())).split("MARK")
             before = before.replace("<|image_pad|>", "<|image_pad|>" * pads)
             assert processor.tokenizer.decode(ids) == before + prompt + after + option
 
@@ -295,22 +387,35 @@ def naive(family: str, folder: Path, questions: list[Question]) -> list[list[flo
     model = MODELS[family].from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     return [
-        [_naive(model, processor, question, option) for option in question.options] for question in questions
+        [_naive(model, processor, q, option) for option in answers_of(q.options, q.form)] for q in questions
     ]
+
+
+def whole(family: str, folder: Path, question: Question) -> Question:
+    """A yes-or-no question as one about texts, where the tokenizer has no single tokens for the words."""
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    if all(len(tokenizer(word)["input_ids"]) == 1 for word in YES_NO):
+        return question
+    return replace(question, prompt=asked(question.prompt, YES_NO, "yes_no"), form="text")
 
 
 @torch.no_grad()
 def _naive(model: Any, processor: Any, question: Question, option: str) -> float:
-    text = chat(processor, question.prompt) + option + END
-    inputs = processor(text=[text], images=[question.image], return_tensors="pt")
-    answer = processor.tokenizer(option + END)["input_ids"]
+    end = END if question.form == "text" else ""
+    text = chat(processor, question) + option + end
+    images = [question.image, *(image for _, image in question.exemplars)]
+    inputs = processor(text=[text], images=images, return_tensors="pt")
+    answer = processor.tokenizer(option + end)["input_ids"]
     assert inputs["input_ids"][0, -len(answer) :].tolist() == answer
     log_probabilities = model(**inputs).logits[0].double().log_softmax(dim=-1)
     return sum(float(log_probabilities[i - len(answer) - 1, token]) for i, token in enumerate(answer))
 
 
-def chat(processor: Any, prompt: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+def chat(processor: Any, question: Question) -> str:
+    content = [{"type": "image"}]
+    for text, _ in question.exemplars:
+        content += [{"type": "text", "text": text}, {"type": "image"}]
+    content.append({"type": "text", "text": asked(question.prompt, question.options, question.form)})
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
