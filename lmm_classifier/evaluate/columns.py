@@ -30,6 +30,31 @@ class Curve:
     y: Floats
 
 
+class Ranking:
+    """Queries by falling value, those of equal value together.
+
+    Attributes:
+        answers: (..., 1 + distinct): how many there are down to each distinct value; 0 first.
+    """
+
+    def __init__(self, column: Floats, counts: Counts) -> None:
+        self._order = np.argsort(-column, kind="stable")
+        self._last = np.flatnonzero(np.append(np.diff(column[self._order]) != 0, True))
+        self.answers = self.sums(counts)
+
+    def sums(self, values: Floats) -> Floats:
+        """Sum of something per query (..., n) down to each distinct value, 0 first: (..., 1 + distinct)."""
+        sums = np.cumsum(values[..., self._order], axis=-1)[..., self._last]
+        return np.concatenate([np.zeros((*sums.shape[:-1], 1)), sums], axis=-1)
+
+    def among(self, sums: Floats, answered: Floats) -> Floats:
+        """`sums` at a number of answers; between two values on the straight line, the mean order."""
+        if sums.ndim == 1:
+            return np.interp(answered, self.answers, sums)
+        rows = zip(answered, self.answers, sums, strict=True)
+        return np.stack([np.interp(wanted, answers, row) for wanted, answers, row in rows])
+
+
 def numbers(name: str, values: Numbers) -> Floats:
     """One number per query, float64 (n,).
 

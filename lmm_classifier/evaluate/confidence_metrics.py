@@ -18,6 +18,7 @@ from lmm_classifier.evaluate.columns import (
     Flags,
     Floats,
     Numbers,
+    Ranking,
     drawn,
     flags,
     numbers,
@@ -170,35 +171,20 @@ def reliability_bins(confidence: Numbers, right: Flags, *, bins: int = BINS) -> 
     )
 
 
-class _Surest:
-    """Answers by falling confidence, those of equal confidence together.
+class _Surest(Ranking):
+    """Answers by falling confidence.
 
     Attributes:
-        answers, right: (..., 1 + distinct): how many there are down to each distinct confidence, and how
-            many of them are right; 0 first.
+        right: (..., 1 + distinct): how many of `answers` are right.
     """
 
     def __init__(self, confidence: Floats, counts: Counts, right: BoolArray) -> None:
-        self._order = np.argsort(-confidence, kind="stable")
-        self._last = np.flatnonzero(np.append(np.diff(confidence[self._order]) != 0, True))
-        self.answers = self.sums(counts)
+        super().__init__(confidence, counts)
         self.right = self.sums(counts * right)
-
-    def sums(self, counts: Counts) -> Floats:
-        """Sum of something per query down to each distinct confidence, 0 first."""
-        sums = np.cumsum(counts[..., self._order], axis=-1)[..., self._last]
-        return np.concatenate([np.zeros((*sums.shape[:-1], 1)), sums], axis=-1)
 
     def right_among(self, answered: Floats) -> Floats:
         """Right answers among the surest `answered`, (..., m) -> (..., m)."""
         return self.among(self.right, answered)
-
-    def among(self, sums: Floats, answered: Floats) -> Floats:
-        """`sums` at a number of answers; between two confidences on the straight line, the mean order."""
-        if sums.ndim == 1:
-            return np.interp(answered, self.answers, sums)
-        rows = zip(answered, self.answers, sums, strict=True)
-        return np.stack([np.interp(wanted, answers, row) for wanted, answers, row in rows])
 
 
 def _checked(confidence: Numbers, right: Flags, counts: Counts | None) -> tuple[Floats, BoolArray, Counts]:

@@ -35,6 +35,7 @@ from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.result import Classification
+from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.types import UNKNOWN
 
@@ -186,12 +187,14 @@ def _conditions(queries: Sequence[Query], seconds: float, resamples: int, seed: 
     for query in queries:
         for step, spent in query.answer.timings.items():
             steps[step] += spent
+    reranked = sum(query.answer.used_reranker for query in queries)
     return {
         "intervals": {"level": LEVEL, "resamples": resamples, "seed": seed},
         "timings": {
             "seconds": seconds,
             "photos_per_second": len(queries) / seconds,
             "seconds_per_photo": {step: spent / len(queries) for step, spent in steps.items()},
+            "seconds_per_reranked_photo": steps[Rerank.name] / reranked if reranked else None,
         },
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

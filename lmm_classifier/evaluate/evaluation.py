@@ -13,6 +13,7 @@ from lmm_classifier.evaluate.confidence_metrics import ReliabilityBin
 from lmm_classifier.evaluate.label_metrics import LabelRow
 from lmm_classifier.evaluate.metrics import Metrics, known_score
 from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluate.rerank_metrics import retrieval_score
 
 SCHEMA_VERSION = 1
 
@@ -82,6 +83,23 @@ class ConfidenceFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareFigures:
+    """Accuracy had only the most doubtful of the reranked queries been sent, as `rerank_share` defines it.
+
+    Attributes:
+        share: of all queries that is sent, from 0 to the share that was: 0, 1/n, 2/n, ...
+        accuracy: over all queries, for each of these.
+        part: of the gain (corrections less regressions) that `enough` asks for, in (0, 1].
+        enough: the smallest share that brings it; None where the reranker gains nothing.
+    """
+
+    share: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    part: float
+    enough: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
 class RerankFigures:
     """What the reranker was sent, and what it made of it, shares in [0, 1].
 
@@ -89,14 +107,21 @@ class RerankFigures:
         share: of all queries that it decided.
         share_known: of the known ones.
         accuracy: of its answers where the right one was among its options; None where it never was.
+        ceiling: accuracy over all queries had each such answer been right: the most that a better reranker
+            can reach with the same photos and options.
+        ceiling_known: of the known ones.
         candidate_recall: k -> share of the known queries whose label is among the k best candidates: the
             most that a reranker shown k of them can reach.
+        by_share: what it would have brought had it been sent less; None where it was sent nothing.
     """
 
     share: Estimate
     share_known: Estimate
     accuracy: Estimate | None
+    ceiling: Estimate
+    ceiling_known: Estimate
     candidate_recall: Mapping[int, Estimate]
+    by_share: ShareFigures | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +190,7 @@ def _photo(query: Query) -> dict[str, Any]:
         "label": answer.label,
         "status": answer.status,
         "retrieval_label": answer.retrieval_label,
+        "retrieval_score": retrieval_score(answer),
         "stage": answer.stage,
         "used_reranker": answer.used_reranker,
         "degraded": answer.degraded,

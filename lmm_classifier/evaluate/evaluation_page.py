@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lmm_classifier.evaluate import plots
+from lmm_classifier.evaluate.columns import Curve
 from lmm_classifier.evaluate.confidence_metrics import risk_coverage_curve
-from lmm_classifier.evaluate.evaluation import Evaluation
+from lmm_classifier.evaluate.evaluation import Evaluation, ShareFigures
 from lmm_classifier.evaluate.figures import closed_right, confidences, known_scores, right
 from lmm_classifier.evaluate.metrics import known_score
 from lmm_classifier.evaluate.open_set_metrics import oscr_curve, roc_curve
@@ -51,7 +52,7 @@ def write_evaluation(path: Path, title: str, evaluation: Evaluation, corpus_root
 
 
 def drawings(evaluation: Evaluation) -> Iterator[Plot]:
-    """ROC and OSCR where there are unknowns, risk and coverage, reliability, and the known scores."""
+    """In reading order; one about unknowns or the reranker only where there are any."""
     if evaluation.unknown:
         yield _roc(evaluation)
         yield _oscr(evaluation)
@@ -70,6 +71,8 @@ def drawings(evaluation: Evaluation) -> Iterator[Plot]:
         {group: known_scores(_of(evaluation, group)) for group in groups},
         {group: f"{GROUP_NAMES[group]} ({len(_of(evaluation, group))})" for group in groups},
     )
+    if evaluation.rerank.by_share is not None:
+        yield _reranked(evaluation.rerank.by_share)
 
 
 def _roc(evaluation: Evaluation) -> Plot:
@@ -125,6 +128,26 @@ def _risk_coverage(evaluation: Evaluation) -> Plot:
         "risk: share of these answers that is wrong",
         lines,
         {},
+    )
+
+
+def _reranked(found: ShareFigures) -> Plot:
+    curve = Curve(np.asarray(found.share, np.float64), np.asarray(found.accuracy, np.float64))
+    part, mark, said = (
+        f"{100 * found.part:.0f} % of the gain",
+        None,
+        "The reranker gains nothing over all of them.",
+    )
+    if found.enough is not None:
+        share = f"{100 * found.enough.value:.1f} %"
+        mark = found.enough.value, f"{part}: {share} shown"
+        said = f"{part} takes {share} of the photos (the disc)."
+    return plots.reranked(
+        "Accuracy over all photos had only the most doubtful been shown to the reranker, those with the "
+        f"least evidence for retrieval's best label first: from {curve.y[0]:.3f} with none to "
+        f"{curve.y[-1]:.3f} with the {100 * curve.x[-1]:.1f} % that were. {said}",
+        curve,
+        mark,
     )
 
 

@@ -17,7 +17,13 @@ from lmm_classifier.evaluate.confidence_metrics import (
     reliability_bins,
     selective_accuracy,
 )
-from lmm_classifier.evaluate.evaluation import ConfidenceFigures, KnownFigures, RerankFigures, UnknownFigures
+from lmm_classifier.evaluate.evaluation import (
+    ConfidenceFigures,
+    KnownFigures,
+    RerankFigures,
+    ShareFigures,
+    UnknownFigures,
+)
 from lmm_classifier.evaluate.label_metrics import macro_f1
 from lmm_classifier.evaluate.metrics import known_score
 from lmm_classifier.evaluate.open_set_metrics import (
@@ -28,9 +34,17 @@ from lmm_classifier.evaluate.open_set_metrics import (
     oscr_area,
 )
 from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.rerank_metrics import best_label, candidate_ranks, candidate_recall, offered
+from lmm_classifier.evaluate.rerank_metrics import (
+    best_label,
+    candidate_ranks,
+    candidate_recall,
+    offered,
+    retrieval_score,
+)
+from lmm_classifier.evaluate.rerank_share import Sent, accuracy_by_share, share_for_gain
 from lmm_classifier.types import UNKNOWN, BoolArray
 
+GAIN_PART = 0.8  # of the reranker's gain: from here on, more questions bring little
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 RECALL_AT = (1, 2, 3, 5, 10)
 
@@ -96,14 +110,20 @@ class Measure:
     def rerank(self, queries: Sequence[Query]) -> RerankFigures:
         """Over all of them; the candidates' recall over the knowns."""
         answers, truths = [q.answer for q in queries], [q.truth for q in queries]
-        asked = _flags(answer.used_reranker for answer in answers)
+        asked, is_known = (
+            _flags(a.used_reranker for a in answers),
+            _flags(q.group == "known" for q in queries),
+        )
         had_it = offered(answers, truths)
+        reachable = had_it | (right(queries) & ~asked)
         known = [q for q in queries if q.group == "known"]
         ranks = candidate_ranks([q.answer for q in known], [q.truth for q in known])
         statistics: dict[str, Statistic] = {
             "share": _share(asked),
-            "share_known": _share(asked, _flags(q.group == "known" for q in queries)),
+            "share_known": _share(asked, is_known),
             "accuracy": _share(right(queries), had_it),
+            "ceiling": _share(reachable),
+            "ceiling_known": _share(reachable, is_known),
         }
         found = self._estimate(statistics, queries)
         recall = self._estimate({str(k): partial(candidate_recall, ranks, k) for k in RECALL_AT}, known)
@@ -111,8 +131,23 @@ class Measure:
             found["share"],
             found["share_known"],
             found["accuracy"] if had_it.any() else None,
+            found["ceiling"],
+            found["ceiling_known"],
             {k: recall[str(k)] for k in RECALL_AT},
+            self._by_share(queries) if asked.any() else None,
         )
+
+    def _by_share(self, queries: Sequence[Query]) -> ShareFigures:
+        asked, after = _flags(q.answer.used_reranker for q in queries), right(queries)
+        before = _flags(q.answer.retrieval_label == q.truth for q in queries)
+        evidence = np.asarray([retrieval_score(q.answer) for q in queries], np.float64)
+        photos = Sent(evidence, asked, np.where(asked, before, after), after)
+        curve = accuracy_by_share(photos)
+        enough = None
+        if photos.gain.sum() > 0:
+            statistic = partial(share_for_gain, photos, GAIN_PART)
+            enough = self._estimate({"enough": statistic}, queries)["enough"]
+        return ShareFigures(tuple(curve.x.tolist()), tuple(curve.y.tolist()), GAIN_PART, enough)
 
     def _estimate(self, statistics: Mapping[str, Statistic], queries: Sequence[Query]) -> dict[str, Estimate]:
         strata = [query.group for query in queries]

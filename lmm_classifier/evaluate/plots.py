@@ -135,6 +135,38 @@ def histogram(description: str, scores: Mapping[str, Floats], names: Mapping[str
         return Plot(heading, description, _svg(figure, heading, description))
 
 
+def reranked(description: str, curve: Curve, enough: tuple[float, str] | None) -> Plot:
+    """Accuracy against the share reranked, and the straight line of questions in no order.
+
+    Args:
+        description: what it says in words.
+        curve: share and accuracy, both over all photos.
+        enough: the share to mark, and its name in the legend.
+    """
+    heading = "Accuracy against share reranked"
+    points, ends = _thinned(curve), [0, -1]
+    with _drawing() as (figure, axes):
+        axes.plot(100 * points.x, 100 * points.y, color=_COLOURS["all"], label="most doubtful first")
+        axes.plot(100 * curve.x[ends], 100 * curve.y[ends], color=_INK, ls=":", lw=1, label="in no order")
+        if enough is not None:
+            share, name = enough
+            accuracy = float(np.interp(share, curve.x, curve.y))
+            axes.plot(
+                100 * share,
+                100 * accuracy,
+                "o",
+                color=_COLOURS["all"],
+                markersize=6,
+                clip_on=False,
+                label=name,
+            )
+        axes.set(
+            xlabel="photos shown to the reranker (%)", ylabel="accuracy over all photos (%)", xlim=(0, None)
+        )
+        axes.legend(loc="best")
+        return Plot(heading, description, _svg(figure, heading, description))
+
+
 def dots(heading: str, description: str, x: str, rows: Mapping[str, Sequence[float]]) -> Plot:
     """A row of values per name, the first on top: a disc for each, a line at their mean.
 

@@ -30,6 +30,7 @@ def tables(evaluation: Evaluation) -> tuple[Table, ...]:
         found.append(_unknown(evaluation))
     found.append(_confidence(evaluation))
     found.append(_rerank(evaluation))
+    found.append(_cost(evaluation))
     return tuple(found)
 
 
@@ -102,8 +103,28 @@ def _rerank(evaluation: Evaluation) -> Table:
             ("its accuracy, right answer offered", offered),
             ("corrections", f"{stages.corrections}, {stages.corrections_known} of them on knowns"),
             ("regressions", f"{stages.regressions}, {stages.regressions_known} of them on knowns"),
+            ("accuracy without it", f"{100 * stages.retrieval_accuracy:.1f} %"),
+            ("accuracy with it", f"{100 * stages.hybrid_accuracy:.1f} %"),
+            ("if it chose right where it could", _percent(rerank.ceiling)),
+            ("the same, knowns alone", _percent(rerank.ceiling_known)),
         ]
+    if (by_share := rerank.by_share) and by_share.enough:
+        rows += [(f"share that brings {100 * by_share.part:.0f} % of its gain", _percent(by_share.enough))]
     return Table("Candidates and reranker", ("figure", "measured"), tuple(rows))
+
+
+def _cost(evaluation: Evaluation) -> Table:
+    timings = evaluation.conditions["timings"]
+    rows = [(step, _milliseconds(spent)) for step, spent in timings["seconds_per_photo"].items()]
+    if (reranked := timings["seconds_per_reranked_photo"]) is not None:
+        rows += [
+            (
+                f"rerank, each of the {100 * evaluation.rerank.share.value:.1f} % shown",
+                _milliseconds(reranked),
+            )
+        ]
+    rows += [("all, with reading the photos", _milliseconds(1 / timings["photos_per_second"]))]
+    return Table("Cost", ("step", "per photo"), tuple(rows))
 
 
 def _row(name: str, groups: Mapping[str, T], cell: Callable[[T], str]) -> tuple[str, ...]:
@@ -113,6 +134,10 @@ def _row(name: str, groups: Mapping[str, T], cell: Callable[[T], str]) -> tuple[
 def _percent(found: Estimate) -> str:
     value, low, high = (f"{100 * x:.1f}" if x < 0.9995 else "100" for x in astuple(found))
     return f"{value} % ({low}-{high})"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.2f} ms"
 
 
 def _decimal(found: Estimate) -> str:

@@ -10,6 +10,7 @@ from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.evaluate import evaluate
+from lmm_classifier.evaluate.evaluation_page import drawings, write_evaluation
 from lmm_classifier.evaluate.questions import answerable_labels, questions, read_unknowns
 from lmm_classifier.index.progress import Progress
 from lmm_classifier.indexing import index_corpus
@@ -45,6 +46,16 @@ def test_it_says_where_it_stands(work: Path) -> None:
     assert [state.seen for state in heard if state.stage == stages[1]] == list(range(1, 19))
     assert found.known.accuracy.value == 1
     assert (found.unknown, found.rerank.accuracy) == ({}, None)
+
+
+def test_without_a_reranker_there_is_no_curve_of_it(work: Path, tmp_path: Path) -> None:
+    found = evaluate(classifier(work / "index"), read_corpus(work / "known"), resamples=5)
+    assert found.rerank.by_share is None
+    assert found.to_dict()["timings"]["seconds_per_reranked_photo"] is None
+    assert [plot.heading for plot in drawings(found)] == ["Risk and coverage", "Reliability", "Known scores"]
+    assert found.rerank.ceiling.value == found.known.accuracy.value
+    write_evaluation(tmp_path / "report.html", "t", found)
+    assert "share reranked" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_single_file_index_is_evaluated_like_a_folder(work: Path) -> None:

@@ -12,7 +12,7 @@ from html_page import HOSTILE
 from lmm_classifier.evaluate.columns import Curve
 from lmm_classifier.evaluate.confidence_metrics import reliability_bins, risk_coverage_curve
 from lmm_classifier.evaluate.open_set_metrics import roc_curve
-from lmm_classifier.evaluate.plots import POINTS, Line, Plot, curves, histogram, reliability
+from lmm_classifier.evaluate.plots import POINTS, Line, Plot, curves, histogram, reliability, reranked
 
 
 def scores(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,6 +33,7 @@ def drawn() -> list[Plot]:
         curves("Risk", "d", "x", "y", [Line(risk_coverage_curve(values, known), "known", "knowns")], {}),
         reliability("d", reliability_bins(values, known)),
         histogram("d", {"known": values[known], "far": values[~known]}, {"known": "knowns", "far": "far"}),
+        reranked("d", Curve(np.asarray([0, 0.1, 0.2]), np.asarray([0.5, 0.6, 0.6])), (0.1, "80 %")),
     ]
 
 
@@ -72,6 +73,7 @@ def test_hardly_any_photos(values: list[float]) -> None:
     assert reliability("d", reliability_bins(values, flags)).svg
     line = Line(Curve(np.asarray([1.0]), np.asarray([0.0])), "known", "knowns")
     assert curves("Risk", "d", "x", "y", [line], {}).svg
+    assert reranked("d", Curve(np.asarray([0.0, 1.0]), np.asarray([1.0, 1.0])), None).svg
 
 
 def test_matplotlib_is_imported_for_the_first_plot_and_not_before() -> None:
