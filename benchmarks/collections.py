@@ -9,7 +9,6 @@ probabilities, which is checked. Loading is measured apart: it happens once, and
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import tempfile
@@ -25,7 +24,7 @@ from lmm_classifier.collection.bank import Shelf
 from lmm_classifier.collection.estimators import Linear
 from lmm_classifier.collection.step import Classify
 from lmm_classifier.collection.training_set import Part
-from lmm_classifier.collection.version import Version, to_bytes, write_version
+from lmm_classifier.collection.version import stem_of, write_linear
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample, required
@@ -80,28 +79,15 @@ def write_store(store: Path, n: int) -> list[LogisticRegression]:
         model.coef_, model.intercept_ = random.normal(size=(1, contract.dim)), random.normal(size=1)
         model.classes_ = np.asarray([False, True])
         models.append(model)
-        suffix, content = to_bytes(Linear(model.coef_[0], float(model.intercept_[0])))
-        version = Version(
+        version = write_linear(
+            store,
+            stem_of(str(number), "2026-01-01_000000"),
+            Linear(model.coef_[0], float(model.intercept_[0])),
             collection=str(number),
             name=f"collection {number}",
-            model_file=f"collection_{number}_classifier_2026-01-01_000000{suffix}",
-            derivative_type="whole_image",
-            embedding_type="descriptor",
-            dimensionality=contract.dim,
+            target="whole_image",
             parts=(part,),
-            estimator="logistic-regression",
-            slope=1.0,
-            offset=0.0,
-            calibration="none",
-            threshold=0.5,
-            abstain=None,
-            training={},
-            split="sha256",
-            created="2026-01-01T00:00:00+00:00",
-            sha256=hashlib.sha256(content).hexdigest(),
-            size=len(content),
         )
-        write_version(store, version, content)
         entries[str(number)] = version.sealed()
     (store / "best_models.json").write_text(json.dumps(entries), encoding="utf-8")
     return models

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from lmm_classifier.collection.estimators import Linear
 from lmm_classifier.collection.publish import free_stem
 from lmm_classifier.collection.store import Snapshot, changing
 from lmm_classifier.collection.training_set import JOIN, Part
-from lmm_classifier.collection.version import PICKLES, Version, to_bytes, write_version
+from lmm_classifier.collection.version import PICKLES, Version, write_linear
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 
 MAX_SECONDS = 60
@@ -64,29 +62,15 @@ def _converted(folder: Path, collection: str, metadata: dict[str, Any]) -> Versi
     d = metadata.get("dimensionality", len(weights))
     if d != len(weights):
         raise CollectionError(f"{pickled} takes vectors of {len(weights)} dimensions, its entry says {d}")
-    suffix, content = to_bytes(Linear(weights, intercept))
-    version = Version(
+    return write_linear(
+        folder,
+        free_stem(folder, collection),
+        Linear(weights, intercept),
         collection=collection,
         name=str(metadata.get("name", collection)),
-        model_file=free_stem(folder, collection) + suffix,
-        derivative_type=check_target(metadata["derivative_type"]),
-        embedding_type=metadata["embedding_type"],
-        dimensionality=len(weights),
+        target=check_target(metadata["derivative_type"]),
         parts=_parts(metadata["embedding_type"], len(weights)),
-        estimator="logistic-regression",
-        slope=1.0,
-        offset=0.0,
-        calibration="none",
-        threshold=0.5,
-        abstain=None,
-        training={},
-        split="unknown",
-        created=datetime.now(UTC).isoformat(),
-        sha256=hashlib.sha256(content).hexdigest(),
-        size=len(content),
     )
-    write_version(folder, version, content)
-    return version
 
 
 def _parts(embedding_type: str, d: int) -> tuple[Part, ...]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -182,6 +183,55 @@ def write_version(folder: Path, version: Version, content: bytes) -> None:
         replace_file(folder / version.model_file, content)
         path = (folder / version.model_file).with_suffix(".json")
         replace_file(path, json.dumps(version.sealed(), indent=2, sort_keys=True).encode() + b"\n")
+
+
+def write_linear(
+    folder: Path,
+    stem: str,
+    model: Linear,
+    *,
+    collection: str,
+    name: str,
+    target: TargetName,
+    parts: tuple[Part, ...],
+) -> Version:
+    """Write a logistic regression that was made elsewhere: its own probabilities, and the threshold .5.
+
+    Args:
+        folder: the store.
+        stem: of its files, as `stem_of` makes it.
+        model: d weights and the intercept.
+        collection: whose it is.
+        name: its name for people.
+        target: the part of a photo it looks at.
+        parts: of its vectors, d dimensions together.
+
+    Raises:
+        CollectionError: the disk refuses.
+    """
+    suffix, content = to_bytes(model)
+    version = Version(
+        collection=collection,
+        name=name,
+        model_file=stem + suffix,
+        derivative_type=target,
+        embedding_type=JOIN.join(part.embedding_type for part in parts),
+        dimensionality=len(model.weights),
+        parts=parts,
+        estimator="logistic-regression",
+        slope=1.0,
+        offset=0.0,
+        calibration="none",
+        threshold=0.5,
+        abstain=None,
+        training={},
+        split="unknown",
+        created=datetime.now(UTC).isoformat(),
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+    )
+    write_version(folder, version, content)
+    return version
 
 
 def read_version(path: Path) -> Version:
