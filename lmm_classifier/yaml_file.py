@@ -6,7 +6,8 @@ The only file that parses YAML: settings (`config.py`) and the description of an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,21 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"key {key.value!r} is given twice, line {key.start_mark.line + 1}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+@contextmanager
+def naming(path: Path, model: Any) -> Iterator[None]:
+    """What is wrong with the settings of a file, in one line that begins with its path.
+
+    Raises:
+        ConfigError: instead of the block's ValidationError of `model`, or ConfigError.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, model)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def explain(error: ValidationError, model: Any) -> str:

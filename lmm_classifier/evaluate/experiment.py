@@ -7,19 +7,27 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.target import Costs, Target
-from lmm_classifier.ranges import Flag
-from lmm_classifier.yaml_file import explain, place_of, read_yaml
+from lmm_classifier.evaluate.target import Target
+from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
 RESAMPLES = 200  # of each run's intervals; what the seeds say is in `experiment compare`
 SLUG = 60  # characters of a folder's name that tell what is in it
@@ -57,36 +65,15 @@ class SplitSettings(_Section):
         return {name: share for name, share in parts.items() if share is not None}
 
 
-class CostSettings(_Section):
-    """`calibrate.costs:` see `Costs`."""
+@checked_dataclass(frozen=True, config={"extra": "forbid"})
+class CalibrateSettings(Target):
+    """`calibrate:` as the options of the command: a target, and the head and novelty score if not chosen."""
 
-    reject_known: float
-    accept_unknown: float
-    unknown_share: float
-
-
-class CalibrateSettings(_Section):
-    """`calibrate:` as the options of the command and the fields of `Target`."""
-
-    keep_known: float = 0.95
-    per_label: dict[str, float] = {}
-    every_label: Flag = False
-    costs: CostSettings | None = None
-    coverage: float = 0.99
-    catch_unknown: float = 0.9
-    second_look: float = 0.25
-    always_look: float = 0.0
     head: str | None = None
     score: str | None = None
 
-    def target(self) -> Target:
-        """What is asked for.
 
-        Raises:
-            ConfigError: out of range.
-        """
-        asked = self.model_dump(exclude={"head", "score", "costs"})
-        return Target(**asked, costs=Costs(**self.costs.model_dump()) if self.costs else None)
+_CALIBRATE = TypeAdapter(CalibrateSettings)
 
 
 class Experiment(_Section):
@@ -125,13 +112,11 @@ class Experiment(_Section):
     @field_validator("calibrate", mode="before")
     @classmethod
     def _target_or_false(cls, value: Any) -> Any:
-        if value is False:
+        if value is False or isinstance(value, CalibrateSettings):
             return value
-        if not isinstance(value, Mapping | CalibrateSettings):
+        if not isinstance(value, Mapping):
             raise ValueError("must be a mapping of target options, or false")
-        return CalibrateSettings.model_validate(
-            value
-        )  # here, so that a misspelt key is not taken for `false`
+        return _CALIBRATE.validate_python(value)  # here, so that a misspelt key is not taken for `false`
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -157,12 +142,8 @@ class Experiment(_Section):
             ConfigError: unreadable, or wrong in any way; one line names the key and the remedy.
         """
         path = Path(path)
-        try:
+        with naming(path, cls):
             raw: Experiment = cls.model_validate(read_yaml(path))
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {explain(error, cls)}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
         folder = path.absolute().parent
         found = {name: getattr(raw, name) for name in PATHS if getattr(raw, name)}
         experiment: Experiment = raw.model_copy(
@@ -230,18 +211,17 @@ def _cells(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 def _target(
     asked: CalibrateSettings | Literal[False], changes: Mapping[str, Any]
 ) -> CalibrateSettings | None:
-    body: dict[str, Any] = {"calibrate": asked.model_dump(exclude_unset=True) if asked else False}
+    given = {key: value for key, value in asdict(asked).items() if value is not None} if asked else False
+    body: dict[str, Any] = {"calibrate": given}
     for key, value in changes.items():
         place, last = place_of(body, key)
         place[last] = value
     if body["calibrate"] is False:
         return None
     try:
-        made: CalibrateSettings = CalibrateSettings.model_validate(body["calibrate"])
+        return _CALIBRATE.validate_python(body["calibrate"])
     except ValidationError as error:
         raise ConfigError(f"calibrate.{explain(error, CalibrateSettings)}") from error
-    made.target()
-    return made
 
 
 def _words(key: str, value: Any) -> str:

@@ -166,7 +166,7 @@ def _runs(experiment: Experiment, planned: Sequence[Plan], sources: Sources) -> 
     for plan in planned:
         frozen = {
             "settings": yaml.safe_load(_at(plan.config, INDEX).to_yaml()),
-            "calibrate": plan.calibrate.model_dump(mode="json") if plan.calibrate else False,
+            "calibrate": asdict(plan.calibrate) if plan.calibrate else False,
             "seed": plan.seed,
             "resamples": experiment.resamples,
             "held_out_labels": list(parts[plan.seed].held_out_labels),
@@ -227,7 +227,7 @@ def _carry_out(
         held_out = run.parts.held_out.corpus() if run.parts.held_out else None
         asked = run.plan.calibrate
         _, skipped = calibrate(
-            classifier, asked.target(), held_out=held_out, head=asked.head, score=asked.score,
+            classifier, asked, held_out=held_out, head=asked.head, score=asked.score,
             seed=run.plan.seed,
         )  # fmt: skip
         outcome.skip(skipped)

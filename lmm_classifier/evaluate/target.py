@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from lmm_classifier.decision.conformal import keeping_cut, set_cut
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError
+from lmm_classifier.ranges import Flag
 from lmm_classifier.types import Float64Array, IntArray
 
 
-@dataclass(frozen=True, slots=True)
+@checked_dataclass(frozen=True, slots=True, config={"extra": "forbid"})
 class Costs:
     """What mistakes of the novelty gate cost, in any unit, and how common unknowns will be.
 
@@ -28,7 +30,7 @@ class Costs:
     unknown_share: float
 
 
-@dataclass(frozen=True, slots=True)
+@checked_dataclass(frozen=True, slots=True, config={"extra": "forbid"})
 class Target:
     """What is asked for. All shares lie in (0, 1).
 
@@ -48,7 +50,7 @@ class Target:
 
     keep_known: float = 0.95
     per_label: Mapping[str, float] = field(default_factory=dict)
-    every_label: bool = False
+    every_label: Flag = False
     costs: Costs | None = None
     coverage: float = 0.99
     catch_unknown: float = 0.9

@@ -19,11 +19,12 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.embedded import EmbeddedOnce
 from lmm_classifier.evaluate.evaluate import evaluate
-from lmm_classifier.evaluate.experiment import Experiment, plans
+from lmm_classifier.evaluate.experiment import CalibrateSettings, Experiment, plans
 from lmm_classifier.evaluate.parts import Sources
 from lmm_classifier.evaluate.run_figures import figures_of
 from lmm_classifier.evaluate.runs import Outcome, run_experiment
 from lmm_classifier.evaluate.shared_indexes import link_files
+from lmm_classifier.evaluate.target import Costs
 from lmm_classifier.index.progress import Progress, unheard
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
@@ -273,6 +274,12 @@ class TestRefusals:
             ({"grid": {"calibrate.keep_known": [1.5]}}, "keep_known must lie between 0 and 1"),
             ({"grid": {"calibrate.head": ["knn"]}, "calibrate": False}, "which has a value already"),
             ({"calibrate": {"keep_know": 0.9}}, "unknown key; did you mean 'keep_known'?"),
+            ({"calibrate": {"keep_known": 1.5}}, "keep_known must lie between 0 and 1"),
+            (
+                {"calibrate": {"costs": {"reject_knwon": 1}}},
+                "calibrate.costs.reject_knwon: unknown key; did you mean 'reject_known'?",
+            ),
+            ({"calibrate": {"every_label": "yes"}}, "calibrate.every_label: "),
             ({"calibrate": True}, "must be a mapping of target options, or false"),
             ({"seeds": []}, "seeds"),
             ({"seeds": ["one"]}, "seeds.0"),
@@ -324,6 +331,20 @@ def test_paths_of_the_grid_start_at_the_experiment(tmp_path: Path) -> None:
     [plan] = plans(Experiment.from_yaml(path), tmp_path / "sub")
     assert plan.config.encoder.cache_dir == tmp_path / "sub/models"
     assert plan.config.retrieval.top_k == BASE["retrieval"]["top_k"]
+
+
+def test_the_grid_reaches_into_the_target(tmp_path: Path) -> None:
+    costs = {"reject_known": 1, "accept_unknown": 5}
+    grid = {f"calibrate.costs.{key}": [value] for key, value in costs.items()}
+    grid |= {"calibrate.costs.unknown_share": [0.1, 0.5], "calibrate.head": ["knn", None]}
+    path = write_experiment(tmp_path, grid=grid, seeds=[0], calibrate={"keep_known": 0.9, "head": "gda"})
+    found = [plan.calibrate for plan in plans(Experiment.from_yaml(path), tmp_path)]
+    asked = [(0.1, "knn"), (0.1, None), (0.5, "knn"), (0.5, None)]
+    assert found == [
+        CalibrateSettings(keep_known=0.9, costs=Costs(1, 5, share), head=head) for share, head in asked
+    ]
+    (tmp_path / "again.yaml").write_text(Experiment.from_yaml(path).to_yaml(), encoding="utf-8")
+    assert Experiment.from_yaml(tmp_path / "again.yaml") == Experiment.from_yaml(path)
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
