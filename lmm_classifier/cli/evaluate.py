@@ -89,9 +89,7 @@ def run(
     from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.corpus.source import read_corpus
     from lmm_classifier.evaluate.evaluate import evaluate
-    from lmm_classifier.evaluate.evaluation_page import write_evaluation
     from lmm_classifier.evaluate.questions import read_unknowns
-    from lmm_classifier.index.files import replace_file
 
     folder = output or (None if as_json else OUTPUT)
     if folder and folder.exists() and not folder.is_dir():
@@ -112,14 +110,20 @@ def run(
             on_progress=on_progress,
         )
     if folder:
-        title = f"Evaluation of {config} on {photos}"
-        replace_file(folder / FIGURES, _json(found).encode() + b"\n")
-        write_evaluation(folder / PAGE, title, found, corpus_root)
+        _write(found, folder, f"Evaluation of {config} on {photos}", corpus_root)
     if as_json:
         typer.echo(_json(found))
     else:
         _show(found, folder)
     return _told(found)
+
+
+def _write(found: Evaluation, folder: Path, title: str, corpus_root: Path | None) -> None:
+    from lmm_classifier.evaluate.evaluation_page import write_evaluation
+    from lmm_classifier.index.files import replace_file
+
+    replace_file(folder / FIGURES, _json(found).encode() + b"\n")
+    write_evaluation(folder / PAGE, title, found, corpus_root)
 
 
 def _json(found: Evaluation) -> str:

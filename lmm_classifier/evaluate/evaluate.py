@@ -83,11 +83,8 @@ def evaluate(
         LmmClassifierError: as the classifier raises it.
     """
     classifier.check_index()
-    unknown: dict[Unknowns, Corpus] = {}
-    if near is not None:
-        unknown["near"] = near
-    if far is not None:
-        unknown["far"] = far
+    given: dict[Unknowns, Corpus | None] = {"near": near, "far": far}
+    unknown = {group: corpus for group, corpus in given.items() if corpus is not None}
     labels = answerable_labels(classifier)
     asked = questions(labels, known, unknown, strangers)
     refuse_seen(classifier, asked, on_progress)
@@ -99,12 +96,12 @@ def evaluate(
         raise CorpusError(f"{known.root}: none of the known photos can be read, so nothing can be measured")
     on_progress(Progress("computing the figures"))
     sources = {"known": known} | dict[str, Corpus](unknown.items())
-    listed = list(_not_listed(sources.values()))
+    skipped, left_out = _not_listed(sources.values())
     return Evaluation(
         **_figures(queries, Measure(resamples, seed), labels),
         queries=tuple(queries),
-        skipped=(*(file for file in listed if file.code not in NO_PHOTOS), *unread),
-        left_out=tuple(file for file in listed if file.code in NO_PHOTOS),
+        skipped=(*skipped, *unread),
+        left_out=tuple(left_out),
         subject=_subject(classifier, sources, labels),
         conditions=_conditions(queries, seconds, resamples, seed),
     )
@@ -127,11 +124,10 @@ def _figures(queries: Sequence[Query], measured: Measure, labels: frozenset[str]
     }
 
 
-def _not_listed(corpora: Iterable[Corpus]) -> Iterator[SkippedFile]:
-    """What is no photo of the corpora, with whole paths as the photos have them."""
-    for corpus in corpora:
-        for file in corpus.skipped:
-            yield replace(file, path=str(corpus.root / file.path))
+def _not_listed(corpora: Iterable[Corpus]) -> tuple[list[SkippedFile], list[SkippedFile]]:
+    """Photos that the corpora lack, and what is no photo, with whole paths as the photos have them."""
+    files = [replace(f, path=str(corpus.root / f.path)) for corpus in corpora for f in corpus.skipped]
+    return [f for f in files if f.code not in NO_PHOTOS], [f for f in files if f.code in NO_PHOTOS]
 
 
 def _answered(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,59 +76,68 @@ def drawings(evaluation: Evaluation) -> Iterator[Plot]:
 
 
 def _roc(evaluation: Evaluation) -> Plot:
-    lines, marks = [], {}
-    for group, figures in evaluation.unknown.items():
+    def curve(group: str) -> Curve:
         queries = _against(evaluation, group)
-        curve = roc_curve(known_scores(queries), _is_known(queries))
-        lines.append(Line(curve, group, f"{GROUP_NAMES[group]}, AUROC {figures.auroc.value:.3f}"))
-        marks[group] = (1 - figures.rejected.value, 1 - evaluation.known.rejected.value)
-    described = ", ".join(f"{GROUP_NAMES[g]} {f.auroc.value:.3f}" for g, f in evaluation.unknown.items())
+        return roc_curve(known_scores(queries), _is_known(queries))
+
+    areas = {group: figures.auroc.value for group, figures in evaluation.unknown.items()}
+    kept = 1 - evaluation.known.rejected.value
     return plots.curves(
         "ROC",
         "Photos accepted as known at each cut of the known score. Area under the curve: "
-        f"{described}. A disc marks what the classifier accepts as it is set.",
+        f"{_listed(areas)}. A disc marks what the classifier accepts as it is set.",
         "share of the unknowns accepted",
         "share of the knowns accepted",
-        lines,
-        marks,
+        _lines("AUROC", areas, curve),
+        {group: (1 - figures.rejected.value, kept) for group, figures in evaluation.unknown.items()},
     )
 
 
 def _oscr(evaluation: Evaluation) -> Plot:
-    lines = []
-    for group, figures in evaluation.unknown.items():
+    def curve(group: str) -> Curve:
         queries = _against(evaluation, group)
-        curve = oscr_curve(known_scores(queries), _is_known(queries), closed_right(queries))
-        lines.append(Line(curve, group, f"{GROUP_NAMES[group]}, OSCR {figures.oscr.value:.3f}"))
-    described = ", ".join(f"{GROUP_NAMES[g]} {f.oscr.value:.3f}" for g, f in evaluation.unknown.items())
+        return oscr_curve(known_scores(queries), _is_known(queries), closed_right(queries))
+
+    areas = {group: figures.oscr.value for group, figures in evaluation.unknown.items()}
     return plots.curves(
         "OSCR",
         "Knowns both accepted and labelled right, against unknowns accepted, at each cut of the known score. "
-        f"Area under the curve: {described}; at most the accuracy if nothing were rejected, "
+        f"Area under the curve: {_listed(areas)}; at most the accuracy if nothing were rejected, "
         f"{evaluation.known.closed_accuracy.value:.3f}.",
         "share of the unknowns accepted",
         "share of the knowns accepted and right",
-        lines,
+        _lines("OSCR", areas, curve),
         {},
     )
 
 
 def _risk_coverage(evaluation: Evaluation) -> Plot:
-    lines = []
-    for group, figures in evaluation.confidence.items():
+    def curve(group: str) -> Curve:
         queries = list(evaluation.queries) if group == "all" else _of(evaluation, group)
-        curve = risk_coverage_curve(confidences(queries), right(queries))
-        lines.append(Line(curve, group, f"{GROUP_NAMES[group]}, AURC {figures.aurc.value:.3f}"))
-    described = ", ".join(f"{GROUP_NAMES[g]} {f.aurc.value:.3f}" for g, f in evaluation.confidence.items())
+        return risk_coverage_curve(confidences(queries), right(queries))
+
+    areas = {group: figures.aurc.value for group, figures in evaluation.confidence.items()}
     return plots.curves(
         "Risk and coverage",
         "Share of wrong answers when only the answers of the highest scores count. Mean over all coverages: "
-        f"{described}.",
+        f"{_listed(areas)}.",
         "coverage: share of the photos answered",
         "risk: share of these answers that is wrong",
-        lines,
+        _lines("AURC", areas, curve),
         {},
     )
+
+
+def _lines(figure: str, areas: Mapping[str, float], curve: Callable[[str], Curve]) -> list[Line]:
+    """A curve per group, with the area under it in the legend."""
+    return [
+        Line(curve(group), group, f"{GROUP_NAMES[group]}, {figure} {area:.3f}")
+        for group, area in areas.items()
+    ]
+
+
+def _listed(areas: Mapping[str, float]) -> str:
+    return ", ".join(f"{GROUP_NAMES[group]} {area:.3f}" for group, area in areas.items())
 
 
 def _reranked(found: ShareFigures) -> Plot:

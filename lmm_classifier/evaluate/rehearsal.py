@@ -103,20 +103,13 @@ def rehearse(
     rng = np.random.default_rng(seed)
     counts = np.bincount(codes, minlength=labels)
     rows = _enough(_asked(codes, contents, rng))
-    labelled = int(np.count_nonzero(counts))
-    group_of = np.zeros(labels, np.int64)
-    group_of[counts > 0] = _dealt(labelled, min(FOLDS, labelled), rng)
+    group_of = _groups(counts, rng)
     known, unknown, pairs = _neighbours(spaces[0], codes, contents, rows, group_of, near, depth)
     fold_of, has_others = _folds(pairs, codes, rng)
     kept = _enough(np.flatnonzero(has_others[codes[rows]]))
     rows, known, unknown = rows[kept], _some(known, kept), _some(unknown, kept)
     several = len(np.unique(group_of[codes[rows]])) > 1
-    # As unknown an image has fewer neighbours to find: padding would tell the two apart.
-    depth = min(
-        int((found[1] >= 0).sum(axis=1).min()) for found in ((known, unknown) if several else (known,))
-    )
-    if depth < 1:
-        raise CorpusError("an image has nothing but near-duplicates of itself to be compared with")
+    depth = _filled(known, unknown) if several else _filled(known)
     known, unknown = ((similarity[:, :depth], found[:, :depth]) for similarity, found in (known, unknown))
     asked = tuple(space.take(rows) for space in spaces)
     by_fold = _left_out(spaces, codes, labels, fold_of, FOLDS)
@@ -150,6 +143,14 @@ def _asked(codes: IntArray, contents: IntArray, rng: np.random.Generator) -> Int
     eligible = first[distinct[codes[first]] > 1]
     chosen = rng.permutation(eligible)[:MOST_IMAGES]
     return np.sort(chosen).astype(np.int64)
+
+
+def _groups(counts: IntArray, rng: np.random.Generator) -> IntArray:
+    """Which labels are held out together: int64 (c,), 0 also for those without images."""
+    labelled = int(np.count_nonzero(counts))
+    group_of = np.zeros(len(counts), np.int64)
+    group_of[counts > 0] = _dealt(labelled, min(FOLDS, labelled), rng)
+    return group_of
 
 
 def _dealt(items: int, hands: int, rng: np.random.Generator) -> IntArray:
@@ -199,6 +200,17 @@ def _nearest(
 
 def _joined(found: Sequence[tuple[FloatArray, IntArray]]) -> tuple[FloatArray, IntArray]:
     return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+
+
+def _filled(*neighbours: tuple[FloatArray, IntArray]) -> int:
+    """Neighbours that every query has.
+
+    As unknown an image has fewer neighbours to find: padding would tell the two apart.
+    """
+    depth = min(int((codes >= 0).sum(axis=1).min()) for _, codes in neighbours)
+    if depth < 1:
+        raise CorpusError("an image has nothing but near-duplicates of itself to be compared with")
+    return depth
 
 
 def _folds(pairs: IntArray, codes: IntArray, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:

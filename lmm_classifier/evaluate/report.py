@@ -86,7 +86,6 @@ def write_report(
     Raises:
         IndexFolderError: the page cannot be written there.
     """
-    names = {query.truth for query in queries} | {query.answer.label for query in queries}
     write_page(
         path,
         "report.html.jinja",
@@ -95,7 +94,7 @@ def write_report(
         tables=tables,
         brackets=BRACKETS,
         plots=plots,
-        matrix=_matrix(queries) if len(names | {UNKNOWN}) <= MATRIX_LABELS else None,
+        matrix=_matrix(queries),
         pairs=_pairs(queries),
         labels=labels,
         open_labels=OPEN_LABELS,
@@ -113,7 +112,10 @@ def spread(members: Sequence[Query], most: int) -> Sequence[Query]:
     return [members[i * len(members) // most] for i in range(most)] if len(members) > most else members
 
 
-def _matrix(queries: Sequence[Query]) -> list[tuple[str, list[_Cell]]]:
+def _matrix(queries: Sequence[Query]) -> list[tuple[str, list[_Cell]]] | None:
+    """A row per label; None for more than MATRIX_LABELS, "unknown" among them."""
+    if len({UNKNOWN, *(q.truth for q in queries), *(q.answer.label for q in queries)}) > MATRIX_LABELS:
+        return None
     names, counts = confusion([q.answer for q in queries], [q.truth for q in queries])
     totals = counts.sum(axis=1).clip(1)
     return [

@@ -72,6 +72,32 @@ def publish(
         workspace.clear()
         return ()
     folder = workspace.index
+    spaces, warnings = _spaces(folder, files, encoders, records, options, on_progress)
+    files |= write_failures(folder, skipped)
+    write_stats(folder, [entry.stats[i] for entry in entries for i in entry.indexed])
+    manifest = Manifest(
+        spaces=tuple(spaces),
+        count=len(records),
+        labels=records.counts(),
+        files=files,
+        skipped=dict(sorted(Counter(s.code for s in skipped).items())),
+    )
+    replace_file(folder / MANIFEST, manifest.to_json())
+    if not carry_calibration(output, folder):
+        warnings.append(CALIBRATION_LOST)
+    workspace.publish()
+    return tuple(warnings)
+
+
+def _spaces(
+    folder: Path,
+    files: dict[str, FileRecord],
+    encoders: Sequence[EncoderContract],
+    records: Records,
+    options: SearchOptions,
+    on_progress: OnProgress,
+) -> tuple[list[Space], list[str]]:
+    """The space of each encoder, made searchable, and warnings; what is written is added to `files`."""
     spaces, latencies, warnings = [], {}, []
     for number, encoder in enumerate(encoders):
         vectors = map_vectors(folder, files, encoder.dim, number)
@@ -87,22 +113,9 @@ def publish(
                     f"than the {options.target_recall} asked for"
                 )
         spaces.append(Space(encoder, point))
-    files |= write_failures(folder, skipped)
-    write_stats(folder, [entry.stats[i] for entry in entries for i in entry.indexed])
     if latencies:
         replace_file(folder / LATENCY, json.dumps(latencies, indent=2, sort_keys=True).encode() + b"\n")
-    manifest = Manifest(
-        spaces=tuple(spaces),
-        count=len(records),
-        labels=records.counts(),
-        files=files,
-        skipped=dict(sorted(Counter(s.code for s in skipped).items())),
-    )
-    replace_file(folder / MANIFEST, manifest.to_json())
-    if not carry_calibration(output, folder):
-        warnings.append(CALIBRATION_LOST)
-    workspace.publish()
-    return tuple(warnings)
+    return spaces, warnings
 
 
 def _searchable(
