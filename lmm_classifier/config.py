@@ -17,15 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.files import is_single_file
+from lmm_classifier.models.asking import Mode, Scoring
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.models.prompt import DEFAULT_PROMPT
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.ranges import (
     BatchSize,
     Candidates,
     Device,
     Dtype,
+    Exemplars,
     Flag,
+    Permutations,
     SearchBackend,
     Seconds,
     Share,
@@ -60,7 +62,10 @@ class RetrievalSettings(_Section):
 
 
 class RerankSettings(_Section):
-    """`rerank:` whether and how a vision-language model decides the uncertain cases."""
+    """`rerank:` whether and how a vision-language model decides the uncertain cases.
+
+    Options of the step `rerank` have its names; the index of the exemplars is that of `retrieval`.
+    """
 
     enabled: Flag = True
     model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
@@ -69,10 +74,20 @@ class RerankSettings(_Section):
     device: Device = "auto"
     dtype: Dtype = "auto"
     min_delta: Share | None = None
+    mode: Mode = "listwise"
+    scoring: Scoring = "likelihood"
     max_candidates: Candidates = 5
+    permutations: Permutations = 1
+    exemplars: Exemplars = 0
+    corpus_root: Path | None = None
     max_batch_size: BatchSize = 8
     max_seconds: Seconds | None = None
-    prompt_template: str = DEFAULT_PROMPT
+    deadline: Seconds | None = None
+    max_share: Share | None = None
+    prompt_template: str | None = None
+    answers: Path | None = None
+    self_test: Flag = True
+    twin: str | None = None
 
     def spec(self) -> ModelSpec:
         """The model these settings mean."""
@@ -83,6 +98,9 @@ class RerankSettings(_Section):
             device=self.device,
             dtype=self.dtype,
         )
+
+
+NOT_OF_THE_STEP = {"enabled", "model_name", "family", "revision", "device", "dtype", "min_delta"}
 
 
 class PipelineConfig(_Section):
@@ -201,11 +219,9 @@ class PipelineConfig(_Section):
             "allow_unknown": self.allow_unknown,
         }
         rerank = {
+            **self.rerank.model_dump(exclude=NOT_OF_THE_STEP),
             "model": self.rerank.spec(),
-            "max_candidates": self.rerank.max_candidates,
-            "max_batch_size": self.rerank.max_batch_size,
-            "max_seconds": self.rerank.max_seconds,
-            "prompt_template": self.rerank.prompt_template,
+            "index": retrieval.index_path if self.rerank.exemplars else None,
         }
         steps: tuple[Mapping[str, Any], ...] = (
             {"embed": {"encoder": self.encoder}},
@@ -328,7 +344,14 @@ def _anchored(value: Any, base: Path) -> Any:
         weights, cache_dir = _anchored_weights(value.weights, base), _anchored(value.cache_dir, base)
         return dataclasses.replace(value, weights=weights, cache_dir=cache_dir)
     if isinstance(value, RerankSettings):
-        return value.model_copy(update={"model_name": _anchored_weights(value.model_name, base)})
+        fields = {key: _anchored(getattr(value, key), base) for key in value.model_fields_set}
+        return value.model_copy(
+            update={
+                **fields,
+                "model_name": _anchored_weights(value.model_name, base),
+                "twin": value.twin and _anchored_weights(value.twin, base),
+            }
+        )
     if isinstance(value, PipelineConfig) and value.pipeline is not None:
         steps = [_anchored(step, base) for step in value._as_written()]
         pipeline = tuple({s.name: _options(s)} for s in steps)

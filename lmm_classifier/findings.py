@@ -11,7 +11,7 @@ import numpy as np
 from lmm_classifier.masks import to_rle
 from lmm_classifier.types import Region, Sample
 
-NOT_FOUND = frozenset({"sample_id", "image", "truth"})  # given, not found
+NOT_FOUND = frozenset({"sample_id", "image", "truth", "arrived"})  # given, not found
 REGION_KEYS = ("box", "kind", "source", "score")
 
 

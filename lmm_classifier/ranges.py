@@ -17,6 +17,8 @@ TopK = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 Template = Annotated[str, Field(pattern=r"\{\}")]  # with {} where a label goes
 MaxLength = Annotated[int, Field(strict=True, ge=1, le=1024)]  # new tokens of a caption
 Candidates = Annotated[int, Field(strict=True, ge=1, le=20)]
+Exemplars = Annotated[int, Field(strict=True, ge=0, le=4)]  # photos shown per candidate
+Permutations = Annotated[int, Field(strict=True, ge=1, le=20)]
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=4096)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

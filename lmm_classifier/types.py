@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -240,8 +241,8 @@ class Choice:
 
     Attributes:
         options: labels in the order presented; may include UNKNOWN.
-        log_likelihoods: float32 (len(options),), natural logarithm of each label's likelihood given
-            image and prompt; at most 0.
+        log_likelihoods: float32 (len(options),), natural logarithm of how likely each label is given image
+            and prompt, up to a constant; at most 0.
     """
 
     options: tuple[str, ...]
@@ -330,6 +331,7 @@ class Sample:
         memberships: what `classify` found, one per collection.
         neighbours, scores, verdicts, choices: set by retrieve, vote (and text_prior), open_set and rerank.
         timings: step name -> seconds this sample took (its share of the batch); kept by the pipeline.
+        arrived: `time.monotonic` when it came in; deadlines count from it.
     """
 
     sample_id: str
@@ -347,6 +349,7 @@ class Sample:
     captions: tuple[str, ...] | None = None
     memberships: tuple[Membership, ...] | None = None
     timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    arrived: float = field(default_factory=time.monotonic)
 
     @classmethod
     def from_image(cls, sample_id: str, image: Image.Image, truth: str | None = None) -> Sample:

@@ -254,11 +254,11 @@ def test_candidates_are_shuffled_by_the_image_and_not_ranked(index: Path) -> Non
     [rerank] = [step for step in one.pipeline.steps if isinstance(step, Rerank)]
     first_ranks = []
     for seed in range(40):
-        [case] = rerank._uncertain(0, _before_rerank(one, picture(COLOURS["red"], seed=seed)))
-        [again] = rerank._uncertain(0, _before_rerank(one, picture(COLOURS["red"], seed=seed)))
-        assert case.question.options == again.question.options
-        assert len(set(case.question.options)) == len(case.question.options)
-        first_ranks.append(case.question.options.index("red"))
+        [doubt] = rerank.doubts(_before_rerank(one, picture(COLOURS["red"], seed=seed)))
+        [again] = rerank.doubts(_before_rerank(one, picture(COLOURS["red"], seed=seed)))
+        assert doubt.options == again.options
+        assert len(set(doubt.options)) == len(doubt.options)
+        first_ranks.append(doubt.options.index("red"))
     assert set(first_ranks) == {0, 1, 2, 3}  # the best label stands at every place
 
 

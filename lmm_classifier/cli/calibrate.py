@@ -15,7 +15,7 @@ from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.evaluate.target import Costs
-    from lmm_classifier.index.calibration import Calibration
+    from lmm_classifier.index.calibration import Calibration, RerankTrial
 
 Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
 KeepKnown = Annotated[float, typer.Option(help="Share of known photos that must not be called unknown.")]
@@ -166,12 +166,23 @@ def _print(calibration: Calibration) -> None:
     typer.echo(f"novelty: {', '.join(calibration.novelty.names)}")
     images = calibration.n_held_out or calibration.n_images
     typer.echo(f"{printable(calibration.target)}; fitted on {images} photos")
-    if trial := calibration.rerank:
-        verdict = "asked where it is uncertain" if trial.helps else "does not help here: not asked"
-        typer.echo(
-            f"reranker: {verdict}; of {trial.cases} uncertain photos {trial.corrections} corrected, "
-            f"{trial.regressions} made worse"
-        )
-        if trial.not_for:
-            typer.echo(f"reranker: not asked about {printable(', '.join(trial.not_for))}")
+    if calibration.rerank:
+        _show_trial(calibration.rerank)
     typer.echo(f"gates: {calibration.gates.describe()}")
+
+
+def _show_trial(trial: RerankTrial) -> None:
+    verdict = "asked where it is uncertain" if trial.helps else "does not help here: not asked"
+    typer.echo(
+        f"reranker: {verdict}; of {trial.cases} uncertain photos {trial.corrections} corrected, "
+        f"{trial.regressions} made worse"
+    )
+    if trial.not_for:
+        typer.echo(f"reranker: not asked about {printable(', '.join(trial.not_for))}")
+    if trial.helps and trial.ask_below < 1:
+        typer.echo(f"reranker: not asked where retrieval is surer than {trial.ask_below:.3f} of its answer")
+    if trial.flip_rate is not None:
+        typer.echo(f"reranker: reversing its list changes {trial.flip_rate:.1%} of its answers")
+    if trial.curve:
+        points = ", ".join(f"{share:.0%}: {right:.1%}" for share, right in trial.curve[::4])
+        typer.echo(f"reranker: right by share of the uncertain asked, most doubtful first: {points}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray
 
@@ -20,12 +22,14 @@ class Fusion:
         retrieval, model: weights, at least 0. 1 and 1 is the product of two independent opinions.
         unknown: added for the option UNKNOWN.
         margin: log-odds over retrieval's own answer that another one needs; at least 0.
+        scarce: there were too few cases to fit weights, so each opinion counts by how decided it is.
     """
 
     retrieval: float = 1.0
     model: float = 1.0
     unknown: float = 0.0
     margin: float = 0.0
+    scarce: bool = False
 
 
 def retrieval_probabilities(
@@ -44,14 +48,27 @@ def retrieval_probabilities(
     return np.asarray(given, np.float64).clip(LEAST)
 
 
+def certainty(retrieval: Float64Array, own: int) -> float:
+    """How sure retrieval is of its `own` answer, in (0, 1]: its share of what all options are given."""
+    return float(retrieval[own] / retrieval.sum())
+
+
 def fused_logits(fusion: Fusion, choice: Choice, retrieval: Float64Array) -> Float64Array:
     """Log-odds of the options of a choice, up to a constant, float64 (options,)."""
+    opinions = np.stack([np.log(retrieval), choice.log_likelihoods.astype(np.float64)])
+    weights = _evidence(opinions) if fusion.scarce else np.asarray([fusion.retrieval, fusion.model])
     unknown = np.asarray([option == UNKNOWN for option in choice.options])
-    return np.asarray(
-        fusion.retrieval * np.log(retrieval)
-        + fusion.model * choice.log_likelihoods.astype(np.float64)
-        + fusion.unknown * unknown
-    )
+    return np.asarray(weights @ opinions + fusion.unknown * unknown)
+
+
+def _evidence(opinions: Float64Array) -> Float64Array:
+    """Weights (2,) of two opinions (2, options), in proportion to what each says; they sum to 2.
+
+    An opinion says the more, the further its entropy is below that of no opinion.
+    """
+    shares = softmax(opinions, axis=1)
+    said = 1 - entropy(shares, axis=1) / np.log(max(opinions.shape[1], 2))
+    return np.asarray(2 * (said + LEAST) / (said + LEAST).sum())
 
 
 def decided(fusion: Fusion, logits: Float64Array, own: int) -> int:

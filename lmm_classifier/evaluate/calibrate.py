@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from lmm_classifier.decision.novelty import SCORES
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.held_out import HeldOut, look_at_held_out
 from lmm_classifier.evaluate.rehearsal import Part, Rehearsal
-from lmm_classifier.evaluate.rerank_trial import try_reranker
+from lmm_classifier.evaluate.rerank_trial import Photo, try_reranker
 from lmm_classifier.evaluate.subject import Subject, subject_of
 from lmm_classifier.evaluate.target import Calibrated, Target, fit_gates
 from lmm_classifier.evaluate.tuning import LEARNED, HeadScore, NoveltyChoice, choose_head, choose_novelty
@@ -134,11 +135,14 @@ def _calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> Calibr
 
 
 def _trial(subject: Subject, chosen: _Chosen, gates: Gates, photos: Path, seed: int) -> RerankTrial:
-    paths = subject.index.records.paths(subject.rows[chosen.rehearsal.rows])
+    rows = subject.rows[chosen.rehearsal.rows]
+    paths = subject.index.records.paths(rows)
     return try_reranker(
         subject.reranker,
-        [photos / path for path in paths],
-        chosen.truths,
+        [
+            Photo(photos / path, truth, partial(subject.embeddings, row))
+            for path, truth, row in zip(paths, chosen.truths, rows.tolist(), strict=True)
+        ],
         chosen.as_known,
         chosen.as_unknown,
         subject.open_set.in_force(gates),

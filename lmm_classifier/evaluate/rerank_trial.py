@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,12 +13,13 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest
 
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
-from lmm_classifier.decision.fusion import Fusion, decided, fused_logits, retrieval_probabilities
+from lmm_classifier.decision.fusion import Fusion, certainty, decided, fused_logits, retrieval_probabilities
 from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.errors import CorpusError, ImageError, ModelError
+from lmm_classifier.evaluate.rerank_bias import ListBias
 from lmm_classifier.index.calibration import RerankTrial
 from lmm_classifier.steps.rerank import Rerank
-from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required
+from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Sample, Scores, Verdict, required
 
 MOST_CASES = 400
 """Images asked, at most, half of them as unknown: the standard error of a share of so many is 2.5 points."""
@@ -26,10 +27,29 @@ AT_ONCE = 32  # photos held in memory
 FOLDS = 5
 PRIOR = 10.0
 """Cases that the prior weights count as: of few cases the fusion stays near the product of both opinions."""
+SCARCE = 15
+"""Cases below which weights are not fitted: 5 for each of the three, as few as a regression is given."""
+WORTH = 0.9  # of what asking about all cases gains, which those that are asked about keep
+POINTS = 20  # of the curve
 MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
 REGRESSIONS = 1 / 3  # of the corrections, at most
 LEVEL = 0.05  # of the sign test that corrections outnumber regressions
 FEWEST_CHANGES = 5  # of a label, before it is left out for more regressions than corrections
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Photo:
+    """A photo of the index.
+
+    Attributes:
+        path: its file.
+        truth: its label, or UNKNOWN.
+        embeddings: gives encoder fingerprint -> float32 (1, d).
+    """
+
+    path: Path
+    truth: str
+    embeddings: Callable[[], Mapping[str, FloatArray]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,8 +71,7 @@ class Case:
 
 def try_reranker(
     step: Rerank,
-    photos: Sequence[Path],
-    truths: Sequence[str],
+    photos: Sequence[Photo],
     known: Scores,
     unknown: Scores,
     gates: Gates,
@@ -63,8 +82,7 @@ def try_reranker(
 
     Args:
         step: the reranker, as configured.
-        photos: m files of the index.
-        truths: their labels.
+        photos: m of the index.
         known: scores over m regions, rehearsed as known.
         unknown: the same as unknown; may be empty.
         gates: which of them are uncertain.
@@ -76,14 +94,25 @@ def try_reranker(
         ModelError: the reranker failed.
     """
     rng = np.random.default_rng(seed)
-    plain = replace(step, calibration=None, max_seconds=None)
+    plain = replace(step, calibration=None, max_seconds=None, deadline=None, max_share=None)
     asked = chain(
-        _uncertain(photos, truths, known, gates, rng, plain.resolution(), limits),
-        _uncertain(photos, [UNKNOWN] * len(photos), unknown, gates, rng, plain.resolution(), limits),
+        _uncertain(photos, known, gates, rng, plain.resolution(), limits),
+        _uncertain(
+            [replace(photo, truth=UNKNOWN) for photo in photos],
+            unknown,
+            gates,
+            rng,
+            plain.resolution(),
+            limits,
+        ),
     )
     cases: list[Case] = []
+    bias = ListBias(plain, rng)
     while batch := list(islice(asked, AT_ONCE)):
         cases += map(_case, plain.run(batch))
+        bias.look_at(batch)
+    prior = bias.prior()
+    cases = [_without(prior, plain, case) for case in cases]
     folds = rng.permutation(len(cases)) % FOLDS
     margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in MARGINS}
     for fold in range(FOLDS if cases else 0):
@@ -91,12 +120,18 @@ def try_reranker(
         for i in np.flatnonzero(folds == fold).tolist():
             for margin in MARGINS:
                 margins[margin][i] = answer_of(replace(fitted, margin=margin), cases[i])
-    return _judged(step, cases, margins)
+    return replace(_judged(step, cases, margins), prior=prior, flip_rate=bias.flip_rate())
 
 
 def fit_fusion(cases: Sequence[Case]) -> Fusion:
-    """The weights with the lowest log loss, drawn to (1, 1, 0) by PRIOR cases' worth."""
+    """The weights with the lowest log loss, drawn to (1, 1, 0) by PRIOR cases' worth.
+
+    Of fewer than SCARCE cases that have the right option there are no weights: each opinion counts by how
+    decided it is.
+    """
     inside = [case for case in cases if case.truth in case.choice.options]
+    if len(inside) < SCARCE:
+        return Fusion(scarce=True)
 
     def loss(weights: Float64Array) -> float:
         fusion = Fusion(*weights.tolist())
@@ -133,6 +168,7 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
         > (up := sum(cases[i].best == label for i in corrections))
         and up + down >= FEWEST_CHANGES
     )
+    ask_below, curve = _worth_asking(cases, corrections, regressions)
     return RerankTrial(
         fusion=replace(fit_fusion(cases), margin=margin),
         helps=helps and len(regressions) <= REGRESSIONS * len(corrections),
@@ -141,7 +177,30 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
         corrections=len(corrections),
         regressions=len(regressions),
         asked=step.identity,
+        ask_below=ask_below,
+        curve=curve,
     )
+
+
+def _worth_asking(
+    cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """The certainty of retrieval from which asking gains little, and accuracy by share asked about.
+
+    The most doubtful cases first, as many as it takes to gain WORTH of what asking about all gains.
+    """
+    if not cases:
+        return 1.0, ()
+    sure = np.asarray([certainty(c.retrieval, c.choice.options.index(c.best)) for c in cases])
+    order = np.argsort(sure, kind="stable")
+    change = np.zeros(len(cases))
+    change[list(corrections)], change[list(regressions)] = 1, -1
+    gained = np.concatenate([[0.0], np.cumsum(change[order])])
+    right = sum(case.best == case.truth for case in cases)
+    needed = int(np.argmax(gained >= WORTH * gained[-1])) if gained[-1] > 0 else len(cases)
+    points = np.unique(np.linspace(0, len(cases), POINTS + 1).round().astype(int)).tolist()
+    curve = tuple((m / len(cases), (right + float(gained[m])) / len(cases)) for m in points)
+    return float(sure[order[needed]]) if needed < len(cases) else 1.0, curve
 
 
 def _harms_knowns(cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]) -> bool:
@@ -177,9 +236,17 @@ def _case(sample: Sample) -> Case:
     return Case(required(sample.truth), best, choice, retrieval)
 
 
+def _without(prior: Mapping[int, Sequence[float]], step: Rerank, case: Case) -> Case:
+    """The case, with the model's opinion less what the places of the options got them."""
+    places = prior.get(len(case.choice.options))
+    if places is None:
+        return case
+    values = step.asking.without(places, case.choice.log_likelihoods)
+    return replace(case, choice=Choice(case.choice.options, values))
+
+
 def _uncertain(
-    photos: Sequence[Path],
-    truths: Sequence[str],
+    photos: Sequence[Photo],
     scores: Scores,
     gates: Gates,
     rng: np.random.Generator,
@@ -193,10 +260,10 @@ def _uncertain(
     places = [i for i, r in enumerate(routed) if r.route == "rerank" and len(r.candidates) > 1]
     for i in sorted(rng.permutation(places)[: MOST_CASES // 2].tolist()):
         try:
-            image = open_image(photos[i], target_size=pixels, limits=limits)
+            image = open_image(photos[i].path, target_size=pixels, limits=limits)
         except ImageError as error:
             raise CorpusError(
-                f"{photos[i]}: {error.reason}; give the folder the index was built from"
+                f"{photos[i].path}: {error.reason}; give the folder the index was built from"
             ) from error
         row, closeness = scores.values[[i]], scores.closeness[[i]]
         verdict = Verdict(
@@ -208,5 +275,10 @@ def _uncertain(
             route="rerank",
             candidates=routed[i].candidates,
         )
-        sample = Sample.from_image(str(photos[i]), image, truth=truths[i])
-        yield replace(sample, scores=Scores(scores.labels, row, closeness), verdicts=(verdict,))
+        sample = Sample.from_image(str(photos[i].path), image, truth=photos[i].truth)
+        yield replace(
+            sample,
+            embeddings=photos[i].embeddings(),
+            scores=Scores(scores.labels, row, closeness),
+            verdicts=(verdict,),
+        )

@@ -116,6 +116,10 @@ class Subject:
         scores = Scores(self.index.labels, probabilities, known.astype(np.float32))
         return self.prior.mixed(scores, vectors) if self.prior and len(probabilities) else scores
 
+    def embeddings(self, row: int) -> dict[str, FloatArray]:
+        """What the encoders made of an image of the index: fingerprint -> float32 (1, d)."""
+        return {space.encoder.fingerprint: space.vectors.take(np.asarray([row])) for space in self.spaces}
+
     def _of_rows(self, space: VectorIndex) -> Vectors:
         if len(self.rows) == len(space):
             return space.vectors

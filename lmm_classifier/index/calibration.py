@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ from lmm_classifier.index.sealed import seal, unseal
 
 CALIBRATION = "calibration.json"
 ARRAYS = "calibration-{}.npz"
-SCHEMA_VERSION = 3  # 2 knew two thresholds on the evidence of the vote
+SCHEMA_VERSION = 4  # 3 knew no prior of places; 2 knew two thresholds on the evidence of the vote
 NOT_WRITTEN = FileRecord("", 0, 0)
 REMEDY = "delete it or calibrate again"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -48,7 +48,13 @@ class RerankTrial:
         cases: photos it was asked about, half of them as unknown where there were enough.
         corrections, regressions: of these, answers made right, and made wrong, by a fusion whose weights
             were not fitted on them.
-        asked: identity of reranker, prompt and number of candidates.
+        asked: identity of the reranker and of the way it is asked.
+        ask_below: certainty of retrieval from which asking was no longer worth it; 1 asks about all cases.
+        prior: number of options -> log-probability that the model gives each place in a list, whatever
+            stands there.
+        flip_rate: share of the cases looked at in which reversing the list changed the answer; None where
+            there is no list, or none was looked at.
+        curve: (share of the cases asked, most doubtful first; share of all cases answered right).
     """
 
     fusion: Fusion
@@ -58,6 +64,10 @@ class RerankTrial:
     corrections: int
     regressions: int
     asked: str
+    ask_below: float = 1.0
+    prior: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    flip_rate: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 @with_config(ConfigDict(extra="forbid"))

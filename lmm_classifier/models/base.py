@@ -11,7 +11,6 @@ from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-import numpy as np
 from PIL import Image
 from pydantic.dataclasses import dataclass
 
@@ -214,21 +213,6 @@ def input_size_of(model: object) -> int | None:
     if size is None or (isinstance(size, int) and size >= 1):
         return size
     raise ModelError(f"`input_size` must be a positive number of pixels or None, got {size!r}")
-
-
-def rate(spec: ModelSpec, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
-    """Ask the chooser of this spec, and take from it only what its protocol promises.
-
-    Raises:
-        ModelError: it cannot be opened, failed, or gave anything but a finite number per option.
-    """
-    chooser = load_chooser(spec)
-    with answering("chooser", spec):
-        rated = chooser.log_likelihoods(questions, batch_size)
-    shapes = [np.shape(values) for values in rated]
-    if shapes != [(len(q.options),) for q in questions] or not all(np.isfinite(v).all() for v in rated):
-        raise ModelError(f"chooser {spec.family!r} must give one finite number per option, got {shapes}")
-    return rated
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
 from lmm_classifier.models.forward import running
-from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
+from lmm_classifier.models.pretrained import checkpoint_state, first_line, pretrained, pretrained_model
 from lmm_classifier.models.prompt import answers_of, asked
 from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.shape import shrunk, widened
@@ -55,6 +55,9 @@ class QwenVLChooser:
             )
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
         self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        self.fingerprint = (
+            f"{config.model_type} {checkpoint_state(self._weights, config)} {self._model.dtype}"
+        )
         self._image_token = config.image_token_id
         self._prefix, self._next_image, self._suffix = self._chat_frame()
         self._lock = threading.Lock()  # a fast tokenizer keeps "special tokens on or off" as state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
@@ -17,28 +18,46 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.decision.fusion import decided, fused_logits, retrieval_probabilities
-from lmm_classifier.errors import ConfigError, ModelError
+from lmm_classifier.corpus.images import open_image
+from lmm_classifier.decision.fusion import certainty, decided, fused_logits, retrieval_probabilities
+from lmm_classifier.errors import ConfigError, ImageError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
-from lmm_classifier.models.base import ModelSpec, Question, input_size_of, load_chooser, rate
-from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.index.exemplars import nearest_of_label
+from lmm_classifier.models.answers import in_time, rate
+from lmm_classifier.models.asking import Asking, Case, Mode, Scoring, default_template, needed_placeholder
+from lmm_classifier.models.base import ModelSpec, input_size_of, load_chooser
+from lmm_classifier.models.self_test import fault_of
+from lmm_classifier.models.shape import shrunk
 from lmm_classifier.pipeline import Step
-from lmm_classifier.ranges import BatchSize, Candidates, Flag, Seconds
-from lmm_classifier.types import UNKNOWN, Choice, Sample, Scores, Status, Verdict, required
+from lmm_classifier.ranges import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
+from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Status, Verdict, required
 
 log = logging.getLogger(__name__)
 
 MAJORITY = 0.5
 """A label the model gives less than this is its best guess among the options, not more."""
+EXEMPLAR_PIXELS = 448 * 448  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
 
 
 @plain_dataclass(frozen=True, slots=True, eq=False)
-class _Case:
-    """An uncertain region on its way to the model."""
+class Doubt:
+    """An uncertain region on its way to the model.
 
-    sample: int
+    Attributes:
+        sample: whose region it is.
+        place: number of the sample.
+        region: number of the region.
+        crop: its pixels.
+        options: what it may be, in the order presented.
+        certainty: of retrieval that its answer is right, in (0, 1].
+    """
+
+    sample: Sample
+    place: int
     region: int
-    question: Question
+    crop: Image.Image
+    options: tuple[str, ...]
+    certainty: float
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -50,14 +69,29 @@ class Rerank(Step):
 
     Attributes:
         model: the chooser.
+        mode: "listwise" shows all candidates at once; "pointwise" asks about each by itself; "pairwise"
+            compares with photos of each.
+        scoring: of a list, "likelihood" of the candidate's name; "normalised", the same per byte and less
+            what a blank image gets; "letter", of the one it is listed under.
         max_candidates: best labels shown to the model.
-        max_batch_size: (image, candidate) pairs per forward pass.
+        permutations: orders of a list that are asked and averaged.
+        exemplars: photos shown per candidate, the nearest of its label; "pairwise" needs 1 at least.
+        index: index folder in which they are looked up.
+        corpus_root: folder that the index's photos start from.
+        max_batch_size: (image, candidate) pairs per forward pass, or requests at once to a server.
         max_seconds: time for the questions of one batch. No pass is begun that would, going by the last
             one, end later; the regions left over keep retrieval's answer.
-        prompt_template: {candidates} and {image_description} are filled in; labels literally.
+        deadline: seconds after an image came in from which nobody waits for the model's answer about it.
+        max_share: of the regions of a batch that may be shown to the model, rounded down, but to one at
+            least; the most doubtful ones are.
+        prompt_template: {candidates} or {candidate}, and {image_description}, are filled in; labels
+            literally. None: the mode's own.
         allow_unknown: offer "unknown" beside the candidates.
         calibration: index folder whose calibration, where the reranker was tried for it, says how its
             opinion is weighed against retrieval's, and whether it is asked at all.
+        answers: file in which the model's answers are remembered; None remembers none.
+        self_test: try the model on a few pictures when it is first asked.
+        twin: weights of a local Qwen-VL that the model of a server must agree with in the self-test.
     """
 
     name: ClassVar[str] = "rerank"
@@ -65,19 +99,43 @@ class Rerank(Step):
     provides: ClassVar[frozenset[str]] = frozenset({"verdicts", "choices"})
 
     model: ModelSpec
+    mode: Mode = "listwise"
+    scoring: Scoring = "likelihood"
     max_candidates: Candidates = 5
+    permutations: Permutations = 1
+    exemplars: Exemplars = 0
+    index: Path | None = None
+    corpus_root: Path | None = None
     max_batch_size: BatchSize = 8
-    prompt_template: str = DEFAULT_PROMPT
+    prompt_template: str | None = None
     allow_unknown: Flag = True
     max_seconds: Seconds | None = None
+    deadline: Seconds | None = None
+    max_share: Share | None = None
     calibration: Path | None = None
+    answers: Path | None = None
+    self_test: Flag = True
+    twin: str | None = None
 
     @property
     def identity(self) -> str:
         """What an opinion depends on: a trial holds for this reranker and no other."""
         model = f"{self.model.family} {self.model.weights} {self.model.revision}"
-        prompt = hashlib.sha256(self.prompt_template.encode()).hexdigest()[:16]
-        return f"{model.strip()}, {self.max_candidates} candidates, prompt {prompt}"
+        prompt = hashlib.sha256(self.template.encode()).hexdigest()[:16]
+        way = f"{self.mode} {self.scoring}, {self.permutations} orders, {self.exemplars} exemplars"
+        return f"{model.strip()}, {way}, {self.max_candidates} candidates, prompt {prompt}"
+
+    @property
+    def template(self) -> str:
+        """The prompt's."""
+        if self.prompt_template is None:
+            return default_template(self.mode, self.scoring)
+        return self.prompt_template
+
+    @property
+    def asking(self) -> Asking:
+        """How the model is asked."""
+        return Asking(self.mode, self.scoring, self.template, self.permutations)
 
     def trial(self) -> RerankTrial | None:
         """What the calibration says of this reranker; None without one.
@@ -97,12 +155,20 @@ class Rerank(Step):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         registry.check("chooser", self.model.family)
-        if "{candidates}" not in self.prompt_template:
-            raise ValueError("prompt_template must hold {candidates}, where the labels go")
+        needed = needed_placeholder(self.mode, self.scoring)
+        if needed and needed not in self.template:
+            raise ValueError(f"prompt_template must hold {needed}, where the labels go")
+        if self.mode == "pairwise" and not self.exemplars:
+            raise ValueError(
+                "mode pairwise compares with photos of each candidate: set exemplars to 1 or more"
+            )
+        if self.exemplars and (self.index is None or self.corpus_root is None):
+            raise ValueError("exemplars are photos of the index: set index, and corpus_root to their folder")
         return self
 
     def load(self) -> None:
         load_chooser(self.model)
+        self._test()
 
     def resolution(self) -> int | None:
         return input_size_of(
@@ -110,72 +176,161 @@ class Rerank(Step):
         )  # of the class: nothing is opened
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
-        trial = self.trial() if batch else None
         verdicts = [list(required(sample.verdicts)) for sample in batch]
         choices: list[list[Choice | None]] = [[None] * sample.n_looked_at for sample in batch]
-        cases = []
-        for case in (case for i, sample in enumerate(batch) for case in self._uncertain(i, sample)):
-            old = verdicts[case.sample][case.region]
-            if trial and (reason := _not_worth_it(trial, old)):
-                verdicts[case.sample][case.region] = replace(old, rerank_skipped=reason)
+        doubts = [doubt for i, sample in enumerate(batch) for doubt in self.doubts(sample, i)]
+        trial = self.trial() if doubts else None
+        outcomes = self._outcomes(doubts, trial, sum(map(len, verdicts)))
+        for doubt, outcome in zip(doubts, outcomes, strict=True):
+            old = verdicts[doubt.place][doubt.region]
+            if isinstance(outcome, str):
+                new = replace(old, rerank_skipped=outcome)
+            elif isinstance(outcome, ModelError):  # fail open, visibly: retrieval's answer is still one
+                new = replace(old, degraded=f"rerank: {outcome}")
             else:
-                cases.append(case)
-        answers = list(self._answers([case.question for case in cases]))
-        if errors := [answer for answer in answers if isinstance(answer, ModelError)]:
-            log.warning(
-                "rerank failed for %d of %d uncertain regions: %s", len(errors), len(cases), errors[0]
-            )
-        for case, answer in zip(cases, answers, strict=True):
-            old = verdicts[case.sample][case.region]
-            if answer is None:
-                skipped = f"the {self.max_seconds:g} s for this batch were up"
-                verdicts[case.sample][case.region] = replace(old, rerank_skipped=skipped)
-            elif isinstance(answer, ModelError):  # fail open, visibly: the answer of retrieval is still one
-                verdicts[case.sample][case.region] = replace(old, degraded=f"rerank: {answer}")
-            else:
-                choices[case.sample][case.region] = answer
-                scores = required(batch[case.sample].scores)
-                verdicts[case.sample][case.region] = self._verdict(old, answer, scores, case.region, trial)
+                new = self._verdict(old, outcome, required(doubt.sample.scores), doubt.region, trial)
+                choices[doubt.place][doubt.region] = outcome
+            verdicts[doubt.place][doubt.region] = new
         return [
             replace(sample, verdicts=tuple(v), choices=tuple(c))
             for sample, v, c in zip(batch, verdicts, choices, strict=True)
         ]
 
-    def _answers(self, questions: Sequence[Question]) -> Iterator[Choice | ModelError | None]:
-        """What the model makes of each question, why it could not be asked, or None where time was up."""
-        if self.max_seconds is None:
-            yield from self._ask(questions)
-            return
-        started = time.monotonic()
-        longest = 0.0
-        for run in _runs(questions, self.max_batch_size):
-            begun = time.monotonic()
-            if begun + longest > started + self.max_seconds:
-                yield from [None] * len(run)
-                continue
-            yield from self._ask(run)
-            longest = max(longest, time.monotonic() - begun)
-
-    def _ask(self, questions: Sequence[Question]) -> list[Choice | ModelError]:
-        """What the model makes of each question, or why it could not be asked."""
-        if not questions:
-            return []
-        try:
-            rated = rate(self.model, questions, self.max_batch_size)
-        except ModelError as error:
-            if len(questions) > 1:  # one bad picture must not cost the others their answer
-                return [answer for question in questions for answer in self._ask([question])]
-            return [error]
-        return [Choice(q.options, values) for q, values in zip(questions, rated, strict=True)]
-
-    def _uncertain(self, position: int, sample: Sample) -> Iterator[_Case]:
-        crops = sample.crops()
+    def doubts(self, sample: Sample, place: int = 0) -> Iterator[Doubt]:
+        """The regions of a sample that the model may be asked about; `place` is its number."""
+        crops, scores = sample.crops(), required(sample.scores)
         for i, verdict in enumerate(required(sample.verdicts)):
             if verdict.status == "uncertain" and verdict.route != "review":
-                options = self._options(crops[i], required(sample.scores), i, verdict.candidates)
+                options = self._options(crops[i], scores, i, verdict.candidates)
                 if len(options) > 1:  # a single answer needs no asking
-                    prompt = render_prompt(self.prompt_template, options)
-                    yield _Case(position, i, Question(crops[i], prompt, options))
+                    sure = certainty(_retrieval(options, scores, i), options.index(required(verdict.label)))
+                    yield Doubt(sample, place, i, crops[i], options, sure)
+
+    def case(self, doubt: Doubt, due: float | None = None) -> Case:
+        """What the model is shown of a region.
+
+        Raises:
+            ModelError: a photo of a candidate cannot be read, or there is none to compare with.
+        """
+        exemplars = {label: self._photos_of(doubt, label) for label in doubt.options if label != UNKNOWN}
+        if self.mode == "pairwise" and (
+            alone := [label for label, photos in exemplars.items() if not photos]
+        ):
+            raise ModelError(f"the index has no other photo of {', '.join(map(repr, alone))} to compare with")
+        return Case(doubt.crop, doubt.options, exemplars if self.exemplars else {}, due)
+
+    def choices(self, cases: Sequence[Case]) -> list[Choice]:
+        """What the model makes of cases.
+
+        Raises:
+            ModelError: as `rate`.
+        """
+        asking = self.asking
+        asked = [asking.questions(case) for case in cases]
+        together = [question for each in asked for question in each]
+        rated = iter(rate(self.model, together, self.max_batch_size, self.answers))
+        return [
+            Choice(case.options, asking.log_probabilities(case, [next(rated) for _ in each]))
+            for case, each in zip(cases, asked, strict=True)
+        ]
+
+    def _outcomes(
+        self, doubts: Sequence[Doubt], trial: RerankTrial | None, regions: int
+    ) -> list[Choice | ModelError | str]:
+        """Per doubt, what the model makes of it, why it could not be asked, or why it was not."""
+        started = time.monotonic()
+        outcomes: dict[int, Choice | ModelError | str] = {}
+        for i, doubt in enumerate(doubts):
+            if trial and (reason := _not_worth_it(trial, doubt)):
+                outcomes[i] = reason
+        left = sorted((i for i in range(len(doubts)) if i not in outcomes), key=lambda i: doubts[i].certainty)
+        if self.max_share is not None:
+            most = max(int(self.max_share * regions), 1)
+            outcomes |= dict.fromkeys(left[most:], f"{most} of {regions} photos were more doubtful")
+            left = left[:most]
+        asked = [doubts[i] for i in left]
+        outcomes |= zip(left, self._answers(asked, trial, started), strict=True)
+        if failed := [outcome for outcome in outcomes.values() if isinstance(outcome, ModelError)]:
+            log.warning("rerank failed for %d of %d uncertain regions: %s", len(failed), len(left), failed[0])
+        return [outcomes[i] for i in range(len(doubts))]
+
+    def _answers(
+        self, doubts: Sequence[Doubt], trial: RerankTrial | None, started: float
+    ) -> Iterator[Choice | ModelError | str]:
+        timed = self.max_seconds is not None or self.deadline is not None
+        longest = 0.0
+        for run in self._runs(doubts) if timed else [doubts]:
+            begun = time.monotonic()
+            due = min((self._due(doubt, started) for doubt in run), default=math.inf)
+            if begun + longest > due:
+                answers: Sequence[Choice | ModelError] = [OutOfTimeError("")] * len(run)
+            else:
+                answers = self._ask(run, due if timed else None, trial)
+            longest = max(longest, time.monotonic() - begun)
+            for doubt, answer in zip(run, answers, strict=True):
+                late = isinstance(answer, OutOfTimeError)
+                yield self._late(doubt, started) if late else answer
+
+    def _ask(
+        self, doubts: Sequence[Doubt], due: float | None, trial: RerankTrial | None
+    ) -> list[Choice | ModelError]:
+        """What the model makes of each, or why it could not be asked."""
+        if not doubts:
+            return []
+
+        def answers() -> list[Choice | ModelError]:
+            cases = [self.case(doubt, due) for doubt in doubts]
+            self._test()
+            choices = self.choices(cases)
+            return [_unbiased(choice, self.asking, trial) for choice in choices]
+
+        try:
+            return in_time(answers, due)
+        except (OutOfTimeError, ModelUnavailableError) as error:  # the others would fare no better
+            return [error] * len(doubts)
+        except ModelError as error:
+            if len(doubts) > 1:  # one bad picture must not cost the others their answer
+                return [answer for doubt in doubts for answer in self._ask([doubt], due, trial)]
+            return [error]
+
+    def _runs(self, doubts: Sequence[Doubt]) -> Iterator[Sequence[Doubt]]:
+        """Doubts that fill a forward pass each: at most so many (image, candidate) pairs, or one doubt."""
+        run: list[Doubt] = []
+        pairs = 0
+        for doubt in doubts:
+            more = len(doubt.options) * self.permutations
+            if run and pairs + more > self.max_batch_size:
+                yield run
+                run, pairs = [], 0
+            run.append(doubt)
+            pairs += more
+        if run:
+            yield run
+
+    def _due(self, doubt: Doubt, started: float) -> float:
+        """When nobody waits for the answer any more, on `time.monotonic`."""
+        batch = math.inf if self.max_seconds is None else started + self.max_seconds
+        own = math.inf if self.deadline is None else doubt.sample.arrived + self.deadline
+        return min(batch, own)
+
+    def _late(self, doubt: Doubt, started: float) -> str:
+        if self.deadline is not None and self._due(doubt, started) == doubt.sample.arrived + self.deadline:
+            return f"the {self.deadline:g} s for this photo were up"
+        return f"the {self.max_seconds:g} s for this batch were up"
+
+    def _test(self) -> None:
+        if self.self_test and (fault := fault_of(self.model, self.asking, self.max_batch_size, self.twin)):
+            raise ModelUnavailableError(fault)
+
+    def _photos_of(self, doubt: Doubt, label: str) -> tuple[Image.Image, ...]:
+        """The nearest photos of a label, scaled down."""
+        if not self.exemplars or self.index is None or self.corpus_root is None:
+            return ()
+        paths = nearest_of_label(self.index, doubt.sample.embeddings, doubt.region, label, self.exemplars)
+        try:
+            return tuple(shrunk(open_image(self.corpus_root / path), EXEMPLAR_PIXELS) for path in paths)
+        except ImageError as error:
+            raise ModelError(f"no photo of {label!r} can be shown: {error}; check corpus_root") from error
 
     def _options(
         self, crop: Image.Image, scores: Scores, region: int, possible: tuple[str, ...]
@@ -198,11 +353,7 @@ class Rerank(Step):
         probabilities, who = choice.probabilities, "the model gives"
         best = max(probabilities, key=probabilities.__getitem__)
         if trial is not None:
-            closeness = float(scores.closeness[region])
-            retrieval = retrieval_probabilities(
-                choice.options, scores.labels, scores.values[region], closeness
-            )
-            logits = fused_logits(trial.fusion, choice, retrieval)
+            logits = fused_logits(trial.fusion, choice, _retrieval(choice.options, scores, region))
             best = choice.options[decided(trial.fusion, logits, choice.options.index(required(old.label)))]
             fused = Choice(choice.options, np.asarray(logits - np.logaddexp.reduce(logits), np.float32))
             probabilities, who = fused.probabilities, "model and retrieval give"
@@ -220,22 +371,27 @@ class Rerank(Step):
         )
 
 
-def _not_worth_it(trial: RerankTrial, verdict: Verdict) -> str | None:
-    """Why the calibration says not to ask about this verdict."""
+def _unbiased(choice: Choice, asking: Asking, trial: RerankTrial | None) -> Choice:
+    """The choice less what the places of the options got them, where a trial has found that out."""
+    prior = trial.prior.get(len(choice.options)) if trial else None
+    if prior is None:
+        return choice
+    return Choice(choice.options, asking.without(prior, choice.log_likelihoods))
+
+
+def _retrieval(options: Sequence[str], scores: Scores, region: int) -> Float64Array:
+    """What retrieval gives the options of a region, float64 (options,)."""
+    closeness = float(scores.closeness[region])
+    return retrieval_probabilities(options, scores.labels, scores.values[region], closeness)
+
+
+def _not_worth_it(trial: RerankTrial, doubt: Doubt) -> str | None:
+    """Why the calibration says not to ask about this region."""
+    label = required(doubt.sample.verdicts)[doubt.region].label
     if not trial.helps:
         return f"it corrects {trial.corrections} and spoils {trial.regressions} of {trial.cases} photos here"
-    if verdict.label in trial.not_for:
-        return f"it spoils more photos of {verdict.label!r} than it corrects"
+    if label in trial.not_for:
+        return f"it spoils more photos of {label!r} than it corrects"
+    if doubt.certainty >= trial.ask_below:
+        return f"retrieval is sure enough, {doubt.certainty:.3f}: asking pays below {trial.ask_below:.3f}"
     return None
-
-
-def _runs(questions: Sequence[Question], pairs: int) -> Iterator[Sequence[Question]]:
-    """Questions that fill a forward pass each: at most so many (image, candidate) pairs, or one question."""
-    run: list[Question] = []
-    for question in questions:
-        if run and sum(len(q.options) for q in run) + len(question.options) > pairs:
-            yield run
-            run = []
-        run.append(question)
-    if run:
-        yield run

@@ -267,7 +267,7 @@ def test_calibration_round_trip_and_its_binding_to_the_index(index: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"schema_version": 2}', '{"schema_version": 3, "gates": {"known": NaN}}']
+    "text", ["", "{", "[]", '{"schema_version": 2}', '{"schema_version": 4, "gates": {"known": NaN}}']
 )
 def test_damaged_calibration_is_refused_by_name(index: Path, text: str) -> None:
     (index / CALIBRATION).write_text(text)

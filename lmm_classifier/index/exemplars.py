@@ -1,0 +1,37 @@
+"""Photos of the corpus that show what a label looks like: those nearest to a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lmm_classifier.index.search import open_matching
+from lmm_classifier.types import FloatArray
+
+COPY = 1 - 1e-5  # similarity from which a photo is the query itself, which shows nothing new
+
+
+def nearest_of_label(
+    folder: Path, embeddings: Mapping[str, FloatArray], region: int, label: str, count: int
+) -> list[str]:
+    """Paths of the photos of a label that are nearest to a region, nearest first; fewer where it has fewer.
+
+    Args:
+        folder: the index.
+        embeddings: encoder fingerprint -> float32 (r, d), of the query.
+        region: which row.
+        label: one of the index; of any other there is no photo.
+        count: at most; copies of the query are left out.
+
+    Raises:
+        EncoderMismatchError: the query was embedded by no encoder of the index.
+    """
+    index = open_matching(folder, embeddings)
+    if label not in index.labels:
+        return []
+    query = np.ascontiguousarray(index.vectors_of(embeddings)[[region]])
+    found = index.search(query, count + 1, (label,))
+    near = found.rows[0][(found.rows[0] >= 0) & (found.similarity[0] < COPY)]
+    return index.records.paths(near[:count])
