@@ -97,7 +97,7 @@ class OpenAIChooser:
         until = time.monotonic() + self._limits.total_s
         kind, ready = self._kind(question), posed(question)
         kept = self._kept.get(kind)
-        refusals = []
+        refusals: list[str] = []
         for way in (kept,) if kept else kind[1]:
             try:
                 values = way.read(self._post(way, ready, until), ready)
@@ -107,7 +107,8 @@ class OpenAIChooser:
             except OutOfTimeError:
                 raise
             except ModelError as error:
-                raise ModelError(f"server {self._address}, asked for {way.name}: {error}") from error
+                before = f" (refused before: {'; '.join(refusals)})" if refusals else ""
+                raise ModelError(f"server {self._address}, asked for {way.name}: {error}{before}") from error
             if values is not None:
                 self._keep(kind, way)
                 return values

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import socket
+import threading
 import time
 from typing import Any
 
@@ -256,6 +257,28 @@ class TestPost:
         with posting({"/a": lambda handler, body: next(replies)(handler, body)}) as server:
             assert post_json(f"{server.url}/a", {}, limits=QUICK) == b"at last"
             assert server.paths == ["/a"] * 3
+
+    def test_to_a_server_that_hardly_reads_ends_when_the_time_is_over(self) -> None:
+        """It takes some bytes now and then, so that each part of the writing succeeds in time."""
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+
+            def sip() -> None:
+                connection, _ = listening.accept()
+                with connection:
+                    end = time.monotonic() + QUICK.total_s + 4 * MARGIN_S
+                    while time.monotonic() < end and connection.recv(60_000):
+                        time.sleep(0.01)
+
+            reader = threading.Thread(target=sip)
+            reader.start()
+            started = time.monotonic()
+            with pytest.raises(FetchError) as caught:
+                post_json(f"http://127.0.0.1:{listening.getsockname()[1]}/", "a" * 30_000_000, limits=QUICK)
+            assert time.monotonic() - started < QUICK.total_s + 2 * MARGIN_S  # one to make so long a text
+            assert caught.value.code == "timeout"
+            reader.join()
 
 
 def refusal(url: str) -> FetchError:
