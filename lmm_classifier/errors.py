@@ -98,12 +98,16 @@ class FetchError(LmmClassifierError):
 
     Attributes:
         code: one of FETCH_ERROR_CODES, for programs.
+        status: of the answer, where it is what is wrong.
+        said: the beginning of such an answer to a POST, as a stranger wrote it: to be cleaned when shown.
     """
 
-    def __init__(self, code: FetchErrorCode, message: str) -> None:
-        super().__init__(code, message)
+    def __init__(self, code: FetchErrorCode, message: str, status: int | None = None, said: str = "") -> None:
+        super().__init__(code, message, status, said)
         self.code = code
         self.message = message
+        self.status = status
+        self.said = said
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"

@@ -46,6 +46,7 @@ BUILTINS: Mapping[Kind, Mapping[str, str]] = {
     },
     "chooser": {
         "qwen-vl": "lmm_classifier.models.qwen_vl:QwenVLChooser",
+        "openai_api": "lmm_classifier.models.openai_api:OpenAIChooser",
         "fake": "lmm_classifier.models.fake:FakeChooser",
     },
     "segmenter": {

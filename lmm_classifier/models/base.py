@@ -33,8 +33,8 @@ class ModelSpec:
         family: name in the registry, such as "siglip".
         weights: hub id ("google/siglip-so400m-patch14-384"), local folder ("./my-model"), shipped
             checkpoint ("shipped:siglip-digits"), or "" for the family's default; `clip` also takes
-            open_clip's "architecture/tag", `onnx` a file, and `sam2` and `detr-panoptic` names of files
-            behind a "#".
+            open_clip's "architecture/tag", `onnx` a file, `sam2` and `detr-panoptic` names of files behind a
+            "#", and `openai_api` the address of a server and a model's name behind it.
         revision: branch, tag or commit on the hub; ignored for local weights.
         device: "auto" (first CUDA device, else Apple's, else the processor) or a torch device.
         dtype: arithmetic of the model, or "auto": bfloat16 on CUDA and on processors that have AVX512-BF16

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
+import pickle
+import socket
+import threading
 import time
+from typing import Any
 
 import pytest
 
 from collections_service import Handler, serving
 from lmm_classifier.errors import FetchError
-from lmm_classifier.fetch import FetchLimits, fetch
+from lmm_classifier.fetch import FetchLimits, fetch, post_json
+from vlm_server import Reply, refuses, says
+from vlm_server import serving as posting
 
 pytestmark = pytest.mark.usefixtures("loopback")
 QUICK = FetchLimits(connect_s=1, silence_s=0.4, total_s=1.0, max_bytes=10_000, wait_s=0.02)
@@ -162,3 +169,120 @@ def test_a_redirect_to_something_else_is_refused(location: str) -> None:
 )
 def test_what_is_no_plain_url_is_refused_before_anything_is_opened(url: str) -> None:
     assert code_of(url) == "bad_url"
+
+
+def test_a_server_says_how_long_it_wants_to_be_left_in_peace() -> None:
+    times: list[float] = []
+
+    def busy(handler: Handler) -> None:
+        times.append(time.monotonic())
+        handler.say(503 if len(times) == 1 else 200, b"x", **{"Retry-After": "1"})
+
+    with serving({"/a": busy}) as server:
+        assert fetch(f"{server.url}/a") == b"x"
+        assert times[1] - times[0] >= 1
+        times.clear()
+        assert code_of(f"{server.url}/a") == "bad_status"  # that is all the time there is
+        assert len(times) == 1
+
+
+def slow_look_up(*arguments: Any, **options: Any) -> Any:
+    time.sleep(3)
+    return []
+
+
+def failing_look_up(*arguments: Any, **options: Any) -> Any:
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+def test_looking_a_name_up_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", slow_look_up)
+    assert code_of("http://example.invalid/") == "timeout"
+    monkeypatch.setattr(socket, "getaddrinfo", failing_look_up)
+    assert code_of("http://example.invalid/") == "unreachable"
+
+
+def test_a_name_that_cannot_be_looked_up_is_unreachable() -> None:
+    assert code_of("http://" + "a" * 70 + ".invalid/") == "unreachable"  # a label may have 63 characters
+
+
+def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of "localhost" where the server listens at the second one alone."""
+    real = socket.getaddrinfo
+
+    def two(host: str, port: int, *arguments: Any, **options: Any) -> Any:
+        names = ("::1", "127.0.0.1") if host == "two.invalid" else (host,)
+        return [entry for name in names for entry in real(name, port, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    with serving({"/a": b"x"}) as server:
+        assert fetch(f"http://two.invalid:{server.server_port}/a", limits=QUICK) == b"x"
+
+
+class TestPost:
+    def test_is_the_value_as_json(self) -> None:
+        value = {"a": [1, "ä\n"], "b": None}
+        with posting({"/a": says(b"[1]")}) as server:
+            assert post_json(f"{server.url}/a", value, headers={"Authorization": "Bearer x"}) == b"[1]"
+            [asked] = server.asked
+        assert asked.body == value
+        assert (asked.headers["Content-Type"], asked.headers["Authorization"]) == (
+            "application/json",
+            "Bearer x",
+        )
+
+    def test_of_what_is_no_json_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="JSON compliant"):
+            post_json("http://127.0.0.1:1/", float("nan"))
+
+    @pytest.mark.parametrize("status", [400, 404, 422, 429])
+    def test_that_is_refused_tells_the_status_and_the_beginning_of_the_reason(self, status: int) -> None:
+        with posting({"/a": refuses(status, "b" * 10_000)}) as server:
+            error = refusal(f"{server.url}/a")
+        assert (error.code, error.status, len(error.said)) == ("bad_status", status, 2048)
+        assert json.loads(error.said + '"}')["detail"].startswith("bbb")
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert (str(copy), copy.status, copy.said) == (str(error), error.status, error.said)
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    def test_is_not_redirected(self, status: int) -> None:
+        with posting({"/there": says(b"found")}) as server:
+            server.replies["/a"] = refuses(status, Location="/there")
+            assert refusal(f"{server.url}/a").code == "redirected"
+            assert server.paths == ["/a"]
+
+    def test_is_tried_again_where_that_may_help(self) -> None:
+        answers: list[Reply] = [refuses(503), refuses(429), says(b"at last")]
+        replies = iter(answers)
+        with posting({"/a": lambda handler, body: next(replies)(handler, body)}) as server:
+            assert post_json(f"{server.url}/a", {}, limits=QUICK) == b"at last"
+            assert server.paths == ["/a"] * 3
+
+    def test_to_a_server_that_hardly_reads_ends_when_the_time_is_over(self) -> None:
+        """It takes some bytes now and then, so that each part of the writing succeeds in time."""
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+
+            def sip() -> None:
+                connection, _ = listening.accept()
+                with connection:
+                    end = time.monotonic() + QUICK.total_s + 4 * MARGIN_S
+                    while time.monotonic() < end and connection.recv(60_000):
+                        time.sleep(0.01)
+
+            reader = threading.Thread(target=sip)
+            reader.start()
+            started = time.monotonic()
+            with pytest.raises(FetchError) as caught:
+                post_json(f"http://127.0.0.1:{listening.getsockname()[1]}/", "a" * 30_000_000, limits=QUICK)
+            assert time.monotonic() - started < QUICK.total_s + 2 * MARGIN_S  # one to make so long a text
+            assert caught.value.code == "timeout"
+            reader.join()
+
+
+def refusal(url: str) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        post_json(url, {"a": 1}, limits=QUICK)
+    assert "\n" not in str(caught.value)
+    return caught.value
