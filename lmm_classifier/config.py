@@ -34,7 +34,7 @@ from lmm_classifier.ranges import (
     Temperature,
     TopK,
 )
-from lmm_classifier.yaml_file import explain, place_of, read_yaml
+from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
 
 class _Section(BaseModel):
@@ -142,14 +142,10 @@ class PipelineConfig(_Section):
             ConfigError: unreadable, or wrong in any way; one line names the key and the remedy.
         """
         path = Path(path)
-        try:
+        with naming(path, cls):
             raw: PipelineConfig = cls.model_validate(read_yaml(path))
             config: PipelineConfig = _anchored(raw, path.absolute().parent)
             config.steps()
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {explain(error, cls)}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
         return config
 
     def to_yaml(self, path: str | Path | None = None) -> str:

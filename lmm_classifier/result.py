@@ -59,6 +59,8 @@ class Classification:
         possible: with a calibration, the labels that remain possible, best first; "unknown" may be one.
         p_value: with a calibration, the share of known images that look at most as known.
         rerank_skipped: why the reranker was not asked about an uncertain image, such as its time being up.
+        certainty: of an uncertain image, how sure retrieval is of its answer among all that is possible, in
+            (0, 1]; where few may be shown to the reranker, those of the least are.
         candidates: best first by evidence, at most CANDIDATES.
         neighbours: nearest first; none has the label of an answer that rests on its name alone.
         thresholds: the policy in force; None when the pipeline has no `open_set` step.
@@ -83,6 +85,7 @@ class Classification:
     possible: tuple[str, ...] = ()
     p_value: float | None = None
     rerank_skipped: str | None = None
+    certainty: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types."""
@@ -117,6 +120,7 @@ def summarise(sample: Sample, thresholds: Thresholds | Gates | None) -> Classifi
         possible=verdict.candidates,
         p_value=verdict.p_value,
         rerank_skipped=verdict.rerank_skipped,
+        certainty=verdict.certainty,
     )
 
 

@@ -221,6 +221,8 @@ class Verdict:
         p_value: with a calibration the share of known images that look at most as known, in (0, 1].
         rerank_skipped: why a reranker was not asked about an uncertain region; None where it was, or there
             is none.
+        certainty: of an uncertain region, how sure retrieval is of its answer among what is possible, in
+            (0, 1]; set where a reranker might be asked.
     """
 
     status: Status
@@ -233,6 +235,7 @@ class Verdict:
     candidates: tuple[str, ...] = ()
     p_value: float | None = None
     rerank_skipped: str | None = None
+    certainty: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

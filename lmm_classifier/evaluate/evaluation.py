@@ -13,7 +13,6 @@ from lmm_classifier.evaluate.confidence_metrics import ReliabilityBin
 from lmm_classifier.evaluate.label_metrics import LabelRow
 from lmm_classifier.evaluate.metrics import Metrics, known_score
 from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.rerank_metrics import retrieval_score
 
 SCHEMA_VERSION = 1
 
@@ -190,7 +189,7 @@ def _photo(query: Query) -> dict[str, Any]:
         "label": answer.label,
         "status": answer.status,
         "retrieval_label": answer.retrieval_label,
-        "retrieval_score": retrieval_score(answer),
+        "certainty": answer.certainty,
         "stage": answer.stage,
         "used_reranker": answer.used_reranker,
         "degraded": answer.degraded,

@@ -39,7 +39,6 @@ from lmm_classifier.evaluate.rerank_metrics import (
     candidate_ranks,
     candidate_recall,
     offered,
-    retrieval_score,
 )
 from lmm_classifier.evaluate.rerank_share import Sent, accuracy_by_share, share_for_gain
 from lmm_classifier.types import UNKNOWN, BoolArray
@@ -140,8 +139,8 @@ class Measure:
     def _by_share(self, queries: Sequence[Query]) -> ShareFigures:
         asked, after = _flags(q.answer.used_reranker for q in queries), right(queries)
         before = _flags(q.answer.retrieval_label == q.truth for q in queries)
-        evidence = np.asarray([retrieval_score(q.answer) for q in queries], np.float64)
-        photos = Sent(evidence, asked, np.where(asked, before, after), after)
+        certainty = np.asarray([q.answer.certainty or 1.0 for q in queries], np.float64)
+        photos = Sent(certainty, asked, np.where(asked, before, after), after)
         curve = accuracy_by_share(photos)
         enough = None
         if photos.gain.sum() > 0:

@@ -49,11 +49,6 @@ def offered(answers: Sequence[Classification], right_answers: Sequence[str]) -> 
     )
 
 
-def retrieval_score(answer: Classification) -> float:
-    """Retrieval's evidence for its best label, in [0, 1]; 0 without any candidate. Less is more doubtful."""
-    return max((candidate.score for candidate in answer.candidates), default=0.0)
-
-
 def best_label(answer: Classification) -> str:
     """The label it would get if nothing were rejected: the answer, else the best candidate.
 

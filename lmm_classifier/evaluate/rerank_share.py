@@ -1,7 +1,7 @@
 """Accuracy against the share reranked: what fewer questions to the reranker would have brought.
 
-The photos that were sent to it are ordered by doubt, the smallest evidence for retrieval's best label first:
-the order in which a run-time limit would send them. One that is held back keeps retrieval's answer. Photos of
+The photos that were sent to it are ordered by doubt, the least certainty of retrieval's answer first: the
+order in which a limit at run time sends them. One that is held back keeps retrieval's answer. Photos of
 equal doubt come in no order: where a cut falls between them, the mean over all orders is taken. `counts` and
 the result's shape are as `columns` says.
 """
@@ -31,24 +31,24 @@ class Sent:
     """Which of n photos the reranker was sent, and what it made of them.
 
     Attributes:
-        evidence: float64 (n,), retrieval's score of its best label; the smaller, the more doubtful.
+        certainty: float64 (n,), of retrieval's answer; the smaller, the more doubtful.
         sent: bool (n,); True for one at least.
         without, right: bool (n,), whether retrieval's answer is right, and the final one; an unknown called
             "unknown" is. The same for a photo that was not sent.
 
     Raises:
-        ConfigError: evidence that is not finite, lengths that differ, or an answer that changed though its
+        ConfigError: certainty that is not finite, lengths that differ, or an answer that changed though its
             photo was not sent.
         CorpusError: nothing was sent.
     """
 
-    evidence: Floats
+    certainty: Floats
     sent: BoolArray
     without: BoolArray
     right: BoolArray
 
     def __post_init__(self) -> None:
-        n = len(numbers("evidence", self.evidence))
+        n = len(numbers("certainty", self.certainty))
         for name in ("sent", "without", "right"):
             flags(name, getattr(self, name), n)
         if not self.sent.any():
@@ -104,5 +104,5 @@ def share_for_gain(photos: Sent, part: float, counts: Counts | None = None) -> F
 def _ranked(photos: Sent, counts: Counts) -> tuple[Ranking, Floats]:
     """Those sent by falling doubt, and the gain down to each distinct doubt."""
     sent = counts[..., photos.sent]
-    ranking = Ranking(-photos.evidence[photos.sent], sent)
+    ranking = Ranking(-photos.certainty[photos.sent], sent)
     return ranking, ranking.sums(sent * photos.gain[photos.sent])

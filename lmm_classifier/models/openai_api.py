@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import ClassVar
 
-from lmm_classifier.errors import FetchError, ModelError, OutOfTimeError
+from lmm_classifier.errors import FetchError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits, check_url, post_json
 from lmm_classifier.models.base import AnswerForm, ModelSpec, Question, refuse_compile
 from lmm_classifier.models.openai_chat import CONSTRAINED, LOGPROBS, TEXT
@@ -108,7 +108,8 @@ class OpenAIChooser:
                 raise
             except ModelError as error:
                 before = f" (refused before: {'; '.join(refusals)})" if refusals else ""
-                raise ModelError(f"server {self._address}, asked for {way.name}: {error}{before}") from error
+                message = f"server {self._address}, asked for {way.name}: {error}{before}"
+                raise type(error)(message) from error
             if values is not None:
                 self._keep(kind, way)
                 return values
@@ -140,7 +141,8 @@ class OpenAIChooser:
                 raise
             if due is not None and time.monotonic() > due - DUE_S:
                 raise OutOfTimeError(f"no answer by the time it was due: {self._told(error)}") from error
-            raise ModelError(self._told(error)) from error
+            gone = error.code in {"unreachable", "timeout"}  # another question would fare no better
+            raise (ModelUnavailableError if gone else ModelError)(self._told(error)) from error
 
     def _told(self, error: FetchError) -> str:
         """An error in one line, with what the server said, and without the key if it said that."""

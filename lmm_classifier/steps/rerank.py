@@ -182,7 +182,7 @@ class Rerank(Step):
         trial = self.trial() if doubts else None
         outcomes = self._outcomes(doubts, trial, sum(map(len, verdicts)))
         for doubt, outcome in zip(doubts, outcomes, strict=True):
-            old = verdicts[doubt.place][doubt.region]
+            old = replace(verdicts[doubt.place][doubt.region], certainty=doubt.certainty)
             if isinstance(outcome, str):
                 new = replace(old, rerank_skipped=outcome)
             elif isinstance(outcome, ModelError):  # fail open, visibly: retrieval's answer is still one

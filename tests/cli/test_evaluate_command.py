@@ -186,8 +186,8 @@ class TestFigures:
         assert rerank["ceiling"]["value"] == pytest.approx(np.mean(best))
         assert rerank["ceiling_known"]["value"] == pytest.approx(np.mean(best[:36]))
         by_share = rerank["by_share"]
-        evidence = [a["candidates"][0]["score"] for a in answers]
-        assert [p["retrieval_score"] for p in found["photos"]] == pytest.approx(evidence)
+        evidence = [a["certainty"] or 1.0 for a in answers]
+        assert [p["certainty"] for p in found["photos"]] == column(answers, "certainty")
         assert by_share["share"] == pytest.approx(np.arange(asked.sum() + 1) / 70)
         for share, accuracy in zip(by_share["share"], by_share["accuracy"], strict=True):
             sent = np.argsort(np.where(asked, evidence, 2), kind="stable")[: round(70 * share)]

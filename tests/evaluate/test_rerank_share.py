@@ -55,7 +55,7 @@ def test_the_curve_is_the_mean_over_all_orders(seed: int) -> None:
     found = drawn(seed)
     runs = []
     for order in permutations(range(6)):
-        if list(found.evidence[list(order)]) == sorted(found.evidence[:6]):
+        if list(found.certainty[list(order)]) == sorted(found.certainty[:6]):
             labels = found.without.copy()
             runs.append([labels.mean()])
             for photo in order:
@@ -75,7 +75,7 @@ def test_a_photo_that_counts_twice_is_two_photos(seed: int) -> None:
     counts[:, 0] = 1  # one is sent
     together = share_for_gain(found, 0.8, counts.astype(float))
     for row in range(4):
-        columns = (found.evidence, found.sent, found.without, found.right)
+        columns = (found.certainty, found.sent, found.without, found.right)
         twice = Sent(*(np.repeat(column, counts[row]) for column in columns))
         assert together[row] == pytest.approx(share_for_gain(twice, 0.8), nan_ok=True)
 
@@ -88,7 +88,7 @@ def query(truth: str, retrieval: str, answer: str, evidence: float, options: str
     found = Classification(
         source="x", label=answer, score=0.5, used_reranker=options is not None, status="known", stage="s",
         reason="", degraded=None, retrieval_label=retrieval, closeness=0.5, candidates=candidates,
-        neighbours=(), thresholds=None, timings={},
+        neighbours=(), thresholds=None, timings={}, certainty=evidence,
     )  # fmt: skip
     return Query(Path("x.png"), truth, found)
 
