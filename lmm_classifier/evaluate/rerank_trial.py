@@ -168,7 +168,7 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
         > (up := sum(cases[i].best == label for i in corrections))
         and up + down >= FEWEST_CHANGES
     )
-    ask_below, curve = _worth_asking(cases, corrections, regressions)
+    ask_below, curve = worth_asking(cases, corrections, regressions)
     return RerankTrial(
         fusion=replace(fit_fusion(cases), margin=margin),
         helps=helps and len(regressions) <= REGRESSIONS * len(corrections),
@@ -182,7 +182,7 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
     )
 
 
-def _worth_asking(
+def worth_asking(
     cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """The certainty of retrieval from which asking gains little, and accuracy by share asked about.

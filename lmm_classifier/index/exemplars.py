@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from lmm_classifier.corpus.images import open_image
 from lmm_classifier.index.search import open_matching
 from lmm_classifier.types import FloatArray
 
@@ -14,12 +16,13 @@ COPY = 1 - 1e-5  # similarity from which a photo is the query itself, which show
 
 
 def nearest_of_label(
-    folder: Path, embeddings: Mapping[str, FloatArray], region: int, label: str, count: int
-) -> list[str]:
-    """Paths of the photos of a label that are nearest to a region, nearest first; fewer where it has fewer.
+    folder: Path, root: Path, embeddings: Mapping[str, FloatArray], region: int, label: str, count: int
+) -> tuple[Image.Image, ...]:
+    """The photos of a label that are nearest to a region, nearest first; fewer where it has fewer.
 
     Args:
         folder: the index.
+        root: the folder that its paths start from.
         embeddings: encoder fingerprint -> float32 (r, d), of the query.
         region: which row.
         label: one of the index; of any other there is no photo.
@@ -27,11 +30,12 @@ def nearest_of_label(
 
     Raises:
         EncoderMismatchError: the query was embedded by no encoder of the index.
+        ImageError: a photo cannot be read.
     """
     index = open_matching(folder, embeddings)
     if label not in index.labels:
-        return []
+        return ()
     query = np.ascontiguousarray(index.vectors_of(embeddings)[[region]])
     found = index.search(query, count + 1, (label,))
     near = found.rows[0][(found.rows[0] >= 0) & (found.similarity[0] < COPY)]
-    return index.records.paths(near[:count])
+    return tuple(open_image(root / path) for path in index.records.paths(near[:count]))

@@ -18,7 +18,6 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.corpus.images import open_image
 from lmm_classifier.decision.fusion import certainty, decided, fused_logits, retrieval_probabilities
 from lmm_classifier.errors import ConfigError, ImageError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
@@ -180,7 +179,7 @@ class Rerank(Step):
         choices: list[list[Choice | None]] = [[None] * sample.n_looked_at for sample in batch]
         doubts = [doubt for i, sample in enumerate(batch) for doubt in self.doubts(sample, i)]
         trial = self.trial() if doubts else None
-        outcomes = self._outcomes(doubts, trial, sum(map(len, verdicts)))
+        outcomes = self.outcomes(doubts, trial, sum(map(len, verdicts)))
         for doubt, outcome in zip(doubts, outcomes, strict=True):
             old = replace(verdicts[doubt.place][doubt.region], certainty=doubt.certainty)
             if isinstance(outcome, str):
@@ -234,7 +233,7 @@ class Rerank(Step):
             for case, each in zip(cases, asked, strict=True)
         ]
 
-    def _outcomes(
+    def outcomes(
         self, doubts: Sequence[Doubt], trial: RerankTrial | None, regions: int
     ) -> list[Choice | ModelError | str]:
         """Per doubt, what the model makes of it, why it could not be asked, or why it was not."""
@@ -261,15 +260,13 @@ class Rerank(Step):
         longest = 0.0
         for run in self._runs(doubts) if timed else [doubts]:
             begun = time.monotonic()
-            due = min((self._due(doubt, started) for doubt in run), default=math.inf)
-            if begun + longest > due:
-                answers: Sequence[Choice | ModelError] = [OutOfTimeError("")] * len(run)
-            else:
-                answers = self._ask(run, due if timed else None, trial)
+            ends = [self._due(doubt, started) for doubt in run]
+            due = min((end for end, _ in ends), default=math.inf)
+            late: list[Choice | ModelError] = [OutOfTimeError("")] * len(run)
+            answers = late if begun + longest > due else self._ask(run, due if timed else None, trial)
             longest = max(longest, time.monotonic() - begun)
-            for doubt, answer in zip(run, answers, strict=True):
-                late = isinstance(answer, OutOfTimeError)
-                yield self._late(doubt, started) if late else answer
+            for (_, why), answer in zip(ends, answers, strict=True):
+                yield why if isinstance(answer, OutOfTimeError) else answer
 
     def _ask(
         self, doubts: Sequence[Doubt], due: float | None, trial: RerankTrial | None
@@ -307,16 +304,14 @@ class Rerank(Step):
         if run:
             yield run
 
-    def _due(self, doubt: Doubt, started: float) -> float:
-        """When nobody waits for the answer any more, on `time.monotonic`."""
-        batch = math.inf if self.max_seconds is None else started + self.max_seconds
-        own = math.inf if self.deadline is None else doubt.sample.arrived + self.deadline
-        return min(batch, own)
-
-    def _late(self, doubt: Doubt, started: float) -> str:
-        if self.deadline is not None and self._due(doubt, started) == doubt.sample.arrived + self.deadline:
-            return f"the {self.deadline:g} s for this photo were up"
-        return f"the {self.max_seconds:g} s for this batch were up"
+    def _due(self, doubt: Doubt, started: float) -> tuple[float, str]:
+        """When nobody waits for the answer any more, on `time.monotonic`, and why."""
+        ends = [(math.inf, "")]
+        if self.max_seconds is not None:
+            ends.append((started + self.max_seconds, f"the {self.max_seconds:g} s for this batch were up"))
+        if self.deadline is not None:
+            ends.append((doubt.sample.arrived + self.deadline, f"its {self.deadline:g} s were up"))
+        return min(ends)
 
     def _test(self) -> None:
         if self.self_test and (fault := fault_of(self.model, self.asking, self.max_batch_size, self.twin)):
@@ -326,11 +321,12 @@ class Rerank(Step):
         """The nearest photos of a label, scaled down."""
         if not self.exemplars or self.index is None or self.corpus_root is None:
             return ()
-        paths = nearest_of_label(self.index, doubt.sample.embeddings, doubt.region, label, self.exemplars)
+        seen = doubt.sample.embeddings
         try:
-            return tuple(shrunk(open_image(self.corpus_root / path), EXEMPLAR_PIXELS) for path in paths)
+            photos = nearest_of_label(self.index, self.corpus_root, seen, doubt.region, label, self.exemplars)
         except ImageError as error:
             raise ModelError(f"no photo of {label!r} can be shown: {error}; check corpus_root") from error
+        return tuple(shrunk(photo, EXEMPLAR_PIXELS) for photo in photos)
 
     def _options(
         self, crop: Image.Image, scores: Scores, region: int, possible: tuple[str, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from lmm_classifier import PipelineConfig
+from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.evaluate.demo import demo_config
 from lmm_classifier.index.search import open_index
 
@@ -63,6 +63,24 @@ def test_it_shows_what_it_is_meant_to_show(demo: tuple[Path, dict[str, float]]) 
     assert summary["hybrid_accuracy"] >= summary["retrieval_accuracy"] + 0.02
     assert summary["corrections"] >= 3 * summary["regressions"]
     assert summary["unknown_auroc"] >= 0.90
+
+
+def test_asking_about_three_in_ten_gains_most_of_what_asking_about_all_does(
+    demo: tuple[Path, dict[str, float]],
+) -> None:
+    folder, summary = demo
+    config = PipelineConfig.from_yaml(folder / "config.yaml")
+    everything = {"retrieval.confidence_threshold": 1.0, "retrieval.open_set_threshold": 0.0}
+    asking = HybridClassifier(config.changed(everything, folder))
+    photos = [*(folder / "corpus/query").glob("*/*.png"), *(folder / "corpus/query_unknown").glob("*/*.png")]
+    answers = list(asking.classify_files(photos))
+    assert all(answer.used_reranker for answer in answers)
+    truths = [path.parent.name if "query_unknown" not in path.parts else "unknown" for path in photos]
+    accuracy = sum(a.label == t for a, t in zip(answers, truths, strict=True)) / len(photos)
+    gain = summary["hybrid_accuracy"] - summary["retrieval_accuracy"]
+    assert summary["share_reranked"] <= 0.30
+    assert gain >= 0.80 * (accuracy - summary["retrieval_accuracy"])
+    assert summary["regressions"] <= summary["corrections"] / 3
 
 
 def test_held_out_digits_and_queries_are_in_no_index(demo: tuple[Path, dict[str, float]]) -> None:

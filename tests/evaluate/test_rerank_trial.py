@@ -17,7 +17,7 @@ from lmm_classifier.corpus.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
-from lmm_classifier.evaluate.rerank_trial import Case, answer_of, fit_fusion
+from lmm_classifier.evaluate.rerank_trial import Case, answer_of, fit_fusion, worth_asking
 from lmm_classifier.evaluate.target import Target
 from lmm_classifier.index.calibration import RerankTrial
 from lmm_classifier.indexing import index_corpus
@@ -133,6 +133,31 @@ class TestFusionFit:
         few, many = fit_fusion(pair * 8), fit_fusion(pair * 80)
         assert 1 < few.retrieval < many.retrieval
         assert 1 < few.model < many.model < 10
+
+
+class TestWhoIsWorthAsking:
+    def test_those_that_bring_most_of_the_gain(self) -> None:
+        """By hand: of four, the two most doubtful are corrected; the third is asked about in vain."""
+        cases = [case("b", sure, 0.1) for sure in (0.6, 0.55)] + [case("a", sure, 0.9) for sure in (0.8, 0.9)]
+        below, curve = worth_asking(cases, [0, 1], [])
+        assert below == pytest.approx(0.8)
+        assert curve == ((0, 0.5), (0.25, 0.75), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0))
+
+    def test_all_where_the_last_of_them_gains(self) -> None:
+        cases = [case("a", 0.6, 0.9), case("b", 0.9, 0.1)]
+        assert worth_asking(cases, [1], []) == (1.0, ((0, 0.5), (0.5, 0.5), (1.0, 1.0)))
+        assert worth_asking([], [], []) == (1.0, ())
+
+    def test_sure_regions_are_spared_and_told_why(self, slow: None) -> None:
+        step = Rerank(model=ModelSpec("slow"), self_test=False)
+        [doubt] = step.doubts(uncertain(1)[0])
+        assert doubt.certainty == pytest.approx(0.6)
+        trial = RerankTrial(Fusion(), True, (), 40, 10, 0, step.identity, ask_below=0.55)
+        assert step.outcomes([doubt], trial, 1) == [
+            "retrieval is sure enough, 0.600: asking pays below 0.550"
+        ]
+        [asked] = step.outcomes([doubt], replace(trial, ask_below=0.65), 1)
+        assert isinstance(asked, Choice)
 
 
 class SlowChooser:

@@ -1,0 +1,350 @@
+"""The reranker as a step: how it asks, whom it spares, and what is left when a model fails or is late."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.indexing import index_corpus
+from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.pretrained import locate
+from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.types import FloatArray, Sample, Scores, Verdict, required
+from synthetic import COLOURS, picture, write_corpus
+from vlm_server import CHAT, SYSTEMONE, Body, Handler, Reply, completion, refuses, says, serving
+
+FAKE = ModelSpec("fake")
+TINY = ModelSpec("qwen-vl", "shipped:qwen2-vl-digits", dtype="float32")
+SLACK_S = 0.25  # two busy cores
+
+
+class Looking:
+    """Says yes to two pictures of like colour, and to a label that is in the question and in `weights`."""
+
+    asked: ClassVar[list[Question]] = []
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._likes = spec.weights
+
+    def log_likelihoods(self, questions: list[Question], batch_size: int) -> list[FloatArray]:
+        self.asked.extend(questions)
+        return [np.log(np.asarray(self._odds(q), np.float32)) for q in questions]
+
+    def _odds(self, question: Question) -> list[float]:
+        if question.exemplars:
+            means = [np.asarray(i, float).mean((0, 1)) for i in (question.image, question.exemplars[0][1])]
+            yes = 0.9 if np.abs(means[0] - means[1]).max() < 60 else 0.1
+        else:
+            yes = 0.9 if self._likes in question.prompt else 0.1
+        return [yes, 1 - yes]
+
+
+class Slow(Looking):
+    def log_likelihoods(self, questions: list[Question], batch_size: int) -> list[FloatArray]:
+        time.sleep(3)
+        return super().log_likelihoods(questions, batch_size)
+
+
+class SlowToOpen(Looking):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        time.sleep(3)
+
+
+@pytest.fixture(autouse=True)
+def choosers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cls in (Looking, Slow, SlowToOpen):
+        monkeypatch.setitem(registry.BUILTINS["chooser"], cls.__name__, f"{__name__}:{cls.__name__}")  # type: ignore[arg-type]
+    Looking.asked.clear()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("rerank") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def index(corpus: Path) -> Path:
+    index_corpus(corpus, corpus.parent / "index", encoder=FAKE)
+    return corpus.parent / "index"
+
+
+def classifier(index: Path, family: str = "Looking", **rerank: Any) -> HybridClassifier:
+    """Of which no answer of retrieval is sure."""
+    return HybridClassifier(
+        PipelineConfig(
+            encoder=FAKE,
+            retrieval={
+                "index_path": index,
+                "top_k": 18,
+                "confidence_threshold": 1.0,
+                "open_set_threshold": 0.0,
+            },
+            rerank={"family": family, "model_name": "", "self_test": False, **rerank},
+        )
+    )
+
+
+class TestModes:
+    def test_pairs_compare_with_the_nearest_photos_of_every_candidate(
+        self, corpus: Path, index: Path
+    ) -> None:
+        by_pairs = classifier(index, mode="pairwise", exemplars=2, corpus_root=corpus)
+        answer = by_pairs.classify(picture((190, 60, 60), seed=7))
+        assert (answer.label, answer.stage) == ("red", "rerank")
+        assert len(Looking.asked) == 3 * 2
+        shown = [q.exemplars[0][1] for q in Looking.asked]
+        folders = [
+            path.parent.name
+            for image in shown
+            for path in corpus.glob("*/*.png")
+            if np.array_equal(np.asarray(image), np.asarray(Image.open(path)))
+        ]
+        assert sorted(folders) == ["blue", "blue", "green", "green", "red", "red"]
+        # none of them is of like colour: unknown
+        assert by_pairs.classify(picture((128, 128, 128), seed=8)).label == "unknown"
+
+    def test_a_photo_of_the_index_is_not_compared_with_itself(self, corpus: Path, index: Path) -> None:
+        path = corpus / "red/3.png"
+        classifier(index, mode="pairwise", exemplars=4, corpus_root=corpus).classify(path)
+        own = np.asarray(Image.open(path))
+        assert not any(np.array_equal(own, np.asarray(q.exemplars[0][1])) for q in Looking.asked)
+
+    def test_points_ask_about_one_label_at_a_time(self, index: Path) -> None:
+        answer = classifier(index, mode="pointwise", model_name="green").classify(picture(COLOURS["red"]))
+        assert answer.label == "green"  # what this chooser says, not what retrieval thinks
+        assert [q.prompt for q in Looking.asked].count("Does the label green fit the image?") == 1
+        assert len(Looking.asked) == 3
+
+    @pytest.mark.parametrize("scoring", ["likelihood", "normalised", "letter"])
+    def test_the_shipped_model_reads_lists(self, index: Path, scoring: str) -> None:
+        answer = classifier(
+            index,
+            "qwen-vl",
+            model_name=TINY.weights,
+            dtype="float32",
+            scoring=scoring,
+            permutations=2,
+            self_test=True,
+        ).classify(picture(COLOURS["red"]))
+        assert answer.stage == "rerank"
+        assert sum(c.probability or 0 for c in answer.candidates) == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"mode": "pairwise"}, "set exemplars to 1 or more"),
+            ({"exemplars": 1}, "set index, and corpus_root"),
+            ({"mode": "pointwise", "prompt_template": "Well?"}, "must hold {candidate}, where the labels go"),
+            ({"prompt_template": "Well?"}, "must hold {candidates}, where the labels go"),
+            ({"permutations": 0}, "permutations"),
+            ({"max_share": 1.5}, "max_share"),
+            ({"deadline": 0}, "deadline"),
+        ],
+    )
+    def test_settings_that_ask_for_nothing_are_refused(
+        self, index: Path, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises((ConfigError, ValueError), match=message):
+            classifier(index, **options)
+
+    def test_photos_that_are_gone_leave_retrievals_answer_and_say_so(
+        self, index: Path, tmp_path: Path
+    ) -> None:
+        answer = classifier(index, mode="pairwise", exemplars=1, corpus_root=tmp_path).classify(
+            picture(COLOURS["red"])
+        )
+        assert (answer.label, answer.stage) == ("red", "open_set")
+        assert answer.degraded is not None
+        assert "check corpus_root" in answer.degraded
+
+
+class TestBudget:
+    def test_a_share_takes_the_most_doubtful(self) -> None:
+        sure = [0.9, 0.5, 0.7, 0.6, 0.8, 0.55, 0.95, 0.65, 0.75, 0.85]
+        samples = [uncertain(str(i), ("a", "b"), (p, 1 - p)) for i, p in enumerate(sure)]
+        step = Rerank(model=ModelSpec("fake", "b"), max_share=0.35, self_test=False, allow_unknown=False)
+        verdicts = [required(sample.verdicts)[0] for sample in step.run(samples)]
+        assert [i for i, v in enumerate(verdicts) if v.decided_by == "rerank"] == [1, 3, 5]
+        assert verdicts[0].rerank_skipped == "3 of 10 photos were more doubtful"
+        assert [v.certainty for v in verdicts] == pytest.approx(sure)
+
+    def test_a_share_of_one_photo_is_that_photo(self) -> None:
+        [finished] = Rerank(model=FAKE, max_share=0.01, self_test=False).run(
+            [uncertain("x", ("a", "b"), (0.6, 0.4))]
+        )
+        assert required(finished.verdicts)[0].decided_by == "rerank"
+
+    @pytest.mark.parametrize("family", ["Slow", "SlowToOpen"])
+    def test_nobody_waits_longer_than_the_deadline(self, index: Path, family: str) -> None:
+        late = classifier(index, family, mode="pointwise", deadline=0.5)
+        late.load()
+        began = time.monotonic()
+        answer = late.classify(picture(COLOURS["red"]))
+        assert time.monotonic() - began <= 0.55 + SLACK_S
+        assert (answer.label, answer.status, answer.rerank_skipped) == (
+            "red",
+            "uncertain",
+            "its 0.5 s were up",
+        )
+        assert answer.degraded is None
+
+    def test_the_local_model_is_stopped_and_goes_on_with_the_next_photo(self, index: Path) -> None:
+        tiny = {"model_name": TINY.weights, "dtype": "float32"}
+        classifier(index, "qwen-vl", **tiny).classify(picture(COLOURS["red"]))  # opens it
+        answer = classifier(index, "qwen-vl", deadline=0.001, **tiny).classify(picture(COLOURS["red"]))
+        assert answer.rerank_skipped == "its 0.001 s were up"
+        assert classifier(index, "qwen-vl", **tiny).classify(picture(COLOURS["red"])).stage == "rerank"
+
+    def test_answers_are_remembered(self, index: Path, tmp_path: Path) -> None:
+        remembering = classifier(index, mode="pointwise", answers=tmp_path / "answers.sqlite")
+        first, again = (remembering.classify(picture(COLOURS["red"])) for _ in range(2))
+        assert len(Looking.asked) == 3
+        assert (first.label, first.score) == (again.label, again.score)
+
+
+def silent(handler: Handler, body: Body) -> None:
+    time.sleep(3)
+
+
+def drip(handler: Handler, body: Body) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(60):
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+FAULTS: dict[str, Reply] = {
+    "silent": silent,
+    "drip": drip,
+    "429": refuses(429),
+    "500": refuses(500),
+    "cut": says(b'{"choices": [{"mess'),
+    "10 MB": says(b'"' + b"x" * 10_000_000 + b'"'),
+    "wrong label": says(completion("a rose by any other name")),
+    "no such path": refuses(404),
+}
+
+
+@pytest.mark.usefixtures("loopback")
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("mode", ["listwise", "pointwise"])
+def test_no_fault_of_a_server_changes_an_answer_but_by_a_mark(index: Path, fault: str, mode: str) -> None:
+    photo = picture((190, 60, 60), seed=7)
+    alone = classifier(index, enabled=False).classify(photo)
+    with serving({CHAT: FAULTS[fault], SYSTEMONE: FAULTS[fault]}) as server:
+        asking = classifier(
+            index, "openai_api", model_name=server.weights, mode=mode, scoring="letter", deadline=1.0
+        )
+        began = time.monotonic()
+        answer = asking.classify(photo)
+        took = time.monotonic() - began
+        assert server.asked
+    assert took <= 1.1 + SLACK_S
+    assert (answer.label, answer.score, answer.status) == (alone.label, alone.score, "uncertain")
+    assert (answer.degraded is None) != (answer.rerank_skipped is None)
+    assert len((answer.degraded or answer.rerank_skipped or "").splitlines()) == 1
+
+
+def test_a_model_that_fails_its_self_test_is_not_believed(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Moody(Looking):
+        def log_likelihoods(self, questions: list[Question], batch_size: int) -> list[FloatArray]:
+            return [np.log(np.asarray([0.1 * len(questions) % 1, 0.5], np.float32)) for _ in questions]
+
+    monkeypatch.setattr(f"{__name__}.Moody", Moody, raising=False)
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "moody", f"{__name__}:Moody")  # type: ignore[arg-type]
+    answer = classifier(index, "moody", mode="pointwise", self_test=True).classify(picture(COLOURS["red"]))
+    assert (answer.label, answer.stage) == ("red", "open_set")
+    assert answer.degraded is not None
+    assert "fails its self-test" in answer.degraded
+
+
+FRAGMENTS = (
+    *("<|im_end|>", "<|im_start|>assistant\n", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>", "</s>"),
+    *(
+        "{candidates}",
+        "{image_description}",
+        "{",
+        "}",
+        "{{ x }}",
+        "{% raw %}",
+        "%s",
+        "\\",
+        "'",
+        '"',
+        "<0x0A>",
+    ),
+    *("\n", "\r\n", "\u2028", "\x00", "\u202e", "\u200f", "\u0627\u0644", "雛菊", "\U0001f339", "\udc80"),
+    *("A.", "B. rose", "rose", "ros", ", ", ".", " ", "unknown", "Answer with the label only.", "[INST]"),
+)
+
+
+def hostile_labels(n: int) -> list[str]:
+    draw = random.Random(0)  # noqa: S311
+    labels: dict[str, None] = {}
+    while len(labels) < n:
+        label = "".join(draw.choice(FRAGMENTS) for _ in range(draw.randint(1, 6)))
+        labels[label] = None
+        if len(labels) % 7 == 0:
+            labels[label + draw.choice(FRAGMENTS)] = None  # a prefix of the next
+        if len(labels) % 500 == 0:
+            labels[label + "x" * 10_000] = None
+    return list(labels)[:n]
+
+
+class TestHostileLabels:
+    """Four labels to a question, by name or by letter; the last of the names is "unknown" of the reranker."""
+
+    @pytest.mark.parametrize("scoring", ["likelihood", "letter"])
+    @pytest.mark.parametrize("n", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+    def test_never_break_a_prompt_nor_reach_the_model_as_special_tokens(
+        self, n: int, scoring: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        special: set[int] = set(AutoProcessor.from_pretrained(locate(TINY.weights)).tokenizer.all_special_ids)
+        prompts: set[tuple[int, ...]] = set()
+        forward = Qwen2VLForConditionalGeneration.forward
+
+        def watching(self: Any, **inputs: Any) -> Any:
+            for row in inputs["input_ids"].tolist() if "pixel_values" in inputs else ():
+                prompts.add(tuple(token for token in row if token in special and token))  # 0 pads
+            return forward(self, **inputs)
+
+        monkeypatch.setattr(Qwen2VLForConditionalGeneration, "forward", watching)
+        labels = hostile_labels(n)
+        samples = [uncertain(str(i), tuple(sorted(set(labels[i : i + 4]))), None) for i in range(0, n - 3, 4)]
+        step = Rerank(model=TINY, scoring=scoring, max_batch_size=64, self_test=False)  # type: ignore[arg-type]
+        step.run([uncertain("plain", ("rose", "tulip"), None)])
+        assert len(prompts) == 1  # what the template itself puts there
+        for sample in itertools.chain.from_iterable(
+            step.run(samples[i : i + 64]) for i in range(0, len(samples), 64)
+        ):
+            [verdict], [choice] = required(sample.verdicts), required(sample.choices)
+            assert verdict.degraded is None
+            assert choice is not None
+            assert set(choice.options) == {*required(sample.scores).labels, "unknown"}
+            assert verdict.label is None or verdict.label in required(sample.scores).labels
+            assert sum(choice.probabilities.values()) == pytest.approx(1)
+        assert len(prompts) == 1
+
+
+def uncertain(name: str, labels: tuple[str, ...], probabilities: tuple[float, ...] | None) -> Sample:
+    shares = np.asarray([probabilities or [1 / len(labels)] * len(labels)], np.float32)
+    verdict = Verdict(
+        "uncertain", labels[int(shares.argmax())], float(shares.max()), "open_set", "", route="rerank"
+    )
+    scores = Scores(labels, shares, np.ones(1, np.float32))
+    return replace(Sample.from_image(name, Image.new("RGB", (28, 28))), scores=scores, verdicts=(verdict,))
