@@ -7,7 +7,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ DEFAULT_WEIGHTS = default_weights("qwen-vl")
 # 1280 visual tokens of 28 x 28 px: the bound that Qwen2-VL's model card proposes to balance cost and
 # quality. The processor's own limit would let a 12-megapixel photo take 16,000.
 MAX_PIXELS = 1280 * 28 * 28
+REMEMBERED = 4096  # texts whose tokens are kept
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
 _MAX_ASPECT_RATIO = 200  # the image processor refuses longer slivers
@@ -59,7 +61,9 @@ class QwenVLChooser:
             f"{config.model_type} {checkpoint_state(self._weights, config)} {self._model.dtype}"
         )
         self._image_token = config.image_token_id
-        self._prefix, self._next_image, self._suffix = self._chat_frame()
+        self._tokens: dict[str, list[int]] = {}
+        encode = partial(self._processor.tokenizer.encode, add_special_tokens=False)
+        self._prefix, self._next_image, self._suffix = map(encode, self._chat_frame())
         self._lock = threading.Lock()  # a fast tokenizer keeps "special tokens on or off" as state
         self._due: float | None = None
         for layer in self._model.model.language_model.layers:
@@ -77,7 +81,7 @@ class QwenVLChooser:
         """The same of one question by a whole pass per option, sharing nothing: for a self-test."""
         with self._lock, running(self._weights, "a question"):
             self._due = question.due
-            plain = self._asked(0, question, {})
+            plain = self._asked(0, question, self._pictures([question]))
             return np.asarray([self._plain(plain, answer) for answer in plain.answers], np.float32)
 
     def _batches(self, questions: Sequence[Question], batch_size: int) -> Iterator[list[list[Asked]]]:
@@ -88,18 +92,30 @@ class QwenVLChooser:
         about: defaultdict[int, list[int]] = defaultdict(list)
         for i, question in enumerate(questions):
             about[id(question.image)].append(i)
-        rows: list[list[Asked]] = []
+        rows: list[list[int]] = []
         answers = 0
         for places in sorted(about.values(), key=lambda places: _length(questions[places[0]])):
             more = sum(len(questions[i].options) for i in places)
             if rows and answers + more > batch_size:
-                yield rows
+                yield self._rows(questions, rows)
                 rows, answers = [], 0
-            pictures: dict[int, Picture] = {}
-            rows.append([self._asked(i, questions[i], pictures) for i in places])
+            rows.append(places)
             answers += more
         if rows:
-            yield rows
+            yield self._rows(questions, rows)
+
+    def _rows(self, questions: Sequence[Question], rows: Sequence[Sequence[int]]) -> list[list[Asked]]:
+        pictures = self._pictures([questions[i] for row in rows for i in row])
+        return [[self._asked(i, questions[i], pictures) for i in row] for row in rows]
+
+    def _pictures(self, questions: Sequence[Question]) -> dict[int, Picture]:
+        """By `id`, all images of some questions as the model takes them."""
+        images = {id(image): image for question in questions for image in _images(question)}
+        shown = [_affordable(image) for image in images.values()]
+        features = self._processor.image_processor(images=shown, return_tensors="pt")
+        grids = features["image_grid_thw"]
+        parts = features["pixel_values"].split(grids.prod(dim=1).tolist())
+        return {key: Picture(part, grid[None]) for key, part, grid in zip(images, parts, grids, strict=True)}
 
     def _asked(self, place: int, question: Question, pictures: dict[int, Picture]) -> Asked:
         """A question as tokens.
@@ -107,17 +123,14 @@ class QwenVLChooser:
         Args:
             place: its number.
             question: the question.
-            pictures: by `id`, images that were prepared before; added to.
+            pictures: by `id`, its images.
         """
-        tokenizer = self._processor.tokenizer
-        images = [question.image, *(image for _, image in question.exemplars)]
-        shown = [self._picture(image, pictures) for image in images]
-        between = tokenizer.encode(self._next_image, add_special_tokens=False)
-        prompt = self._with_image(tokenizer.encode(self._prefix, add_special_tokens=False), shown[0])
+        shown = [pictures[id(image)] for image in _images(question)]
+        prompt = self._with_image(self._prefix, shown[0])
         for (text, _), picture in zip(question.exemplars, shown[1:], strict=True):
-            prompt += [*_literal(tokenizer, text), *self._with_image(between, picture)]
-        prompt += _literal(tokenizer, asked(question.prompt, question.options, question.form))
-        prompt += tokenizer.encode(self._suffix, add_special_tokens=False)
+            prompt += [*self._literal(text), *self._with_image(self._next_image, picture)]
+        prompt += self._literal(asked(question.prompt, question.options, question.form))
+        prompt += self._suffix
         ids = torch.tensor([prompt])
         is_image = ids[0] == self._image_token
         positions, _ = self._model.model.get_rope_index(
@@ -129,9 +142,8 @@ class QwenVLChooser:
 
     def _answers(self, question: Question) -> list[list[int]]:
         """Tokens of each answer: of a letter or word alone, of a text with the end of the turn."""
-        tokenizer = self._processor.tokenizer
         texts = answers_of(question.options, question.form)
-        tokens = [_literal(tokenizer, text) for text in texts]
+        tokens = [self._literal(text) for text in texts]
         if question.form != "text":
             if len({tuple(ids) for ids in tokens if len(ids) == 1}) == len(tokens):
                 return tokens
@@ -140,13 +152,21 @@ class QwenVLChooser:
                     f"the tokenizer of {self._weights!r} has no single token for each of the letters "
                     f"{', '.join(texts)}: let options be rated by their text"
                 )
-        return [[*ids, tokenizer.eos_token_id] for ids in tokens]
+        return [[*ids, self._processor.tokenizer.eos_token_id] for ids in tokens]
 
-    def _picture(self, image: Image.Image, known: dict[int, Picture]) -> Picture:
-        if id(image) not in known:
-            features = self._processor.image_processor(images=[_affordable(image)], return_tensors="pt")
-            known[id(image)] = Picture(features["pixel_values"], features["image_grid_thw"])
-        return known[id(image)]
+    def _literal(self, text: str) -> list[int]:
+        """Tokens of the text as it stands: `<|im_end|>` in a label is eight characters, not a token.
+
+        The last ones are remembered: labels come again, and often the whole question does.
+        """
+        if text not in self._tokens:
+            if len(self._tokens) >= REMEMBERED:
+                self._tokens.clear()
+            tokenizer = self._processor.tokenizer
+            self._tokens[text] = list(
+                tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            )
+        return self._tokens[text]
 
     def _chat_frame(self) -> tuple[str, str, str]:
         """What the model's own chat template puts before the text, around a further image, and after."""
@@ -187,6 +207,11 @@ class QwenVLChooser:
             raise OutOfTimeError(f"{self._weights!r} was stopped: the time for the answer is up")
 
 
+def _images(question: Question) -> list[Image.Image]:
+    """All that are shown, in order."""
+    return [question.image, *(image for _, image in question.exemplars)]
+
+
 def _latest(questions: Sequence[Question]) -> float | None:
     """When the last of them is due; None where one may come whenever it does."""
     dues = [question.due for question in questions if question.due is not None]
@@ -201,8 +226,3 @@ def _length(question: Question) -> tuple[int, int]:
 def _affordable(image: Image.Image) -> Image.Image:
     """An image of at most about MAX_PIXELS that is not too long and thin for the image processor."""
     return widened(shrunk(image, MAX_PIXELS), _MAX_ASPECT_RATIO)
-
-
-def _literal(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of the text as it stands: `<|im_end|>` in a label is eight characters, not a token."""
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))

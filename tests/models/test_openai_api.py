@@ -18,7 +18,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from lmm_classifier.errors import ConfigError, ModelError, OutOfTimeError
-from lmm_classifier.models.base import ModelSpec, Question, input_size_of, load_chooser, rate
+from lmm_classifier.models.answers import rate
+from lmm_classifier.models.base import ModelSpec, Question, input_size_of, load_chooser
 from lmm_classifier.models.openai_api import OpenAIChooser
 from lmm_classifier.models.prompt import asked
 from refusals import refused
