@@ -158,8 +158,12 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
     margin = next((m for m in MARGINS if _few_regressions(cases, margins[m])), MARGINS[-1])
     corrections, regressions = _changes(cases, margins[margin])
     changed = len(corrections) + len(regressions)
-    helps = bool(changed) and binomtest(len(corrections), changed, alternative="greater").pvalue < LEVEL
-    helps = helps and not _harms_knowns(cases, corrections, regressions)
+    helps = (
+        bool(changed)
+        and bool(binomtest(len(corrections), changed, alternative="greater").pvalue < LEVEL)
+        and len(regressions) <= REGRESSIONS * len(corrections)
+        and not _harms_knowns(cases, corrections, regressions)
+    )
     labels = sorted({case.best for case in cases})
     worse = tuple(
         label
@@ -171,7 +175,7 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
     ask_below, curve = worth_asking(cases, corrections, regressions)
     return RerankTrial(
         fusion=replace(fit_fusion(cases), margin=margin),
-        helps=helps and len(regressions) <= REGRESSIONS * len(corrections),
+        helps=helps,
         not_for=worse,
         cases=len(cases),
         corrections=len(corrections),

@@ -19,7 +19,7 @@ from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.rerank_trial import Case, answer_of, fit_fusion, worth_asking
 from lmm_classifier.evaluate.target import Target
-from lmm_classifier.index.calibration import RerankTrial
+from lmm_classifier.index.calibration import RerankTrial, read_calibration
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.steps.rerank import Rerank
@@ -84,6 +84,24 @@ def test_a_reranker_that_hurts_is_switched_off(scans: Path, tmp_path: Path) -> N
     uncertain = [answer for answer in answers if answer.status == "uncertain"]
     assert uncertain
     assert all(answer.rerank_skipped is not None for answer in uncertain)
+
+
+def test_a_reranker_that_guesses_is_switched_off(scans: Path, tmp_path: Path) -> None:
+    """The demo's model has never seen two pictures at once; what it says of pairs is next to nothing."""
+    index_corpus(scans / "index", tmp_path / "index", encoder=SIGLIP)
+    rerank = {"model_name": "shipped:qwen2-vl-digits", "dtype": "float32", "mode": "pairwise", "exemplars": 1}
+    rerank |= {"corpus_root": scans / "index", "max_batch_size": 64}
+    guessing = HybridClassifier(
+        PipelineConfig(encoder=SIGLIP, retrieval={"index_path": tmp_path / "index"}, rerank=rerank)
+    )
+    fitted, _ = calibrate(guessing, LOOK, score="mahalanobis", photos=scans / "index")
+    trial = fitted.rerank
+    assert trial is not None
+    assert trial.corrections > 0
+    assert trial.helps is False
+    again = read_calibration(tmp_path / "index")
+    assert again is not None
+    assert again.calibration.rerank == trial
 
 
 def test_trying_needs_the_photos_and_a_reranker(scans: Path, tmp_path: Path) -> None:
