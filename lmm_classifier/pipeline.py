@@ -117,7 +117,7 @@ class Pipeline:
         source = iter(samples)
         while batch := list(islice(source, self.batch_size)):
             for step in self.steps:
-                batch = _run_step(step, batch)
+                batch = run_step(step, batch)
             yield from batch
 
     def run_files(
@@ -177,12 +177,17 @@ def run_shared(
     for line in lines:
         known = max(n for n in range(len(line) + 1) if line[:n] in done)
         for n in range(known, len(line)):
-            done[line[: n + 1]] = _run_step(line[n], done[line[:n]])
+            done[line[: n + 1]] = run_step(line[n], done[line[:n]])
     return [done[line] for line in lines]
 
 
-def _run_step(step: Step, batch: list[Sample]) -> list[Sample]:
-    """Run a step over the samples that are not skipped; the others stay where they are."""
+def run_step(step: Step, batch: list[Sample]) -> list[Sample]:
+    """Run a step over the samples that are not skipped; the others stay where they are.
+
+    Raises:
+        StepError: it lost, added or reordered samples.
+        LmmClassifierError: as the step raises it.
+    """
     active = [sample for sample in batch if sample.skipped is None]
     started = time.perf_counter()
     result = step.run(active)
