@@ -1,4 +1,4 @@
-"""Asking a chooser: what it promises is checked, answers may be remembered, and waiting has an end."""
+"""Asking a chooser: what it promises is checked, and answers may be remembered."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import hashlib
 import json
 import logging
 import sqlite3
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from lmm_classifier.errors import ModelError, OutOfTimeError
+from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Chooser, ModelSpec, Question, answering, load_chooser
 from lmm_classifier.models.prompt import asked
 from lmm_classifier.types import FloatArray
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 ASKED_AS = 1
 """Version of the way a question is put into words; a new one leaves the remembered answers behind."""
@@ -33,7 +29,6 @@ PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID;
 """
-_waiting = ThreadPoolExecutor(max_workers=8, thread_name_prefix="chooser")
 
 
 def rate(
@@ -63,25 +58,6 @@ def rate(
     _remember(memory, [(keys[i], values) for i, values in zip(new, found, strict=True)])
     answers = iter(found)
     return [next(answers) if values is None else values for values in known]
-
-
-def in_time(call: Callable[[], T], due: float | None) -> T:
-    """What the call returns, if it does until `due` on `time.monotonic`; if not, it goes on by itself.
-
-    Raises:
-        OutOfTimeError: it does not.
-    """
-    if due is None:
-        return call()
-    late = OutOfTimeError("the time for the answer is up")
-    if (left := due - time.monotonic()) <= 0:
-        raise late
-    answer = _waiting.submit(call)
-    try:
-        return answer.result(left)
-    except TimeoutError as error:
-        answer.cancel()
-        raise late from error
 
 
 def _checked(
