@@ -72,7 +72,10 @@ def _checked(
 
 
 def _key(chooser: Chooser, spec: ModelSpec, question: Question) -> bytes:
-    """SHA-256 of everything the answer depends on: the model, every pixel and every word."""
+    """SHA-256 of everything the answer depends on: the model, every pixel and every word.
+
+    What model a server has under a name is taken on trust.
+    """
     model = getattr(chooser, "fingerprint", None) or [spec.family, spec.weights, spec.revision, spec.dtype]
     said = [text for text, _ in question.exemplars]
     said.append(asked(question.prompt, question.options, question.form))
