@@ -363,7 +363,7 @@ class Rerank(Step):
         possible = verdict.candidates
         labels = set(possible) - none or {scores.labels[j] for j in ranked}
         options = sorted(labels | {required(verdict.label)})
-        if self.allow_unknown and (not possible or UNKNOWN in possible):
+        if self.allow_unknown and UNKNOWN not in options and (not possible or UNKNOWN in possible):
             options.append(UNKNOWN)
         seed = hashlib.sha256(np.ascontiguousarray(crop).data).digest()
         order = np.random.default_rng(list(seed)).permutation(len(options))
