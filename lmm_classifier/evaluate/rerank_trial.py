@@ -111,15 +111,7 @@ def try_reranker(
             limits,
         ),
     )
-    cases: list[Case] = []
-    bias = ListBias(plain, rng)
-    while batch := list(islice(asked, AT_ONCE)):
-        shown = list(_shown(plain, batch, near))
-        choices = plain.choices([case for _, case in shown])
-        cases += map(_case, (doubt for doubt, _ in shown), choices)
-        bias.look_at([case for _, case in shown])
-    prior = bias.prior()
-    cases = [_without(prior, plain, case) for case in cases]
+    cases, bias = _opinions(plain, asked, near, rng)
     folds = rng.permutation(len(cases)) % FOLDS
     margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in MARGINS}
     for fold in range(FOLDS if cases else 0):
@@ -127,7 +119,22 @@ def try_reranker(
         for i in np.flatnonzero(folds == fold).tolist():
             for margin in MARGINS:
                 margins[margin][i] = answer_of(replace(fitted, margin=margin), cases[i])
-    return replace(_judged(step, cases, margins), prior=prior, flip_rate=bias.flip_rate())
+    return replace(_judged(step, cases, margins), prior=bias.prior(), flip_rate=bias.flip_rate())
+
+
+def _opinions(
+    step: Rerank, samples: Iterator[Sample], near: float, rng: np.random.Generator
+) -> tuple[list[Case], ListBias]:
+    """What the model makes of the samples, less what the places in its lists got them."""
+    cases: list[Case] = []
+    bias = ListBias(step, rng)
+    while batch := list(islice(samples, AT_ONCE)):
+        shown = list(_shown(step, batch, near))
+        choices = step.choices([case for _, case in shown])
+        cases += map(_case, (doubt for doubt, _ in shown), choices)
+        bias.look_at([case for _, case in shown])
+    prior = bias.prior()
+    return [_without(prior, step, case) for case in cases], bias
 
 
 def fit_fusion(cases: Sequence[Case]) -> Fusion:
