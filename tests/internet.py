@@ -1,12 +1,13 @@
-"""An internet on this machine: names stand for what a test says, public addresses for one server of pictures.
+"""An internet on this machine: names mean what a test says, public addresses lead to one server of pictures.
 
-The client is the real one down to its sockets. Every connection that is tried is written down by where it goes;
-one to a public address reaches the server, one to anywhere else is refused.
+The client is the real one down to its sockets. Every connection that is tried is written down by where it
+goes; one to a public address reaches the server, one to anywhere else is refused.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import ipaddress
 import shutil
 import socket
@@ -22,13 +23,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
+from PIL import Image
 
 from registries import reachable
 
-PNG = bytes.fromhex(  # one grey pixel
-    "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
-    "3a7e9b550000000a49444154789c63680000008200817 7cd72b60000000049454e44ae426082".replace(" ", "")
-)
+REAL_CONNECT = socket.socket.connect  # before a fixture replaces it
 Page = Callable[["Pictures"], None]
 
 
@@ -130,10 +129,9 @@ class Internet:
         self.looked_up.clear()
         self.server.asked.clear()
 
-    def plug_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real_look_up, real_peer = socket.getaddrinfo, socket.socket.getpeername
-        real_connect = REAL_CONNECT
-        peers: WeakKeyDictionary[socket.socket, str] = WeakKeyDictionary()
+    def name_service(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The names alone; the sockets stay what they are."""
+        real_look_up = socket.getaddrinfo
 
         def look_up(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
             name = host.decode() if isinstance(host, bytes) else str(host)
@@ -147,9 +145,16 @@ class Internet:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             return [entry for one in now for entry in real_look_up(one, port, *arguments, **options)]
 
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    def plug_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name_service(monkeypatch)
+        real_peer = socket.socket.getpeername
+        peers: WeakKeyDictionary[socket.socket, str] = WeakKeyDictionary()
+
         def connect(connection: socket.socket, address: tuple[Any, ...]) -> None:
             if connection.type & socket.SOCK_DGRAM:
-                return real_connect(connection, address)
+                return REAL_CONNECT(connection, address)
             host, port = str(address[0]), int(address[1])
             self.connects.append((host, port))
             if not reachable(host) or self.dead.get(host) == "refused":
@@ -158,7 +163,7 @@ class Internet:
                 raise TimeoutError("timed out")
             server = self.secure if self.secure and port in (443, 8443) else self.server
             local = "::ffff:127.0.0.1" if connection.family == socket.AF_INET6 else "127.0.0.1"
-            real_connect(connection, (local, server.server_port))
+            REAL_CONNECT(connection, (local, server.server_port))
             peers[connection] = self.answers_instead.get(host, host)
             return None
 
@@ -166,12 +171,17 @@ class Internet:
             real = real_peer(connection)
             return (peers[connection], *real[1:]) if connection in peers else real
 
-        monkeypatch.setattr(socket, "getaddrinfo", look_up)
         monkeypatch.setattr(socket.socket, "connect", connect)
         monkeypatch.setattr(socket.socket, "getpeername", peer)
 
 
-REAL_CONNECT = socket.socket.connect
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (4, 4), 100).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = picture()
 
 
 @contextmanager
@@ -208,10 +218,10 @@ def certificate_for(names: list[str], folder: Path) -> Path:
         pytest.skip("there is no openssl to make a certificate with")
     key, certificate, both = (folder / name for name in ("key.pem", "certificate.pem", "both.pem"))
     alternatives = ",".join(f"{'IP' if _is_address(name) else 'DNS'}:{name}" for name in names)
+    named = ["-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={alternatives}", "-days", "2"]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-keyout", key, "-out", certificate, "-days", "2", "-subj", f"/CN={names[0]}"]
-        + ["-addext", f"subjectAltName={alternatives}"],
+        [openssl, "req", "-x509", *kind, *named, "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
     )

@@ -1,7 +1,7 @@
 """IANA's special-purpose address registries, typed from them and not from the package: a second opinion.
 
-A row is a block as the registry names it and whether it is globally reachable; the longest block wins, as the
-registries say. Where the house is stricter than the registries, the row stands under STRICTER with its reason.
+A row is a block as the registry names it and whether it is globally reachable; the longest block wins, as
+the registries say. Where the house is stricter, the row stands under STRICTER with its reason.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -26,6 +26,7 @@ from lmm_classifier.fetch.url import Url
 
 OK = 200
 OVERHEAD_BYTES = 64 * 2**10  # of an answer besides its body: headers, and how long each chunk is
+FEW_CHUNKS, CHUNK_BYTES = 1000, 64  # of a stranger: beyond so many, chunks must be so long on average
 SAID_BYTES = 2048  # of an answer that refuses a POST: enough for the reason
 WRITE_BYTES = 16 * 2**10  # sent at a time: the clock is looked at before each
 NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -109,11 +110,12 @@ def exchange(request: Request, limits: FetchLimits, clock: Clock) -> Answer:
         "Accept-Encoding": "identity",
         **request.headers,
     }
+    allowance = _Allowance()
     try:
         if guard:
             guard.check_url(url)
         with (
-            httpcore2.ConnectionPool(network_backend=_Backend(limits, clock, guard)) as pool,
+            httpcore2.ConnectionPool(network_backend=_Backend(clock, guard, allowance)) as pool,
             pool.stream(
                 request.method,
                 httpcore2.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target),
@@ -122,6 +124,7 @@ def exchange(request: Request, limits: FetchLimits, clock: Clock) -> Answer:
                 extensions={"timeout": timeouts},
             ) as answer,
         ):
+            allowance.add_body(limits.max_bytes)
             return _received(answer, request, limits)
     except _TooManyBytesError as error:
         message = f"{request.name}: the answer has more than {limits.max_bytes} bytes"
@@ -137,6 +140,26 @@ class _TooManyBytesError(Exception):
     """More than is wanted."""
 
 
+class _Allowance:
+    """How many bytes may still be received, whatever they are: first those of headers, then a body's too."""
+
+    def __init__(self) -> None:
+        self._left = OVERHEAD_BYTES
+        self._in_body = False
+
+    def add_body(self, size: int) -> None:
+        self._left += size
+        self._in_body = True
+
+    def left(self) -> int:
+        if self._left:
+            return self._left
+        raise _TooManyBytesError if self._in_body else httpcore2.RemoteProtocolError("headers without end")
+
+    def spend(self, size: int) -> None:
+        self._left -= size
+
+
 def _received(answer: httpcore2.Response, request: Request, limits: FetchLimits) -> Answer:
     told = {key.lower(): value.decode("utf-8", "replace") for key, value in answer.headers}
     body = b""
@@ -146,7 +169,8 @@ def _received(answer: httpcore2.Response, request: Request, limits: FetchLimits)
         length = told.get(b"content-length", "0")
         if length.isdigit() and int(length) > limits.max_bytes:
             raise _TooManyBytesError
-        body = _read(answer.iter_stream(), limits.max_bytes + 1)
+        stream = _whole_chunks(answer.iter_stream()) if request.guard else answer.iter_stream()
+        body = _read(stream, limits.max_bytes + 1)
         if len(body) > limits.max_bytes:
             raise _TooManyBytesError
     elif request.body is not None:
@@ -167,11 +191,21 @@ def _read(stream: Iterable[bytes], most: int) -> bytes:
     return bytes(body)
 
 
+def _whole_chunks(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks, unless they are so small that reading them is all work and no picture."""
+    size = 0
+    for number, chunk in enumerate(stream):
+        size += len(chunk)
+        if number > FEW_CHUNKS + size // CHUNK_BYTES:
+            raise httpcore2.RemoteProtocolError("too many tiny chunks")
+        yield chunk
+
+
 class _Backend(httpcore2.NetworkBackend):
     """Where connections are made; no read or write outlasts the clock."""
 
-    def __init__(self, limits: FetchLimits, clock: Clock, guard: Guard | None) -> None:
-        self._limits, self._clock, self._guard = limits, clock, guard
+    def __init__(self, clock: Clock, guard: Guard | None, allowance: _Allowance) -> None:
+        self._clock, self._guard, self._allowance = clock, guard, allowance
 
     def connect_tcp(
         self,
@@ -198,7 +232,7 @@ class _Backend(httpcore2.NetworkBackend):
                 continue
             if self._guard:
                 _check_peer(stream, address)
-            return _Stream(stream, self._clock, within, self._limits.max_bytes + OVERHEAD_BYTES)
+            return _Stream(stream, self._clock, within, self._allowance)
         raise httpcore2.ConnectError(f"{host} has no address")
 
 
@@ -223,41 +257,50 @@ def _addresses(host: str, port: int, clock: Clock) -> list[str]:
 
 
 def _check_foreign(host: str, addresses: Iterable[str]) -> None:
-    """Raises a FetchError if a name stands for this machine: an address that one can listen at is our own."""
+    """Raises a FetchError if a name stands for this machine: for an address that it can listen at.
+
+    Where it could listen at anybody's (`ip_nonlocal_bind`, or no network at all) this says nothing; then
+    `_check_peer` is what notices.
+    """
     for address in addresses:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as ours:
-                ours.bind((address, 0))
-        except OSError as error:
-            if error.errno in NOT_OURS:
-                continue
-            raise FetchError("unreachable", f"{host}: is {address} this machine? {error}") from error
-        raise FetchError("unreachable", f"{host}: {address} is this machine's own")
+        nobodys = "2001:db8::1" if ":" in address else "192.0.2.1"  # of documentation
+        if _can_listen(address) and not _can_listen(nobodys):
+            raise FetchError("unreachable", f"{host}: {address} is this machine's own")
+
+
+def _can_listen(address: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as ours:
+            ours.bind((address, 0))
+    except OSError as error:
+        if error.errno in NOT_OURS:
+            return False
+        raise FetchError("unreachable", f"is {address} this machine? {error}") from error
+    return True
 
 
 def _check_peer(stream: httpcore2.NetworkStream, address: str) -> None:
-    """Raises a FetchError, and hangs up, if another address answers than was asked."""
+    """Raises a FetchError, and hangs up, unless what was asked answers, and from elsewhere than here."""
     try:
-        peer = str(stream.get_extra_info("server_addr")[0])
+        peer, here = (str(stream.get_extra_info(f"{end}_addr")[0]) for end in ("server", "client"))
     except OSError:  # gone already
-        peer = "nobody"
-    if peer != address and (peer == "nobody" or ip_address(peer) != ip_address(address)):
+        peer = here = "nobody"
+    if peer == here or ip_address(peer) != ip_address(address):
         stream.close()
-        raise FetchError("unreachable", f"{address} was asked and {peer} answers")
+        raise FetchError("unreachable", f"{address} was asked from {here}, and {peer} answers")
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection that ends with the clock, and after so many bytes received."""
+    """A connection that ends with the clock, and when more is received than is allowed."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, clock: Clock, connecting: Clock, most: int) -> None:
-        self._stream, self._clock, self._connecting, self._left = stream, clock, connecting, most
+    def __init__(
+        self, stream: httpcore2.NetworkStream, clock: Clock, connecting: Clock, allowance: _Allowance
+    ) -> None:
+        self._stream, self._clock, self._connecting, self._allowance = stream, clock, connecting, allowance
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if not self._left:
-            raise _TooManyBytesError
-        received = self._stream.read(min(max_bytes, self._left), self._clock.cut(timeout))
-        self._left -= len(received)
+        received = self._stream.read(min(max_bytes, self._allowance.left()), self._clock.cut(timeout))
+        self._allowance.spend(len(received))
         return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -274,7 +317,7 @@ class _Stream(httpcore2.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
         secured = self._stream.start_tls(ssl_context, server_hostname, self._connecting.cut(timeout))
-        return _Stream(secured, self._clock, self._connecting, self._left)
+        return _Stream(secured, self._clock, self._connecting, self._allowance)
 
     def get_extra_info(self, info: str) -> object:
         return self._stream.get_extra_info(info)

@@ -27,7 +27,7 @@ def test_edges_agree_with_the_registries() -> None:
 
 def test_random_addresses_agree_with_the_registries() -> None:
     """Half of them near a block of a registry, where a wrong table would be wrong."""
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311
     four = [str(ipaddress.IPv4Address(draw.getrandbits(32))) for _ in range(RANDOM // 4)]
     six = [str(ipaddress.IPv6Address(draw.getrandbits(128))) for _ in range(RANDOM // 8)]
     global_six = [str(ipaddress.IPv6Address((1 << 125) | draw.getrandbits(125))) for _ in range(RANDOM // 8)]
