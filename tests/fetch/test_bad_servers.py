@@ -203,6 +203,27 @@ def test_tls_that_never_stands_ends_in_time(answer: bytes, monkeypatch: pytest.M
         assert time.monotonic() - started < QUICK.total_s + 0.5
 
 
+def test_looking_up_connecting_and_tls_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with internet(monkeypatch, NAMES, {"*": drips(b"", b"")}, handler=Bad):
+        quick = socket.getaddrinfo
+
+        def slow(host: str, *arguments: object, **options: object) -> object:
+            time.sleep(1 if host == "open.test" else 0)
+            return quick(host, *arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        started = time.monotonic()
+        ends("https://open.test/a", FetchLimits(connect_s=1.2, tries=1))
+        assert time.monotonic() - started < 1.9
+
+
+def test_the_limits_of_every_day_are_those_of_the_house() -> None:
+    limits = PICTURE_LIMITS
+    assert (limits.connect_s, limits.silence_s, limits.total_s) == (3, 5, 10)
+    assert (limits.max_bytes, limits.tries, limits.redirects) == (25 * 2**20, 1, 3)
+    assert Guard().ports == (80, 443, 8080, 8443)
+
+
 def test_a_certificate_of_someone_is_no_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     certificate = certificate_for(["open.test"], tmp_path)
     with internet(monkeypatch, NAMES, certificate=certificate) as net:

@@ -241,6 +241,8 @@ def test_without_a_guard_these_rows_would_connect(unguarded: str, net: Internet)
 
 def test_the_table_of_the_house(realdata: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Column 1 is the body of a JSON string; `|` in the other table separates later look-ups."""
+    if not (realdata / "ssrf").is_dir():
+        pytest.skip("LMM_CLASSIFIER_REALDATA has no folder ssrf/ with cases.tsv and dns.tsv")
     names: dict[str, list[list[str]]] = {}
     for name, answers in table(realdata / "ssrf" / "dns.tsv"):
         names[name] = [[one.strip() for one in now.split(",")] for now in answers.split("|")]
