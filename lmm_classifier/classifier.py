@@ -111,6 +111,13 @@ class HybridClassifier:
                     f"text_prior has a label named {UNKNOWN!r}, which is reserved: leave it out, or set "
                     "allow_unknown: false"
                 )
+        for rerank in self.steps_of(Rerank):
+            if rerank.index is not None and not families & {e.name for e in encoders_of(rerank.index)}:
+                raise EncoderMismatchError(
+                    f"{rerank.index}, which exemplars come from, was built by "
+                    f"{' and '.join(map(describe_encoder, encoders_of(rerank.index)))}; set rerank.index to "
+                    "an index of the encoder in use"
+                )
         self._refuse_foreign_calibration()
         self._checked = True
 

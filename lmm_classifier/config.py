@@ -87,7 +87,7 @@ class RerankSettings(_Section):
     prompt_template: str | None = None
     answers: Path | None = None
     self_test: Flag = True
-    twin: str | None = None
+    twin: ModelSpec | None = None
 
     def spec(self) -> ModelSpec:
         """The model these settings mean."""
@@ -341,13 +341,7 @@ def _anchored(value: Any, base: Path) -> Any:
         return dataclasses.replace(value, weights=weights, cache_dir=cache_dir)
     if isinstance(value, RerankSettings):
         fields = {key: _anchored(getattr(value, key), base) for key in value.model_fields_set}
-        return value.model_copy(
-            update={
-                **fields,
-                "model_name": _anchored_weights(value.model_name, base),
-                "twin": value.twin and _anchored_weights(value.twin, base),
-            }
-        )
+        return value.model_copy(update=fields | {"model_name": _anchored_weights(value.model_name, base)})
     if isinstance(value, PipelineConfig) and value.pipeline is not None:
         steps = [_anchored(step, base) for step in value._as_written()]
         pipeline = tuple({s.name: _options(s)} for s in steps)

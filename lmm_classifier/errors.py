@@ -40,7 +40,15 @@ ImageErrorCode = Literal[
 ]
 IMAGE_ERROR_CODES: tuple[ImageErrorCode, ...] = get_args(ImageErrorCode)
 
-FetchErrorCode = Literal["bad_url", "unreachable", "timeout", "bad_status", "redirected", "too_large"]
+FetchErrorCode = Literal[
+    "bad_url",
+    "unreachable",
+    "timeout",
+    "bad_status",
+    "redirected",
+    "too_large",
+    "image_url_not_fetchable",  # a stranger's URL, whatever is wrong with it
+]
 FETCH_ERROR_CODES: tuple[FetchErrorCode, ...] = get_args(FetchErrorCode)
 
 

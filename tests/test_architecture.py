@@ -82,11 +82,112 @@ def test_pickle_is_known_to_one_program_that_nothing_imports() -> None:
     assert [name for name, text in texts.items() if importing.search(text)] == []
 
 
-def test_one_file_opens_connections() -> None:
-    opening = re.compile(
-        r"^\s*(import|from) (http|urllib\.request|urllib3|httpcore2|httpx2?|requests)\b", re.M
-    )
-    assert [p.name for p in SOURCES if opening.search(p.read_text(encoding="utf-8"))] == ["fetch.py"]
+CLIENTS = frozenset(
+    [
+        "aiohttp",
+        "boto3",
+        "ftplib",
+        "fsspec",
+        "gradio_client",
+        "grpc",
+        "http",
+        "httpcore",
+        "httpcore2",
+        "httplib2",
+        "httpx",
+        "httpx2",
+        "imaplib",
+        "paramiko",
+        "poplib",
+        "pycurl",
+        "requests",
+        "smbclient",
+        "smtplib",
+        "socket",
+        "socketserver",
+        "ssl",
+        "telnetlib",
+        "tornado",
+        "urllib",
+        "urllib3",
+        "websocket",
+        "websockets",
+        "wget",
+        "xmlrpc",
+    ]
+)
+HARMLESS = frozenset({"urllib.parse", "urllib.error"})
+OPENING = frozenset(
+    [
+        "cached_path",
+        "create_connection",
+        "download_url",
+        "download_url_to_file",
+        "getaddrinfo",
+        "hf_hub_download",
+        "load_dataset",
+        "load_state_dict_from_url",
+        "open_connection",
+        "snapshot_download",
+        "urlopen",
+        "urlretrieve",
+    ]
+)
+
+
+def connections(source: str) -> set[str]:
+    """What a file imports or calls to reach other machines, wherever in it and under whatever name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whole = node.module in ("urllib", "torch")  # of which the names are modules
+            modules = [f"{node.module}.{alias.name}" if whole else str(node.module) for alias in node.names]
+            found |= {alias.name for alias in node.names} & OPENING
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            found |= {called} & OPENING
+            if called in ("import_module", "__import__") and node.args:
+                modules = [str(getattr(node.args[0], "value", ""))]
+        found |= {name for name in modules if name.partition(".")[0] in CLIENTS and name not in HARMLESS}
+    return found
+
+
+def test_one_file_opens_the_urls_of_the_project() -> None:
+    """The rest reaches the hub through its own library, weights that torchvision publishes, and Ray."""
+    opening = {path.relative_to(PACKAGE).as_posix(): connections(path.read_text("utf-8")) for path in SOURCES}
+    assert {path: found for path, found in opening.items() if found} == {
+        "fetch/connection.py": {"httpcore2", "socket", "ssl", "getaddrinfo"},
+        "index/milvus.py": {"grpc"},  # the errors of Milvus' own client
+        "index/ray_runner.py": {"socket", "create_connection"},  # is the Ray there that the user names?
+        "models/faster_rcnn.py": {"load_state_dict_from_url"},  # one address, with its digest
+        "models/pretrained.py": {"snapshot_download"},
+        "models/store.py": {"snapshot_download"},
+    }
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import requests",
+        "import urllib.request as parse",
+        "from urllib import request",
+        "from urllib.request import Request",
+        "def f():\n    import httpx",
+        "try:\n    from aiohttp import ClientSession\nexcept ImportError: pass",
+        "if TYPE_CHECKING:\n    import http.client",
+        "import importlib\nimportlib.import_module('requests')",
+        "__import__('socket')",
+        "import a\na.b.urlopen('http://open.test')",
+        "from a import urlretrieve as parse",
+        "import torch\ntorch.hub.load_state_dict_from_url('http://open.test')",
+    ],
+)
+def test_another_one_would_be_seen(planted: str) -> None:
+    assert connections(planted)
+    assert not connections("import json\nfrom urllib.parse import quote\nimport urllib.error\nfetch('x')")
 
 
 def test_only_one_file_opens_image_bytes() -> None:

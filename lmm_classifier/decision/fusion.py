@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray
+from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Status, Verdict, required
 
+MAJORITY = 0.5
+"""A label that is given less than this is the best guess among the options, not more."""
 LEAST = 1e-6  # probability that retrieval leaves to an option: none is vetoed
 
 
@@ -38,13 +40,13 @@ def retrieval_probabilities(
     """What retrieval gives each option, float64 (options,), not normalised.
 
     Args:
-        options: labels, UNKNOWN perhaps among them.
+        options: labels, UNKNOWN perhaps among them: none of the labels, unless it is one.
         labels: those of `values`.
         values: (c,), probability of each label if the image is of any.
         closeness: probability that it is.
     """
     column = {label: j for j, label in enumerate(labels)}
-    given = [1 - closeness if x == UNKNOWN else closeness * float(values[column[x]]) for x in options]
+    given = [closeness * float(values[column[x]]) if x in column else 1 - closeness for x in options]
     return np.asarray(given, np.float64).clip(LEAST)
 
 
@@ -75,3 +77,35 @@ def decided(fusion: Fusion, logits: Float64Array, own: int) -> int:
     """Which option is answered: the best one, where it leads retrieval's `own` by the margin."""
     best = int(np.argmax(logits))
     return best if logits[best] - logits[own] > fusion.margin or best == own else own
+
+
+def reconsidered(
+    old: Verdict, choice: Choice, retrieval: Float64Array, fusion: Fusion | None, allow_unknown: bool
+) -> Verdict:
+    """What the decision about a region becomes once a model has been asked.
+
+    Args:
+        old: retrieval's.
+        choice: the model's opinion.
+        retrieval: float64 (options,), of `retrieval_probabilities`.
+        fusion: how both are weighed; None takes the model's alone.
+        allow_unknown: whether the option UNKNOWN means none of the labels.
+    """
+    probabilities, who = choice.probabilities, "the model gives"
+    best = max(probabilities, key=probabilities.__getitem__)
+    if fusion is not None:
+        logits = fused_logits(fusion, choice, retrieval)
+        own = choice.options.index(required(old.label))
+        best = choice.options[decided(fusion, logits, own)]
+        fused = Choice(choice.options, np.asarray(logits - np.logaddexp.reduce(logits), np.float32))
+        probabilities, who = fused.probabilities, "model and retrieval give"
+    probability = probabilities[best]
+    unknown = best == UNKNOWN and allow_unknown
+    status: Status = "unknown" if unknown else "known" if probability >= MAJORITY else "uncertain"
+    return replace(
+        old,
+        status=status,
+        label=None if unknown else best,
+        score=probability,
+        reason=f"{who} {best!r} {probability:.3f} among {len(probabilities)} options",
+    )

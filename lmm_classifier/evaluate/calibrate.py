@@ -146,6 +146,7 @@ def _trial(subject: Subject, chosen: _Chosen, gates: Gates, photos: Path, seed: 
         chosen.as_known,
         chosen.as_unknown,
         subject.open_set.in_force(gates),
+        chosen.rehearsal.near,
         seed,
         subject.classifier.limits,
     )

@@ -54,6 +54,7 @@ class Rehearsal:
         counts: int64 (c,), images per label in the corpus.
         known, unknown: each covers all m; `unknown` is empty where all are of one label.
         depth: neighbours per query, fewer where there are no more.
+        near: similarity from which two of them are near-duplicates.
     """
 
     rows: IntArray
@@ -63,6 +64,7 @@ class Rehearsal:
     known: tuple[Part, ...]
     unknown: tuple[Part, ...]
     depth: int
+    near: float
 
     def gather(self, parts: Sequence[Part], compute: Callable[[Part], FloatArray]) -> FloatArray:
         """What `compute` (n, x) says of each part, as one float32 (m, x) in the order of the images."""
@@ -122,6 +124,7 @@ def rehearse(
         tuple(_parts(asked, known, fold_of[rows], by_fold)),
         tuple(_parts(asked, unknown, group_of[codes[rows]], by_group)) if several else (),
         depth,
+        near,
     )
 
 

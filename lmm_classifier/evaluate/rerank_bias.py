@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from lmm_classifier.models.asking import Case, rotations
 from lmm_classifier.steps.rerank import Rerank
-from lmm_classifier.types import Choice, Float64Array, Sample
+from lmm_classifier.types import Choice, Float64Array
 
 MOST_CASES = 60
 """Cases asked in every order, at most: PriDe's authors found a twentieth to be enough."""
@@ -34,18 +34,17 @@ class ListBias:
         self._places: defaultdict[int, list[Float64Array]] = defaultdict(list)
         self._flips: list[bool] = []
 
-    def look_at(self, samples: Sequence[Sample]) -> None:
-        """Ask about some of the samples; of a reranker that asks no lists, nothing.
+    def look_at(self, cases: Sequence[Case]) -> None:
+        """Ask about some of the cases; of a reranker that asks no lists, about none.
 
         Raises:
             ModelError: the reranker failed.
         """
         if self._step.mode != "listwise":
             return
-        for sample in samples:
-            for doubt in self._step.doubts(sample):
-                if len(self._flips) < MOST_CASES and self._rng.random() < SHARE:
-                    self._look_at(self._step.case(doubt))
+        for case in cases:
+            if len(self._flips) < MOST_CASES and self._rng.random() < SHARE:
+                self._look_at(case)
 
     def prior(self) -> dict[int, tuple[float, ...]]:
         """Number of options -> log-probability of each place, where enough cases had so many."""

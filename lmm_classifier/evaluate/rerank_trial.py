@@ -15,10 +15,12 @@ from scipy.stats import binomtest
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
 from lmm_classifier.decision.fusion import Fusion, certainty, decided, fused_logits, retrieval_probabilities
 from lmm_classifier.decision.gates import Gates, route
-from lmm_classifier.errors import CorpusError, ImageError, ModelError
+from lmm_classifier.errors import CorpusError, ImageError
 from lmm_classifier.evaluate.rerank_bias import ListBias
 from lmm_classifier.index.calibration import RerankTrial
-from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.index.exemplars import COPY
+from lmm_classifier.models.asking import Case as ModelCase
+from lmm_classifier.steps.rerank import Doubt, Rerank
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Sample, Scores, Verdict, required
 
 MOST_CASES = 400
@@ -75,6 +77,7 @@ def try_reranker(
     known: Scores,
     unknown: Scores,
     gates: Gates,
+    near: float,
     seed: int,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> RerankTrial:
@@ -86,6 +89,8 @@ def try_reranker(
         known: scores over m regions, rehearsed as known.
         unknown: the same as unknown; may be empty.
         gates: which of them are uncertain.
+        near: similarity from which two photos of the index are the same one, as when they were rehearsed: it
+            would be no other photo to compare with.
         seed: of the sample.
         limits: of the photos.
 
@@ -106,13 +111,7 @@ def try_reranker(
             limits,
         ),
     )
-    cases: list[Case] = []
-    bias = ListBias(plain, rng)
-    while batch := list(islice(asked, AT_ONCE)):
-        cases += map(_case, plain.run(batch))
-        bias.look_at(batch)
-    prior = bias.prior()
-    cases = [_without(prior, plain, case) for case in cases]
+    cases, bias = _opinions(plain, asked, near, rng)
     folds = rng.permutation(len(cases)) % FOLDS
     margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in MARGINS}
     for fold in range(FOLDS if cases else 0):
@@ -120,7 +119,22 @@ def try_reranker(
         for i in np.flatnonzero(folds == fold).tolist():
             for margin in MARGINS:
                 margins[margin][i] = answer_of(replace(fitted, margin=margin), cases[i])
-    return replace(_judged(step, cases, margins), prior=prior, flip_rate=bias.flip_rate())
+    return replace(_judged(step, cases, margins), prior=bias.prior(), flip_rate=bias.flip_rate())
+
+
+def _opinions(
+    step: Rerank, samples: Iterator[Sample], near: float, rng: np.random.Generator
+) -> tuple[list[Case], ListBias]:
+    """What the model makes of the samples, less what the places in its lists got them."""
+    cases: list[Case] = []
+    bias = ListBias(step, rng)
+    while batch := list(islice(samples, AT_ONCE)):
+        shown = list(_shown(step, batch, near))
+        choices = step.choices([case for _, case in shown])
+        cases += map(_case, (doubt for doubt, _ in shown), choices)
+        bias.look_at([case for _, case in shown])
+    prior = bias.prior()
+    return [_without(prior, step, case) for case in cases], bias
 
 
 def fit_fusion(cases: Sequence[Case]) -> Fusion:
@@ -196,15 +210,17 @@ def worth_asking(
     if not cases:
         return 1.0, ()
     sure = np.asarray([certainty(c.retrieval, c.choice.options.index(c.best)) for c in cases])
-    order = np.argsort(sure, kind="stable")
     change = np.zeros(len(cases))
     change[list(corrections)], change[list(regressions)] = 1, -1
-    gained = np.concatenate([[0.0], np.cumsum(change[order])])
+    levels, of_level = np.unique(sure, return_inverse=True)  # cases as sure as each other go together
+    counts = np.bincount(of_level)
+    asked = np.concatenate([[0], np.cumsum(counts)])
+    gained = np.concatenate([[0.0], np.cumsum(np.bincount(of_level, weights=change))])
+    needed = int(np.argmax(gained >= WORTH * gained[-1])) if gained[-1] > 0 else len(levels)
     right = sum(case.best == case.truth for case in cases)
-    needed = int(np.argmax(gained >= WORTH * gained[-1])) if gained[-1] > 0 else len(cases)
-    points = np.unique(np.linspace(0, len(cases), POINTS + 1).round().astype(int)).tolist()
-    curve = tuple((m / len(cases), (right + float(gained[m])) / len(cases)) for m in points)
-    return float(sure[order[needed]]) if needed < len(cases) else 1.0, curve
+    points = np.unique(np.linspace(0, len(levels), POINTS + 1).round().astype(int)).tolist()
+    curve = tuple((int(asked[m]) / len(cases), (right + float(gained[m])) / len(cases)) for m in points)
+    return float(levels[needed]) if needed < len(levels) else 1.0, curve
 
 
 def _harms_knowns(cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]) -> bool:
@@ -229,10 +245,17 @@ def _changes(cases: Sequence[Case], answers: Sequence[str]) -> tuple[list[int], 
     return corrections, regressions
 
 
-def _case(sample: Sample) -> Case:
-    scores, [choice], [verdict] = required(sample.scores), required(sample.choices), required(sample.verdicts)
-    if choice is None:
-        raise ModelError(f"the reranker cannot be tried: {verdict.degraded or 'it was not asked'}")
+def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple[Doubt, ModelCase]]:
+    """What the model is shown of each sample; nothing of those that it would not be asked about."""
+    for sample in batch:
+        for doubt in step.doubts(sample):
+            case = step.case(doubt, below=min(near, COPY))
+            if step.comparable(case):
+                yield doubt, case
+
+
+def _case(doubt: Doubt, choice: Choice) -> Case:
+    sample, scores = doubt.sample, required(doubt.sample.scores)
     best = scores.labels[int(scores.values[0].argmax())]
     retrieval = retrieval_probabilities(
         choice.options, scores.labels, scores.values[0], float(scores.closeness[0])

@@ -16,7 +16,13 @@ COPY = 1 - 1e-5  # similarity from which a photo is the query itself, which show
 
 
 def nearest_of_label(
-    folder: Path, root: Path, embeddings: Mapping[str, FloatArray], region: int, label: str, count: int
+    folder: Path,
+    root: Path,
+    embeddings: Mapping[str, FloatArray],
+    region: int,
+    label: str,
+    count: int,
+    below: float = COPY,
 ) -> tuple[Image.Image, ...]:
     """The photos of a label that are nearest to a region, nearest first; fewer where it has fewer.
 
@@ -26,7 +32,8 @@ def nearest_of_label(
         embeddings: encoder fingerprint -> float32 (r, d), of the query.
         region: which row.
         label: one of the index; of any other there is no photo.
-        count: at most; copies of the query are left out.
+        count: at most.
+        below: similarity from which a photo is left out, for it is the query itself.
 
     Raises:
         EncoderMismatchError: the query was embedded by no encoder of the index.
@@ -36,6 +43,11 @@ def nearest_of_label(
     if label not in index.labels:
         return ()
     query = np.ascontiguousarray(index.vectors_of(embeddings)[[region]])
-    found = index.search(query, count + 1, (label,))
-    near = found.rows[0][(found.rows[0] >= 0) & (found.similarity[0] < COPY)]
-    return tuple(open_image(root / path) for path in index.records.paths(near[:count]))
+    k = count + 1
+    while True:
+        found = index.search(query, k, (label,))
+        rows = found.rows[0][found.rows[0] >= 0]
+        near = rows[found.similarity[0][: len(rows)] < below]
+        if len(near) >= count or len(rows) < k:  # enough, or the label has no more
+            return tuple(open_image(root / path) for path in index.records.paths(near[:count]))
+        k *= 4

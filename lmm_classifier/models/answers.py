@@ -1,4 +1,4 @@
-"""Asking a chooser: what it promises is checked, answers may be remembered, and waiting has an end."""
+"""Asking a chooser: what it promises is checked, and answers may be remembered."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import hashlib
 import json
 import logging
 import sqlite3
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from lmm_classifier.errors import ModelError, OutOfTimeError
+from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Chooser, ModelSpec, Question, answering, load_chooser
 from lmm_classifier.models.prompt import asked
 from lmm_classifier.types import FloatArray
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 ASKED_AS = 1
 """Version of the way a question is put into words; a new one leaves the remembered answers behind."""
@@ -33,7 +29,6 @@ PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID;
 """
-_waiting = ThreadPoolExecutor(max_workers=8, thread_name_prefix="chooser")
 
 
 def rate(
@@ -65,25 +60,6 @@ def rate(
     return [next(answers) if values is None else values for values in known]
 
 
-def in_time(call: Callable[[], T], due: float | None) -> T:
-    """What the call returns, if it does until `due` on `time.monotonic`; if not, it goes on by itself.
-
-    Raises:
-        OutOfTimeError: it does not.
-    """
-    if due is None:
-        return call()
-    late = OutOfTimeError("the time for the answer is up")
-    if (left := due - time.monotonic()) <= 0:
-        raise late
-    answer = _waiting.submit(call)
-    try:
-        return answer.result(left)
-    except TimeoutError as error:
-        answer.cancel()
-        raise late from error
-
-
 def _checked(
     chooser: Chooser, spec: ModelSpec, questions: Sequence[Question], batch_size: int
 ) -> list[FloatArray]:
@@ -96,7 +72,10 @@ def _checked(
 
 
 def _key(chooser: Chooser, spec: ModelSpec, question: Question) -> bytes:
-    """SHA-256 of everything the answer depends on: the model, every pixel and every word."""
+    """SHA-256 of everything the answer depends on: the model, every pixel and every word.
+
+    What model a server has under a name is taken on trust.
+    """
     model = getattr(chooser, "fingerprint", None) or [spec.family, spec.weights, spec.revision, spec.dtype]
     said = [text for text, _ in question.exemplars]
     said.append(asked(question.prompt, question.options, question.form))

@@ -38,12 +38,19 @@ class Case:
         options: labels in the order presented; UNKNOWN may be one.
         exemplars: label -> photos of it.
         due: as `Question` has it.
+        open: whether UNKNOWN means none of the others; else it is a label like any.
     """
 
     image: Image.Image
     options: tuple[str, ...]
     exemplars: Mapping[str, tuple[Image.Image, ...]] = field(default_factory=dict)
     due: float | None = None
+    open: bool = True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The options that can be asked about by themselves."""
+        return tuple(option for option in self.options if option != UNKNOWN or not self.open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ class Asking:
             ]
         return [
             Question(case.image, self._about(names[label]), YES_NO, "yes_no", shown, case.due)
-            for label in _labels(case)
+            for label in case.labels
             for shown in self._shown(case, label)
         ]
 
@@ -94,7 +101,7 @@ class Asking:
         answers = iter(rated)
         odds = {
             label: float(np.mean([_log_odds(next(answers)) for _ in self._shown(case, label)]))
-            for label in _labels(case)
+            for label in case.labels
         }
         return _normalised([odds.get(option, 0.0) for option in case.options])
 
@@ -159,6 +166,26 @@ def default_template(mode: Mode, scoring: Scoring) -> str:
     return {"listwise": listwise, "pointwise": POINTWISE_PROMPT, "pairwise": PAIRWISE_PROMPT}[mode]
 
 
+def contradiction(asking: Asking, exemplars: int, by_a_server: bool) -> str | None:
+    """What options say that means nothing; None where they say what can be done.
+
+    Args:
+        asking: the way.
+        exemplars: photos of each candidate.
+        by_a_server: whether the model is elsewhere, and tells letters and words, no likelihoods.
+    """
+    listed = asking.mode == "listwise"
+    if asking.mode == "pairwise" and not exemplars:
+        return "pairwise compares with photos of each candidate: set exemplars to 1 or more"
+    if asking.mode == "pointwise" and exemplars:
+        return "pointwise shows no photos of candidates: leave exemplars out"
+    if not listed and (asking.scoring != "likelihood" or asking.permutations != 1):
+        return "scoring and permutations are of lists: leave them out, or set mode: listwise"
+    if by_a_server and listed and asking.scoring != "letter":
+        return "a server does not tell how likely a name is: set scoring: letter"
+    return None
+
+
 def needed_placeholder(mode: Mode, scoring: Scoring) -> str | None:
     """What a prompt must hold, for it would not name what is asked about."""
     if mode == "pointwise":
@@ -185,11 +212,6 @@ def shown_names(labels: Sequence[str]) -> dict[str, str]:
             tries += 1
         names[label] = distinct
     return names
-
-
-def _labels(case: Case) -> Iterator[str]:
-    """What can be asked about by itself."""
-    return (option for option in case.options if option != UNKNOWN)
 
 
 def _log_odds(yes_no: FloatArray) -> float:

@@ -161,6 +161,7 @@ class Chooser(Protocol):
 
 _opened: dict[tuple[registry.Kind, ModelSpec], Any] = {}
 _failed: dict[tuple[registry.Kind, ModelSpec], tuple[float, ModelError]] = {}
+_opening: dict[tuple[registry.Kind, ModelSpec], threading.Lock] = {}
 _lock = threading.Lock()
 
 
@@ -256,7 +257,11 @@ def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
         ModelError: it cannot be opened; for a minute it is not tried again.
     """
     key = (kind, spec)
-    with _lock:  # two first requests must not open a model twice
+    if key in _opened:  # of one that is open, nobody waits for another that is being opened
+        return _opened[key]
+    with _lock:
+        opening = _opening.setdefault(key, threading.Lock())
+    with opening:  # two first requests must not open a model twice
         if key in _opened:
             return _opened[key]
         failed_at, error = _failed.get(key, (float("-inf"), None))

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -245,12 +246,20 @@ def first_line(error: Exception) -> str:
     return shorten(line, _LONGEST_REASON, placeholder=" ...") or type(error).__name__
 
 
+_speaking = threading.RLock()  # what is silenced is the process's: models are opened one after the other
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """No bars in files and pipes, no retries one by one, no list of the text tower's unused weights.
 
     open_clip logs to the root logger, to which Python would then add a handler of its own.
     """
+    with _speaking:
+        yield from _silenced()
+
+
+def _silenced() -> Iterator[None]:
     root, nowhere = logging.getLogger(), logging.NullHandler()
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_verbosity = hub_logging.get_verbosity()

@@ -24,7 +24,7 @@ SIDES = ((56, 56), (96, 64), (64, 120), (56, 84))  # px; of different length, so
 _lock = threading.Lock()
 
 
-def fault_of(spec: ModelSpec, asking: Asking, batch_size: int, twin: str | None = None) -> str | None:
+def fault_of(spec: ModelSpec, asking: Asking, batch_size: int, twin: ModelSpec | None) -> str | None:
     """What is wrong with a chooser, in one line; None where nothing is. Found out once per process.
 
     A batch must say what its questions say one by one; passes that share their beginning, where a chooser
@@ -34,7 +34,7 @@ def fault_of(spec: ModelSpec, asking: Asking, batch_size: int, twin: str | None 
         spec: the chooser.
         asking: how it is going to be asked.
         batch_size: how many pairs at once.
-        twin: weights of a local Qwen-VL.
+        twin: the same model here.
 
     Raises:
         ModelError: it, or the twin, cannot be opened or asked.
@@ -44,7 +44,7 @@ def fault_of(spec: ModelSpec, asking: Asking, batch_size: int, twin: str | None 
 
 
 @lru_cache(maxsize=32)
-def _tested(spec: ModelSpec, asking: Asking, batch_size: int, twin: str | None) -> str | None:
+def _tested(spec: ModelSpec, asking: Asking, batch_size: int, twin: ModelSpec | None) -> str | None:
     questions = [question for case in _cases(asking) for question in asking.questions(case)]
     together = rate(spec, questions, batch_size)
     others = {"one by one": [rate(spec, [question], 1)[0] for question in questions]}
@@ -53,7 +53,7 @@ def _tested(spec: ModelSpec, asking: Asking, batch_size: int, twin: str | None) 
         with answering("chooser", spec):
             others["in whole passes"] = [chooser.plain_log_likelihoods(question) for question in questions]
     if twin is not None:
-        others[f"by {twin}"] = rate(ModelSpec("qwen-vl", twin, dtype=spec.dtype), questions, batch_size)
+        others[f"by {twin.weights}"] = rate(twin, questions, batch_size)
     worst = {how: _difference(questions, together, values) for how, values in others.items()}
     log.info("chooser %s %s tested: %s", spec.family, spec.weights, worst)
     wrong = [f"{difference:.3f} {how}" for how, difference in worst.items() if not difference <= TOLERANCE]

@@ -10,31 +10,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.decision.fusion import certainty, decided, fused_logits, retrieval_probabilities
+from lmm_classifier.decision.fusion import certainty, reconsidered, retrieval_probabilities
 from lmm_classifier.errors import ConfigError, ImageError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
-from lmm_classifier.index.exemplars import nearest_of_label
-from lmm_classifier.models.answers import in_time, rate
-from lmm_classifier.models.asking import Asking, Case, Mode, Scoring, default_template, needed_placeholder
+from lmm_classifier.index.exemplars import COPY, nearest_of_label
+from lmm_classifier.models.answers import rate
+from lmm_classifier.models.asking import (
+    Asking,
+    Case,
+    Mode,
+    Scoring,
+    contradiction,
+    default_template,
+    needed_placeholder,
+)
 from lmm_classifier.models.base import ModelSpec, input_size_of, load_chooser
+from lmm_classifier.models.in_time import in_time
 from lmm_classifier.models.self_test import fault_of
 from lmm_classifier.models.shape import shrunk
 from lmm_classifier.pipeline import Step
 from lmm_classifier.ranges import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
-from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Status, Verdict, required
+from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required
 
 log = logging.getLogger(__name__)
 
-MAJORITY = 0.5
-"""A label the model gives less than this is its best guess among the options, not more."""
+SERVERS = frozenset({"openai_api"})  # families that ask a model elsewhere
 EXEMPLAR_PIXELS = 448 * 448  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
 
 
@@ -90,7 +98,7 @@ class Rerank(Step):
             opinion is weighed against retrieval's, and whether it is asked at all.
         answers: file in which the model's answers are remembered; None remembers none.
         self_test: try the model on a few pictures when it is first asked.
-        twin: weights of a local Qwen-VL that the model of a server must agree with in the self-test.
+        twin: a local model that one of a server must agree with in the self-test.
     """
 
     name: ClassVar[str] = "rerank"
@@ -110,11 +118,11 @@ class Rerank(Step):
     allow_unknown: Flag = True
     max_seconds: Seconds | None = None
     deadline: Seconds | None = None
-    max_share: Share | None = None
+    max_share: Annotated[Share, Field(gt=0)] | None = None
     calibration: Path | None = None
     answers: Path | None = None
     self_test: Flag = True
-    twin: str | None = None
+    twin: ModelSpec | None = None
 
     @property
     def identity(self) -> str:
@@ -122,7 +130,8 @@ class Rerank(Step):
         model = f"{self.model.family} {self.model.weights} {self.model.revision}"
         prompt = hashlib.sha256(self.template.encode()).hexdigest()[:16]
         way = f"{self.mode} {self.scoring}, {self.permutations} orders, {self.exemplars} exemplars"
-        return f"{model.strip()}, {way}, {self.max_candidates} candidates, prompt {prompt}"
+        options = f"{self.max_candidates} candidates{' or unknown' if self.allow_unknown else ''}"
+        return f"{model.strip()}, {way}, {options}, prompt {prompt}"
 
     @property
     def template(self) -> str:
@@ -157,12 +166,14 @@ class Rerank(Step):
         needed = needed_placeholder(self.mode, self.scoring)
         if needed and needed not in self.template:
             raise ValueError(f"prompt_template must hold {needed}, where the labels go")
-        if self.mode == "pairwise" and not self.exemplars:
-            raise ValueError(
-                "mode pairwise compares with photos of each candidate: set exemplars to 1 or more"
-            )
+        if problem := contradiction(self.asking, self.exemplars, self.model.family in SERVERS):
+            raise ValueError(problem)
         if self.exemplars and (self.index is None or self.corpus_root is None):
             raise ValueError("exemplars are photos of the index: set index, and corpus_root to their folder")
+        if self.corpus_root is not None and not self.exemplars:
+            raise ValueError("corpus_root is for exemplars: set how many, or leave it out")
+        if self.twin and not (self.self_test and self.model.family in SERVERS):
+            raise ValueError("twin is what a server's model is compared with in the self-test: leave it out")
         return self
 
     def load(self) -> None:
@@ -179,6 +190,7 @@ class Rerank(Step):
         choices: list[list[Choice | None]] = [[None] * sample.n_looked_at for sample in batch]
         doubts = [doubt for i, sample in enumerate(batch) for doubt in self.doubts(sample, i)]
         trial = self.trial() if doubts else None
+        fusion = trial.fusion if trial else None
         outcomes = self.outcomes(doubts, trial, sum(map(len, verdicts)))
         for doubt, outcome in zip(doubts, outcomes, strict=True):
             old = replace(verdicts[doubt.place][doubt.region], certainty=doubt.certainty)
@@ -187,7 +199,9 @@ class Rerank(Step):
             elif isinstance(outcome, ModelError):  # fail open, visibly: retrieval's answer is still one
                 new = replace(old, degraded=f"rerank: {outcome}")
             else:
-                new = self._verdict(old, outcome, required(doubt.sample.scores), doubt.region, trial)
+                retrieval = _retrieval(outcome.options, required(doubt.sample.scores), doubt.region)
+                new = reconsidered(old, outcome, retrieval, fusion, self.allow_unknown)
+                new = replace(new, decided_by=self.name)
                 choices[doubt.place][doubt.region] = outcome
             verdicts[doubt.place][doubt.region] = new
         return [
@@ -200,23 +214,26 @@ class Rerank(Step):
         crops, scores = sample.crops(), required(sample.scores)
         for i, verdict in enumerate(required(sample.verdicts)):
             if verdict.status == "uncertain" and verdict.route != "review":
-                options = self._options(crops[i], scores, i, verdict.candidates)
+                options = self._options(crops[i], scores, i, verdict)
                 if len(options) > 1:  # a single answer needs no asking
-                    sure = certainty(_retrieval(options, scores, i), options.index(required(verdict.label)))
+                    own = options.index(required(verdict.label))
+                    sure = certainty(_retrieval(options, scores, i), own)
                     yield Doubt(sample, place, i, crops[i], options, sure)
 
-    def case(self, doubt: Doubt, due: float | None = None) -> Case:
-        """What the model is shown of a region.
+    def case(self, doubt: Doubt, due: float | None = None, below: float = COPY) -> Case:
+        """What the model is shown of a region; photos that are more similar to it than `below` are not.
 
         Raises:
-            ModelError: a photo of a candidate cannot be read, or there is none to compare with.
+            ModelError: a photo of a candidate cannot be read.
         """
-        exemplars = {label: self._photos_of(doubt, label) for label in doubt.options if label != UNKNOWN}
-        if self.mode == "pairwise" and (
-            alone := [label for label, photos in exemplars.items() if not photos]
-        ):
-            raise ModelError(f"the index has no other photo of {', '.join(map(repr, alone))} to compare with")
-        return Case(doubt.crop, doubt.options, exemplars if self.exemplars else {}, due)
+        case = Case(doubt.crop, doubt.options, {}, due, self.allow_unknown)
+        if not self.exemplars:
+            return case
+        return replace(case, exemplars={x: self._photos_of(doubt, x, below) for x in case.labels})
+
+    def comparable(self, case: Case) -> bool:
+        """Whether there is a photo of each candidate, where they are compared with those."""
+        return self.mode != "pairwise" or all(case.exemplars.values())
 
     def choices(self, cases: Sequence[Case]) -> list[Choice]:
         """What the model makes of cases.
@@ -244,7 +261,7 @@ class Rerank(Step):
                 outcomes[i] = reason
         left = sorted((i for i in range(len(doubts)) if i not in outcomes), key=lambda i: doubts[i].certainty)
         if self.max_share is not None:
-            most = max(int(self.max_share * regions), 1)
+            most = max(math.floor(self.max_share * regions + 1e-9), 1)  # .29 of 100 are 29 in decimals
             outcomes |= dict.fromkeys(left[most:], f"{most} of {regions} photos were more doubtful")
             left = left[:most]
         asked = [doubts[i] for i in left]
@@ -256,17 +273,21 @@ class Rerank(Step):
     def _answers(
         self, doubts: Sequence[Doubt], trial: RerankTrial | None, started: float
     ) -> Iterator[Choice | ModelError | str]:
-        timed = self.max_seconds is not None or self.deadline is not None
-        longest = 0.0
-        for run in self._runs(doubts) if timed else [doubts]:
+        if self.max_seconds is None and self.deadline is None:
+            yield from self._ask(doubts, None, trial)
+            return
+        last = 0.0
+        for run in self._runs(doubts):
             begun = time.monotonic()
-            ends = [self._due(doubt, started) for doubt in run]
-            due = min((end for end, _ in ends), default=math.inf)
-            late: list[Choice | ModelError] = [OutOfTimeError("")] * len(run)
-            answers = late if begun + longest > due else self._ask(run, due if timed else None, trial)
-            longest = max(longest, time.monotonic() - begun)
-            for (_, why), answer in zip(ends, answers, strict=True):
-                yield why if isinstance(answer, OutOfTimeError) else answer
+            ends = {id(doubt): self._due(doubt, started) for doubt in run}
+            waited = [doubt for doubt in run if begun + last <= ends[id(doubt)][0]]
+            due = min((ends[id(doubt)][0] for doubt in waited), default=begun)
+            given: list[Choice | ModelError] = self._ask(waited, due, trial)
+            answers: dict[int, Choice | ModelError | str] = dict(zip(map(id, waited), given, strict=True))
+            last = time.monotonic() - begun if waited else last
+            for doubt in run:
+                answer = answers.get(id(doubt), ends[id(doubt)][1])
+                yield ends[id(doubt)][1] if isinstance(answer, OutOfTimeError) else answer
 
     def _ask(
         self, doubts: Sequence[Doubt], due: float | None, trial: RerankTrial | None
@@ -276,13 +297,14 @@ class Rerank(Step):
             return []
 
         def answers() -> list[Choice | ModelError]:
-            cases = [self.case(doubt, due) for doubt in doubts]
             self._test()
-            choices = self.choices(cases)
-            return [_unbiased(choice, self.asking, trial) for choice in choices]
+            cases = [self.case(doubt, due) for doubt in doubts]
+            if not all(map(self.comparable, cases)):
+                raise ModelError("the index has no other photo of a candidate to compare with")
+            return [_unbiased(choice, self.asking, trial) for choice in self.choices(cases)]
 
         try:
-            return in_time(answers, due)
+            return in_time(answers, due, self.model)
         except (OutOfTimeError, ModelUnavailableError) as error:  # the others would fare no better
             return [error] * len(doubts)
         except ModelError as error:
@@ -317,54 +339,35 @@ class Rerank(Step):
         if self.self_test and (fault := fault_of(self.model, self.asking, self.max_batch_size, self.twin)):
             raise ModelUnavailableError(fault)
 
-    def _photos_of(self, doubt: Doubt, label: str) -> tuple[Image.Image, ...]:
+    def _photos_of(self, doubt: Doubt, label: str, below: float) -> tuple[Image.Image, ...]:
         """The nearest photos of a label, scaled down."""
-        if not self.exemplars or self.index is None or self.corpus_root is None:
-            return ()
+        if self.index is None or self.corpus_root is None:
+            raise AssertionError("exemplars without an index are refused")
         seen = doubt.sample.embeddings
         try:
-            photos = nearest_of_label(self.index, self.corpus_root, seen, doubt.region, label, self.exemplars)
+            photos = nearest_of_label(
+                self.index, self.corpus_root, seen, doubt.region, label, self.exemplars, below
+            )
         except ImageError as error:
             raise ModelError(f"no photo of {label!r} can be shown: {error}; check corpus_root") from error
         return tuple(shrunk(photo, EXEMPLAR_PIXELS) for photo in photos)
 
-    def _options(
-        self, crop: Image.Image, scores: Scores, region: int, possible: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def _options(self, crop: Image.Image, scores: Scores, region: int, verdict: Verdict) -> tuple[str, ...]:
         """What the model may answer, in an order seeded by the image: rank order would give rank 1 away.
 
-        The labels that remain possible where the policy names them, else the best ones.
+        The labels that remain possible where the policy names them, else the best ones; the answer that
+        stands is one of them.
         """
+        none = {UNKNOWN} if self.allow_unknown else set[str]()
         ranked = np.argsort(-scores.values[region], kind="stable")[: self.max_candidates]
-        options = sorted(set(possible) - {UNKNOWN} or {scores.labels[j] for j in ranked})
+        possible = verdict.candidates
+        labels = set(possible) - none or {scores.labels[j] for j in ranked}
+        options = sorted(labels | {required(verdict.label)})
         if self.allow_unknown and UNKNOWN not in options and (not possible or UNKNOWN in possible):
             options.append(UNKNOWN)
         seed = hashlib.sha256(np.ascontiguousarray(crop).data).digest()
         order = np.random.default_rng(list(seed)).permutation(len(options))
         return tuple(options[j] for j in order)
-
-    def _verdict(
-        self, old: Verdict, choice: Choice, scores: Scores, region: int, trial: RerankTrial | None
-    ) -> Verdict:
-        probabilities, who = choice.probabilities, "the model gives"
-        best = max(probabilities, key=probabilities.__getitem__)
-        if trial is not None:
-            logits = fused_logits(trial.fusion, choice, _retrieval(choice.options, scores, region))
-            best = choice.options[decided(trial.fusion, logits, choice.options.index(required(old.label)))]
-            fused = Choice(choice.options, np.asarray(logits - np.logaddexp.reduce(logits), np.float32))
-            probabilities, who = fused.probabilities, "model and retrieval give"
-        probability = probabilities[best]
-        reason = f"{who} {best!r} {probability:.3f} among {len(probabilities)} options"
-        unknown = best == UNKNOWN and self.allow_unknown
-        status: Status = "unknown" if unknown else "known" if probability >= MAJORITY else "uncertain"
-        return replace(
-            old,
-            status=status,
-            label=None if unknown else best,
-            score=probability,
-            decided_by=self.name,
-            reason=reason,
-        )
 
 
 def _unbiased(choice: Choice, asking: Asking, trial: RerankTrial | None) -> Choice:

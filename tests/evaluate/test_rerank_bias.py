@@ -54,7 +54,7 @@ def samples(n: int) -> list[Sample]:
 def look(weights: str, n: int, **options: object) -> tuple[Rerank, ListBias]:
     step = Rerank(model=ModelSpec("prejudiced", weights), self_test=False, **options)  # type: ignore[arg-type]
     bias = ListBias(step, np.random.default_rng(0))
-    bias.look_at(samples(n))
+    bias.look_at([step.case(doubt) for sample in samples(n) for doubt in step.doubts(sample)])
     return step, bias
 
 

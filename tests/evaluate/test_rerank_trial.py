@@ -161,6 +161,13 @@ class TestWhoIsWorthAsking:
         assert below == pytest.approx(0.8)
         assert curve == ((0, 0.5), (0.25, 0.75), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0))
 
+    def test_those_as_doubtful_as_each_other_go_together(self) -> None:
+        """Else a cut between them would ask about none of them at run time, where it is strict."""
+        cases = [case("b", 0.6, 0.1)] * 30 + [case("a", 0.6, 0.9)] * 30 + [case("a", 0.9, 0.9)]
+        below, curve = worth_asking(cases, range(30), [])
+        assert below == pytest.approx(0.9)
+        assert [share for share, _ in curve] == pytest.approx([0, 60 / 61, 1])
+
     def test_all_where_the_last_of_them_gains(self) -> None:
         cases = [case("a", 0.6, 0.9), case("b", 0.9, 0.1)]
         assert worth_asking(cases, [1], []) == (1.0, ((0, 0.5), (0.5, 0.5), (1.0, 1.0)))

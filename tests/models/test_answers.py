@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import registry
-from lmm_classifier.errors import ModelError, OutOfTimeError
-from lmm_classifier.models.answers import in_time, rate
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.answers import rate
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.types import FloatArray
 
@@ -122,26 +121,3 @@ class TestMemory:
         asked = len(counting)
         ask(*questions[:10], memory=memory)
         assert len(counting) == asked
-
-
-class TestInTime:
-    def test_what_comes_in_time_is_returned_and_what_fails_in_time_raised(self) -> None:
-        assert in_time(lambda: 3, time.monotonic() + 5) == 3
-        assert in_time(lambda: 3, None) == 3
-        with pytest.raises(ZeroDivisionError):
-            in_time(lambda: 1 // 0, time.monotonic() + 5)
-
-    def test_nobody_waits_longer(self) -> None:
-        over = threading.Event()
-        began = time.monotonic()
-        with pytest.raises(OutOfTimeError):
-            in_time(lambda: over.wait(20), began + 0.5)
-        took = time.monotonic() - began
-        over.set()
-        assert 0.5 <= took <= 0.55 + 0.1  # a tenth, and what a busy machine takes to wake a thread
-
-    def test_what_is_late_already_is_not_begun(self) -> None:
-        begun: list[int] = []
-        with pytest.raises(OutOfTimeError):
-            in_time(lambda: begun.append(1), time.monotonic() - 1)
-        assert not begun

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,12 @@ def test_a_twin_that_says_something_else_is_noticed(
 ) -> None:
     folder = qwen_folders["qwen2_vl"]
     spec = ModelSpec("qwen-vl", str(folder), dtype="float32")
-    assert fault_of(spec, asking(), 8, str(folder)) is None
+    assert fault_of(spec, asking(), 8, replace(spec, weights=f"{folder}/.")) is None
     copy = edited(folder)
     weights = load_file(copy / "model.safetensors")
-    weights = {name: values + 0.5 * torch.randn_like(values) for name, values in weights.items()}
+    torch.manual_seed(0)
+    weights = {name: values + 2 * torch.randn_like(values) for name, values in weights.items()}
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    fault = fault_of(spec, asking(), 8, str(copy))
+    fault = fault_of(spec, asking(scoring="letter"), 8, replace(spec, weights=str(copy)))
     assert fault is not None
     assert f"by {copy}, more than 0.05" in fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,18 +81,18 @@ def index(corpus: Path) -> Path:
     return corpus.parent / "index"
 
 
-def classifier(index: Path, family: str = "Looking", **rerank: Any) -> HybridClassifier:
+def classifier(index: Path, family: str = "Looking", top_k: int = 18, **rerank: Any) -> HybridClassifier:
     """Of which no answer of retrieval is sure."""
     return HybridClassifier(
         PipelineConfig(
             encoder=FAKE,
             retrieval={
                 "index_path": index,
-                "top_k": 18,
+                "top_k": top_k,
                 "confidence_threshold": 1.0,
                 "open_set_threshold": 0.0,
             },
-            rerank={"family": family, "model_name": "", "self_test": False, **rerank},
+            rerank={"family": family, "model_name": "", "self_test": False} | rerank,
         )
     )
 
@@ -114,6 +115,43 @@ class TestModes:
         assert sorted(folders) == ["blue", "blue", "green", "green", "red", "red"]
         # none of them is of like colour: unknown
         assert by_pairs.classify(picture((128, 128, 128), seed=8)).label == "unknown"
+
+    def test_copies_of_the_query_do_not_stand_for_the_photos_of_a_label(
+        self, corpus: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(corpus, tmp_path / "corpus")
+        for i in range(9):
+            shutil.copy(corpus / "red/3.png", tmp_path / f"corpus/red/copy{i}.png")
+        index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
+        comparing = classifier(
+            tmp_path / "index", mode="pairwise", exemplars=4, corpus_root=tmp_path / "corpus", top_k=28
+        )
+        assert comparing.classify(corpus / "red/3.png").degraded is None
+        own = np.asarray(Image.open(corpus / "red/3.png"))
+        assert len(Looking.asked) == 3 * 4
+        assert not any(np.array_equal(own, np.asarray(q.exemplars[0][1])) for q in Looking.asked)
+
+    @pytest.mark.parametrize("mode", ["listwise", "pointwise"])
+    def test_a_label_that_is_named_unknown_is_one_where_every_photo_gets_a_label(self, mode: str) -> None:
+        sample = uncertain("x", ("a", "b", "unknown"), (0.2, 0.3, 0.5))
+        verdict = replace(required(sample.verdicts)[0], candidates=("unknown", "b", "a"))
+        model = ModelSpec("fake", "unknown") if mode == "listwise" else ModelSpec("Looking", "label unknown")
+        step = Rerank(model=model, mode=mode, allow_unknown=False, self_test=False)  # type: ignore[arg-type]
+        [finished] = step.run([replace(sample, verdicts=(verdict,))])
+        [verdict], [choice] = required(finished.verdicts), required(finished.choices)
+        assert choice is not None
+        assert set(choice.options) == {"a", "b", "unknown"}
+        assert (verdict.label, verdict.status) == ("unknown", "known")
+
+    def test_the_answer_that_stands_is_an_option_after_another_reranker(self) -> None:
+        first = Rerank(model=ModelSpec("fake", "c"), self_test=False)
+        [once] = first.run([uncertain("x", ("a", "b", "c"), (0.5, 0.3, 0.2))])
+        again = replace(required(once.verdicts)[0], status="uncertain", route="rerank", candidates=())
+        second = Rerank(model=ModelSpec("fake", "a"), max_candidates=2, self_test=False)
+        [twice] = second.run([replace(once, verdicts=(again,))])
+        [choice] = required(twice.choices)
+        assert choice is not None
+        assert set(choice.options) == {"a", "b", "c", "unknown"}
 
     def test_a_photo_of_the_index_is_not_compared_with_itself(self, corpus: Path, index: Path) -> None:
         path = corpus / "red/3.png"
@@ -150,6 +188,12 @@ class TestModes:
             ({"prompt_template": "Well?"}, "must hold {candidates}, where the labels go"),
             ({"permutations": 0}, "permutations"),
             ({"max_share": 1.5}, "max_share"),
+            ({"max_share": 0.0}, "max_share"),
+            ({"mode": "pointwise", "exemplars": 1, "corpus_root": "."}, "shows no photos of candidates"),
+            ({"mode": "pointwise", "scoring": "letter"}, "are of lists"),
+            ({"corpus_root": "."}, "set how many"),
+            ({"twin": {"family": "fake"}}, "leave it out"),
+            ({"family": "openai_api", "model_name": "http://localhost:8000/v1#m"}, "set scoring: letter"),
             ({"deadline": 0}, "deadline"),
         ],
     )
@@ -185,6 +229,14 @@ class TestBudget:
             [uncertain("x", ("a", "b"), (0.6, 0.4))]
         )
         assert required(finished.verdicts)[0].decided_by == "rerank"
+
+    def test_a_photo_that_is_late_already_costs_no_other_its_answer(self) -> None:
+        old, new = (uncertain(name, ("a", "b"), (0.6, 0.4)) for name in ("old", "new"))
+        old = replace(old, arrived=time.monotonic() - 10)
+        step = Rerank(model=ModelSpec("fake", "b"), deadline=5.0, self_test=False)
+        late, answered = (required(sample.verdicts)[0] for sample in step.run([old, new]))
+        assert late.rerank_skipped == "its 5 s were up"
+        assert (answered.label, answered.decided_by) == ("b", "rerank")
 
     @pytest.mark.parametrize("family", ["Slow", "SlowToOpen"])
     def test_nobody_waits_longer_than_the_deadline(self, index: Path, family: str) -> None:
@@ -240,14 +292,14 @@ FAULTS: dict[str, Reply] = {
 
 @pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("mode", ["listwise", "pointwise"])
-def test_no_fault_of_a_server_changes_an_answer_but_by_a_mark(index: Path, fault: str, mode: str) -> None:
+@pytest.mark.parametrize("ask", [{"scoring": "letter"}, {"mode": "pointwise"}], ids=str)
+def test_no_fault_of_a_server_changes_an_answer_but_by_a_mark(
+    index: Path, fault: str, ask: dict[str, Any]
+) -> None:
     photo = picture((190, 60, 60), seed=7)
     alone = classifier(index, enabled=False).classify(photo)
     with serving({CHAT: FAULTS[fault], SYSTEMONE: FAULTS[fault]}) as server:
-        asking = classifier(
-            index, "openai_api", model_name=server.weights, mode=mode, scoring="letter", deadline=1.0
-        )
+        asking = classifier(index, "openai_api", model_name=server.weights, deadline=1.0, **ask)
         began = time.monotonic()
         answer = asking.classify(photo)
         took = time.monotonic() - began
