@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lmm_classifier import registry
 from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.collection.step import CollectionId
 from lmm_classifier.config import make_step
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.masks import to_rle
@@ -44,6 +45,20 @@ class WhereParameters(BaseModel):
     crop_policy: CropPolicy = "pad"
     on_missing: OnMissing | None = None
     include_crop: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a task has no answer.
+
+    Attributes:
+        status: "skipped": something it needs is missing; "error": something broke.
+        code, message: for programs and for people.
+    """
+
+    status: Literal["skipped", "error"]
+    code: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,26 @@ class Operation:
         return (*place.steps(), *line), asked.include_crop  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class _InCollection(Operation):
+    """Whether the photo belongs to one collection, which knows where its classifier looks."""
+
+    def __post_init__(self) -> None:
+        fields: dict[str, Any] = {"collection_id": (CollectionId, ...), "target": (TargetName | None, None)}
+        config = ConfigDict(extra="forbid")
+        made = create_model(f"{self.name}_parameters", __config__=config, **fields)
+        object.__setattr__(self, "parameters", made)
+
+    def steps(self, params: Mapping[str, Any]) -> tuple[tuple[Step, ...], bool]:
+        """As of any operation."""
+        try:
+            asked: Any = self.parameters.model_validate(params)
+        except ValidationError as error:
+            raise ConfigError(explain(error, self.parameters)) from error
+        options = {**self.options, "collections": (asked.collection_id,), "target": asked.target}
+        return (make_step("classify", options),), False
+
+
 def operations(classifier: HybridClassifier, settings: ServiceSettings) -> dict[str, Operation]:
     """All that a service with these settings offers, by name.
 
@@ -150,13 +185,13 @@ def _all(classifier: HybridClassifier, settings: ServiceSettings) -> Sequence[Op
             Operation(name, f"Encodes the image as {what}.", EVERYWHERE, "embed", {"encoder": spec}, (), _vector)
             for name, what, spec in embeds
         ),
-        Operation(
+        _InCollection(
             "classify",
             "Says whether the image belongs to a collection, looking where its classifier was trained to.",
             WHOLE,
             "classify",
             store,
-            ("collections",),
+            (),
             _membership,
         ),
         Operation(
@@ -219,8 +254,10 @@ def _vector(sample: Sample) -> list[float]:
     return found
 
 
-def _membership(sample: Sample) -> dict[str, Any]:
+def _membership(sample: Sample) -> dict[str, Any] | Refused:
     [found] = required(sample.memberships)
+    if found.status != "success":
+        return Refused(found.status, found.code or "unusable", found.reason or "")
     return {"is_in_collection": found.is_in_collection, "probability": found.probability}
 
 
