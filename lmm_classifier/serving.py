@@ -8,9 +8,30 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lmm_classifier.fetch.guard import PORTS, Guard
 from lmm_classifier.ranges import BatchSize, Flag, Seconds
 
 Positive = Annotated[int, Field(strict=True, ge=1)]
+
+
+class FetchSettings(BaseModel):
+    """Which URLs of strangers are fetched.
+
+    Attributes:
+        domains: "example.org" is itself, ".example.org" what is below it; empty: every public one.
+        ports: that may be asked.
+        forbidden: networks that are public and yet one's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    domains: tuple[str, ...] = ()
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = PORTS
+    forbidden: tuple[str, ...] = ()
+
+    def guard(self) -> Guard:
+        """What a fetch is given."""
+        return Guard(ports=self.ports, domains=self.domains, forbidden=self.forbidden)
 
 
 class ServiceSettings(BaseModel):
@@ -20,6 +41,7 @@ class ServiceSettings(BaseModel):
         operations: name of an operation -> options of its step that the server chooses, such as the model;
             None leaves the operation out.
         store: folder of the collection classifiers; None is that of the step `classify`.
+        fetch: which URLs are fetched; None fetches none.
         api_keys: "sha256:" and 64 hex digits each, of the keys that are let in; none lets everybody in, on
             this machine only.
         max_bytes: of a request's body.
@@ -36,6 +58,7 @@ class ServiceSettings(BaseModel):
 
     operations: Mapping[str, Mapping[str, Any] | None] = Field(default_factory=dict)
     store: Path | None = None
+    fetch: FetchSettings | None = None
     api_keys: tuple[Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")], ...] = ()
     max_bytes: Positive = 32 * 2**20
     max_tasks: Positive = 32
