@@ -23,7 +23,7 @@ from lmm_classifier.models.pretrained import locate
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import FloatArray, Sample, Scores, Verdict, required
 from synthetic import COLOURS, picture, write_corpus
-from vlm_server import CHAT, SYSTEMONE, Body, Handler, Reply, completion, refuses, says, serving
+from vlm_server import CHAT, SYSTEMONE, Reply, completion, dripping, refuses, says, serving, silent
 
 FAKE = ModelSpec("fake")
 TINY = ModelSpec("qwen-vl", "shipped:qwen2-vl-digits", dtype="float32")
@@ -266,21 +266,9 @@ class TestBudget:
         assert (first.label, first.score) == (again.label, again.score)
 
 
-def silent(handler: Handler, body: Body) -> None:
-    time.sleep(3)
-
-
-def drip(handler: Handler, body: Body) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(60):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
-
-
 FAULTS: dict[str, Reply] = {
     "silent": silent,
-    "drip": drip,
+    "drip": dripping(200),
     "429": refuses(429),
     "500": refuses(500),
     "cut": says(b'{"choices": [{"mess'),
