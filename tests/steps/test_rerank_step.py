@@ -230,6 +230,12 @@ class TestBudget:
         )
         assert required(finished.verdicts)[0].decided_by == "rerank"
 
+    def test_the_time_that_opening_took_is_not_taken_for_that_of_a_pass(self) -> None:
+        step = Rerank(ModelSpec("SlowToOpen", "b"), "pointwise", max_batch_size=1, max_seconds=4.5)
+        step = replace(step, self_test=False)
+        finished = step.run([uncertain(str(i), ("a", "b"), (0.6, 0.4)) for i in range(5)])
+        assert [required(sample.verdicts)[0].decided_by for sample in finished] == ["rerank"] * 5
+
     def test_a_photo_that_is_late_already_costs_no_other_its_answer(self) -> None:
         old, new = (uncertain(name, ("a", "b"), (0.6, 0.4)) for name in ("old", "new"))
         old = replace(old, arrived=time.monotonic() - 10)
