@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 
+from local_server import LocalHandler, LocalServer, running
+
 Answer = bytes | Callable[["Handler"], None]
 
 
-class CollectionsService(ThreadingHTTPServer):
+class CollectionsService(LocalServer):
     """Answers by path, query included, and remembers what it was asked: path and headers."""
 
-    daemon_threads = True
-
     def __init__(self, answers: Mapping[str, Answer]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.answers = dict(answers)
         self.asked: list[tuple[str, dict[str, str]]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
     @property
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The client may hang up whenever it has seen enough."""
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     server: CollectionsService
 
     def do_GET(self) -> None:
@@ -48,29 +39,11 @@ class Handler(BaseHTTPRequestHandler):
             return answer(self)
         return self.say(200, answer)
 
-    def say(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
 
 @contextmanager
 def serving(answers: Mapping[str, Answer]) -> Iterator[CollectionsService]:
-    server = CollectionsService(answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(CollectionsService(answers)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def blobs(n: int = 60, d: int = 8, seed: int = 0, gap: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

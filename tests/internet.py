@@ -13,11 +13,9 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,6 +23,7 @@ from weakref import WeakKeyDictionary
 import pytest
 from PIL import Image
 
+from local_server import LocalHandler, LocalServer, running
 from registries import reachable
 
 REAL_CONNECT = socket.socket.connect  # before a fixture replaces it
@@ -40,7 +39,7 @@ class Asked:
     headers: dict[str, str]
 
 
-class Pictures(BaseHTTPRequestHandler):
+class Pictures(LocalHandler):
     """A picture everywhere, /r/302?to=URL goes there, and /r/chain?n=2&to=URL in that many steps more."""
 
     server: PictureServer
@@ -57,41 +56,12 @@ class Pictures(BaseHTTPRequestHandler):
             return self.say(302, b"", Location=f"/r/chain?n={steps - 1}&to={goal}")
         return self.say(302 if path == "/r/chain" else int(path.removeprefix("/r/")), b"", Location=goal)
 
-    def say(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
-class PictureServer(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
+class PictureServer(LocalServer):
     def __init__(self, pages: Mapping[str, Page], handler: type = Pictures) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+        super().__init__(handler)
         self.pages = dict(pages)
         self.asked: list[Asked] = []
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The client may hang up whenever it has seen enough."""
-
-
-@contextmanager
-def serving(server: PictureServer) -> Iterator[PictureServer]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @dataclass
@@ -195,7 +165,7 @@ def internet(
     """An internet with these names: a text is one address, or several with blanks between them."""
     table = {name: [one.split()] if isinstance(one, str) else one for name, one in names.items()}
     with ExitStack() as stack:
-        server = stack.enter_context(serving(PictureServer(pages or {}, handler)))
+        server = stack.enter_context(running(PictureServer(pages or {}, handler)))
         secure = None
         if certificate:
             secure = PictureServer(pages or {}, handler)
@@ -205,7 +175,7 @@ def internet(
                 secure.socket, server_side=True, do_handshake_on_connect=False
             )
             secure.asked = server.asked
-            stack.enter_context(serving(secure))
+            stack.enter_context(running(secure))
         net = Internet(table, server, secure)
         net.plug_in(monkeypatch)
         yield net

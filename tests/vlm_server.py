@@ -8,13 +8,15 @@ import json
 import math
 import string
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
+
+from local_server import LocalHandler, LocalServer, running
 
 CHAT, SYSTEMONE = "/v1/chat/completions", "/v1/systemone"
 MODEL = "Qwen/Qwen2-VL-7B-Instruct"
@@ -31,22 +33,15 @@ class Asked:
     body: Body
 
 
-class VlmServer(ThreadingHTTPServer):
+class VlmServer(LocalServer):
     """Answers by path; remembers what it was asked, and how many at most at once."""
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self, replies: Mapping[str, Reply]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.replies = dict(replies)
         self.asked: list[Asked] = []
         self.now = self.busiest = 0
         self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
     @property
     def weights(self) -> str:
@@ -57,11 +52,8 @@ class VlmServer(ThreadingHTTPServer):
     def paths(self) -> list[str]:
         return [asked.path for asked in self.asked]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The client may hang up whenever it has seen enough."""
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     server: VlmServer
 
     def do_POST(self) -> None:
@@ -76,19 +68,6 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.now -= 1
-
-    def say(self, status: int, value: Any, **headers: str) -> None:
-        body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for key, text in headers.items():
-            self.send_header(key.replace("_", "-"), text)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
 
 
 def not_found(handler: Handler, body: Body) -> None:
@@ -105,15 +84,25 @@ def says(value: Any) -> Reply:
 
 @contextmanager
 def serving(replies: Mapping[str, Reply]) -> Iterator[VlmServer]:
-    server = VlmServer(replies)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with running(VlmServer(replies)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+
+def silent(handler: Handler, body: Body) -> None:
+    time.sleep(3)
+
+
+def dripping(status: int) -> Reply:
+    """A blank at a time, for three seconds."""
+
+    def drip(handler: Handler, body: Body) -> None:
+        handler.send_response(status)
+        handler.end_headers()
+        for _ in range(60):
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
+
+    return drip
 
 
 def completion(text: str, tops: Sequence[tuple[str, float]] | None = None) -> Body:

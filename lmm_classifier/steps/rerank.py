@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -273,21 +274,24 @@ class Rerank(Step):
     def _answers(
         self, doubts: Sequence[Doubt], trial: RerankTrial | None, started: float
     ) -> Iterator[Choice | ModelError | str]:
-        if self.max_seconds is None and self.deadline is None:
+        if not doubts or (self.max_seconds is None and self.deadline is None):
             yield from self._ask(doubts, None, trial)
             return
-        last = 0.0
+        ends = [self._due(doubt, started)[0] for doubt in doubts]
+        with suppress(ModelError):  # raised again, and told, where the first photo is asked about
+            in_time(self.load, min((end for end in ends if end > started), default=started), self.model)
+        last = 0.0  # seconds of a pass: of questions alone, the model is open
         for run in self._runs(doubts):
             begun = time.monotonic()
-            ends = {id(doubt): self._due(doubt, started) for doubt in run}
-            waited = [doubt for doubt in run if begun + last <= ends[id(doubt)][0]]
-            due = min((ends[id(doubt)][0] for doubt in waited), default=begun)
+            due_of = {id(doubt): self._due(doubt, started) for doubt in run}
+            waited = [doubt for doubt in run if begun + last <= due_of[id(doubt)][0]]
+            due = min((due_of[id(doubt)][0] for doubt in waited), default=begun)
             given: list[Choice | ModelError] = self._ask(waited, due, trial)
             answers: dict[int, Choice | ModelError | str] = dict(zip(map(id, waited), given, strict=True))
             last = time.monotonic() - begun if waited else last
             for doubt in run:
-                answer = answers.get(id(doubt), ends[id(doubt)][1])
-                yield ends[id(doubt)][1] if isinstance(answer, OutOfTimeError) else answer
+                answer = answers.get(id(doubt), due_of[id(doubt)][1])
+                yield due_of[id(doubt)][1] if isinstance(answer, OutOfTimeError) else answer
 
     def _ask(
         self, doubts: Sequence[Doubt], due: float | None, trial: RerankTrial | None

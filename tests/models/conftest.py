@@ -37,6 +37,8 @@ from transformers import (
 )
 
 from lmm_classifier.models import base
+from lmm_classifier.models.base import Chooser, ModelSpec, load_chooser
+from naive_qwen import MODELS
 from tiny_models import TEXT_TOWER, VISION_TOWER, WRITERS, randomised, write_siglip, write_siglip2
 
 SPECIAL_TOKENS = (
@@ -264,3 +266,18 @@ def qwen_model(family: str, tokenizer: Any) -> PreTrainedModel:
         tie_word_embeddings=parts.tied,
     )
     return randomised(parts.model(config), 0.2)
+
+
+@pytest.fixture(params=list(MODELS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(family: str, qwen_folders: dict[str, Path]) -> Path:
+    return qwen_folders[family]
+
+
+@pytest.fixture
+def chooser(folder: Path) -> Chooser:
+    return load_chooser(ModelSpec("qwen-vl", str(folder), dtype="float32"))

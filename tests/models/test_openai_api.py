@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +15,11 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsNon
 from PIL import Image
 from pydantic import TypeAdapter
 
-from lmm_classifier.errors import ConfigError, ModelError, OutOfTimeError
+from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.answers import rate
-from lmm_classifier.models.base import ModelSpec, Question, input_size_of, load_chooser
+from lmm_classifier.models.base import ModelSpec, Question, input_size_of
 from lmm_classifier.models.openai_api import OpenAIChooser
 from lmm_classifier.models.prompt import asked
-from refusals import refused
 from vlm_server import (
     CHAT,
     MODEL,
@@ -345,51 +342,6 @@ class TestTheWay:
         assert f"server {server.url}/v1 refuses a question in the form 'letter'" in error
         assert "Not Found" in error
         assert "name, of a model that is served there?" in error
-
-
-class TestOpening:
-    def test_opens_no_connection(self) -> None:
-        load_chooser(ModelSpec("openai_api", "http://nowhere.invalid:1/v1#model"))
-
-    def test_imports_no_torch(self) -> None:
-        code = "import sys, lmm_classifier.models.openai_api; print({'torch', 'openai'} & set(sys.modules))"
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert found.stdout.strip() == "set()"
-
-    @pytest.mark.parametrize(
-        ("weights", "says"),
-        [
-            ("", "http://localhost:8000/v1#name-of-model"),
-            ("Qwen/Qwen2-VL-7B-Instruct", "must start with http"),
-            ("http://localhost:8000/v1", "names no model"),
-            ("http://localhost:8000/v1#", "names no model"),
-            ("ftp://localhost/v1#a", "must start with http"),
-            ("http://user:word@localhost/v1#a", "user name"),
-            ("http://localhost/v1?key=a#a", "query"),
-            ("http://local host/v1#a", "blanks"),
-        ],
-    )
-    def test_says_what_is_wrong_with_an_address(self, weights: str, says: str) -> None:
-        assert refused(load_chooser, ModelSpec("openai_api", weights), says)
-
-    @pytest.mark.parametrize(
-        ("options", "says"),
-        [
-            ({"compile": True}, "leave `compile` out"),
-            ({"device": "cpu"}, "chose its device"),
-            ({"dtype": "float32"}, "chose its dtype"),
-            ({"revision": "v2"}, "chose its revision"),
-        ],
-    )
-    def test_refuses_what_the_server_decides(self, options: dict[str, Any], says: str) -> None:
-        assert refused(load_chooser, ModelSpec("openai_api", "http://localhost/v1#a", **options), says)
-
-    def test_options_that_do_not_suit_the_form_are_refused_before_anything_is_sent(
-        self, noise: Noise
-    ) -> None:
-        with serving({CHAT: watching}) as server, pytest.raises(ConfigError, match="yes or no"):
-            values(server.weights, Question(noise(4, 4), "Is it?", LABELS, "yes_no"))
-        assert server.asked == []
 
 
 def failure(weights: str, *questions: Question) -> str:

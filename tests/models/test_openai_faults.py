@@ -16,7 +16,20 @@ from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.openai_api import LIMITS, OpenAIChooser
-from vlm_server import CHAT, Body, Handler, Reply, VlmServer, completion, refuses, says, serving, watching
+from vlm_server import (
+    CHAT,
+    Body,
+    Handler,
+    Reply,
+    VlmServer,
+    completion,
+    dripping,
+    refuses,
+    says,
+    serving,
+    silent,
+    watching,
+)
 
 pytestmark = pytest.mark.usefixtures("loopback")
 QUICK = FetchLimits(connect_s=1, silence_s=0.3, total_s=1.0, max_bytes=2**20, wait_s=0.02, redirects=0)
@@ -30,30 +43,10 @@ def question(due: float | None = None) -> Question:
     return Question(Image.new("RGB", (8, 8)), "Which?", LABELS, "letter", due=due)
 
 
-def silent(handler: Handler, body: Body) -> None:
-    time.sleep(3)
-
-
-def drip_body(handler: Handler, body: Body) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(60):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
-
-
 def drip_headers(handler: Handler, body: Body) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     for number in range(60):
         handler.wfile.write(b"a" if number % 9 else b"\r\nX-Y: ")
-        time.sleep(0.05)
-
-
-def drip_refusal(handler: Handler, body: Body) -> None:
-    handler.send_response(400)
-    handler.end_headers()
-    for _ in range(60):
-        handler.wfile.write(b" ")
         time.sleep(0.05)
 
 
@@ -97,7 +90,7 @@ FAULTS: dict[str, tuple[Reply, str]] = {
     "401": (refuses(401), "answers 401.*set OPENAI_API_KEY"),
     "413": (refuses(413), "answers 413"),
     "201": (lambda handler, body: handler.say(201, GOOD), "answers 201"),
-    "refusal, dripped": (drip_refusal, "no whole answer in time"),
+    "refusal, dripped": (dripping(400), "no whole answer in time"),
     "refusal of 10 MB": (refuses(413, "\x1b[2J" * 2_500_000), "answers 413"),
     "cut JSON": (says(json.dumps(GOOD).encode()[:200]), "Invalid JSON"),
     "cut answer": (cut, "no whole answer"),
@@ -109,7 +102,7 @@ FAULTS: dict[str, tuple[Reply, str]] = {
     "nested": (says(nested(50_000)), "Invalid JSON|not as its API"),
     "10 MB": (says(b" " * 10 * 2**20), "more than 1048576 bytes"),
     "endless": (endless, "more than 1048576 bytes"),
-    "slow drip": (drip_body, "no whole answer in time"),
+    "slow drip": (dripping(200), "no whole answer in time"),
     "slow headers": (drip_headers, "no whole answer in time"),
     "connection closed": (closed, "no whole answer .*does the server run"),
     "no HTTP": (no_http, "no whole answer"),

@@ -23,7 +23,7 @@ from lmm_classifier.models.pretrained import locate
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import FloatArray, Sample, Scores, Verdict, required
 from synthetic import COLOURS, picture, write_corpus
-from vlm_server import CHAT, SYSTEMONE, Body, Handler, Reply, completion, refuses, says, serving
+from vlm_server import CHAT, SYSTEMONE, Reply, completion, dripping, refuses, says, serving, silent
 
 FAKE = ModelSpec("fake")
 TINY = ModelSpec("qwen-vl", "shipped:qwen2-vl-digits", dtype="float32")
@@ -230,6 +230,12 @@ class TestBudget:
         )
         assert required(finished.verdicts)[0].decided_by == "rerank"
 
+    def test_the_time_that_opening_took_is_not_taken_for_that_of_a_pass(self) -> None:
+        step = Rerank(ModelSpec("SlowToOpen", "b"), "pointwise", max_batch_size=1, max_seconds=4.5)
+        step = replace(step, self_test=False)
+        finished = step.run([uncertain(str(i), ("a", "b"), (0.6, 0.4)) for i in range(5)])
+        assert [required(sample.verdicts)[0].decided_by for sample in finished] == ["rerank"] * 5
+
     def test_a_photo_that_is_late_already_costs_no_other_its_answer(self) -> None:
         old, new = (uncertain(name, ("a", "b"), (0.6, 0.4)) for name in ("old", "new"))
         old = replace(old, arrived=time.monotonic() - 10)
@@ -266,21 +272,9 @@ class TestBudget:
         assert (first.label, first.score) == (again.label, again.score)
 
 
-def silent(handler: Handler, body: Body) -> None:
-    time.sleep(3)
-
-
-def drip(handler: Handler, body: Body) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(60):
-        handler.wfile.write(b" ")
-        time.sleep(0.05)
-
-
 FAULTS: dict[str, Reply] = {
     "silent": silent,
-    "drip": drip,
+    "drip": dripping(200),
     "429": refuses(429),
     "500": refuses(500),
     "cut": says(b'{"choices": [{"mess'),
