@@ -24,6 +24,7 @@ from lmm_classifier.cli import (
     experiment,
     index,
     models,
+    serve,
     steps,
 )
 from lmm_classifier.cli.output import help_without_command, note
@@ -48,6 +49,8 @@ app.command("evaluate")(evaluate.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
+app.command("serve")(serve.serve)
+app.command("key")(serve.key)
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(collections.app, name="collections")
 app.add_typer(config.app, name="config")

@@ -127,6 +127,20 @@ def open_image(
     raise TypeError(f"an image is a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
 
+def size_of_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) that the header of an encoded photo says; nothing is decoded.
+
+    Raises:
+        ImageError: it is no photo, or is outside the limits.
+    """
+    with _image_errors_only():
+        _check_length(len(data), limits)
+        _ignore_metadata_warnings()
+        size = _open_lazily(data).size
+        _check_size(size, limits)
+    return size
+
+
 def load_image_file(
     path: str | os.PathLike[str], *, target_size: int | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> LoadedImage:

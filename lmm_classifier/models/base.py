@@ -81,6 +81,15 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class RawEncoder(Encoder, Protocol):
+    """An encoder that also tells what its model gives before that is normalised."""
+
+    def encode_raw(self, images: Sequence[Image.Image]) -> FloatArray:
+        """As `encode`, with rows of any length in the direction of those."""
+        ...
+
+
+@runtime_checkable
 class TextEncoder(Encoder, Protocol):
     """An encoder that puts texts into the space of its images, so that a name can stand for examples."""
 
@@ -247,6 +256,11 @@ def embedded(sample: Sample, spec: ModelSpec, step: str) -> FloatArray:
             "give both steps the same encoder"
         )
     return sample.embeddings[contract.fingerprint]
+
+
+def is_open(spec: ModelSpec) -> bool:
+    """Whether a model of this spec is in memory."""
+    return any(opened == spec for _, opened in tuple(_opened))
 
 
 def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:

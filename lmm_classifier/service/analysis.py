@@ -13,28 +13,58 @@ from PIL import Image
 
 from lmm_classifier.errors import (
     ConfigError,
+    ImageError,
     LmmClassifierError,
     ModelError,
     ModelOutOfMemoryError,
     ModelUnavailableError,
     UnknownCollectionError,
 )
-from lmm_classifier.service.operations import Operation, Refused
-from lmm_classifier.service.schemas import OperationResult, RegionResult, Task
-from lmm_classifier.service.workbench import Photo
+from lmm_classifier.models.base import load_encoder
+from lmm_classifier.service.operations import Asked, Operation, Refused
+from lmm_classifier.service.schemas import Analysis, EncoderResult, OperationResult, RegionResult, Task
+from lmm_classifier.service.workbench import Photo, Workbench, resolution_of
+from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample
 
 log = logging.getLogger(__name__)
 
 # What a client is told of our errors: their own texts name files, addresses and versions.
 TOLD: Mapping[type[LmmClassifierError], Refused] = {
+    ConfigError: Refused(
+        "skipped", "invalid_parameters", "the parameters do not fit this photo or collection"
+    ),
     UnknownCollectionError: Refused("skipped", "unknown_collection", "there is no such collection"),
     ModelOutOfMemoryError: Refused("error", "out_of_memory", "there is not memory enough for this now"),
     ModelUnavailableError: Refused("error", "model_unavailable", "the model of this operation is not here"),
     ModelError: Refused("error", "model_failed", "the model of this operation failed"),
-    LmmClassifierError: Refused("error", "unusable", "this operation cannot be used as the service is set up"),
+    LmmClassifierError: Refused(
+        "error", "unusable", "this operation cannot be used as the service is set up"
+    ),
 }
 BROKEN = Refused("error", "internal", "something broke; the log tells more")
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A task that can be done: what with, how, and at what resolution."""
+
+    operation: Operation
+    asked: Asked
+    target_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An answer.
+
+    Attributes:
+        analysis: for the client, as JSON.
+        timings: step -> seconds, this photo's share; for the log.
+    """
+
+    analysis: str
+    timings: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,62 +72,123 @@ class Analyst:
     """Does tasks with photos.
 
     Attributes:
+        bench: where steps run.
         offered: operations by name.
     """
 
+    bench: Workbench
     offered: Mapping[str, Operation]
 
-    async def results(self, photo: Photo, tasks: Sequence[Task]) -> dict[str, OperationResult]:
-        """operation_id -> result, in the order of the tasks; a task that fails fails alone."""
-        found = await asyncio.gather(*(self._result(photo, task) for task in tasks))
-        return {task.operation_id: result for task, result in zip(tasks, found, strict=True)}
+    async def answer(self, name: str, photo: Photo, tasks: Sequence[Task]) -> Finished:
+        """What the tasks find; one that fails fails alone.
 
-    async def _result(self, photo: Photo, task: Task) -> OperationResult:
+        Raises:
+            ImageError: the photo cannot be read.
+        """
+        planned = await asyncio.gather(*(self._planned(task) for task in tasks))
+        sizes = {plan.target_size for plan in planned if isinstance(plan, _Planned)} or {None}
+        await asyncio.gather(*(photo.opened(size) for size in sizes))
+        samples = await asyncio.gather(*(_done(photo, plan) for plan in planned))
+        # crops and masks are encoded, and long vectors written, while the loop serves others
+        return await self.bench.aside(_finished, name, tasks, planned, samples)
+
+    async def _planned(self, task: Task) -> _Planned | Refused:
         operation = self.offered.get(task.type)
         if operation is None:
             known = ", ".join(self.offered)
-            return _refusal(Refused("skipped", "unknown_operation", f"there is no such operation; known: {known}"))
+            return Refused("skipped", "unknown_operation", f"there is no such operation; known: {known}")
         try:
-            line, include_crop = operation.steps(task.params)
+            asked = operation.steps(task.params)
         except ConfigError as error:
-            return _refusal(Refused("skipped", "invalid_parameters", str(error)))
+            return Refused("skipped", "invalid_parameters", str(error))
         try:
-            sample = await photo.after(line)
-            return await asyncio.to_thread(_told, operation, sample, include_crop)
+            return _Planned(operation, asked, await self.bench.aside(resolution_of, asked.line))
         except LmmClassifierError as error:
-            log.warning("operation %s: %s", operation.name, error)
-            return _refusal(next(told for kind, told in TOLD.items() if isinstance(error, kind)))
-        except Exception:  # a task's edge: one that breaks must not cost the others their answers
-            log.exception("operation %s", operation.name)
-            return _refusal(BROKEN)
+            return _told_of(operation, error)
 
 
-def _told(operation: Operation, sample: Sample, include_crop: bool) -> OperationResult:
+async def _done(photo: Photo, plan: _Planned | Refused) -> Sample | Refused:
+    if isinstance(plan, Refused):
+        return plan
+    try:
+        return await photo.after(plan.asked.line, plan.target_size)
+    except ImageError:
+        raise
+    except LmmClassifierError as error:
+        return _told_of(plan.operation, error)
+    except Exception:  # a task's edge: one that breaks must not cost the others their answers
+        log.exception("operation %s", plan.operation.name)
+        return BROKEN
+
+
+def _told_of(operation: Operation, error: LmmClassifierError) -> Refused:
+    log.warning("operation %s: %s", operation.name, error)
+    return next(told for kind, told in TOLD.items() if isinstance(error, kind))
+
+
+def _finished(
+    name: str,
+    tasks: Sequence[Task],
+    planned: Sequence[_Planned | Refused],
+    samples: Sequence[Sample | Refused],
+) -> Finished:
+    results, timings = {}, dict[str, float]()
+    for task, plan, sample in zip(tasks, planned, samples, strict=True):
+        results[task.operation_id] = _result(plan, sample)
+        timings |= {} if isinstance(sample, Refused) else sample.timings
+    return Finished(Analysis(image_url=name, results=results).model_dump_json(), timings)
+
+
+def _result(plan: _Planned | Refused, sample: Sample | Refused) -> OperationResult:
+    if isinstance(sample, Refused):
+        return _refusal(sample)
+    if isinstance(plan, Refused):
+        return _refusal(plan)
+    try:
+        return _found(plan.operation, plan.asked, sample)
+    except Exception:  # as above
+        log.exception("operation %s", plan.operation.name)
+        return _refusal(BROKEN)
+
+
+def _found(operation: Operation, asked: Asked, sample: Sample) -> OperationResult:
     if sample.skipped is not None:
-        if operation.step is None and not operation.line:  # it was asked whether there is one, and there is none
+        if asked.must_find:
+            return _refusal(Refused("error", sample.skipped.code, sample.skipped.reason))
+        if operation.step is None:  # it was asked whether there is one, and there is none
             return OperationResult(data=None)
         return _refusal(Refused("skipped", sample.skipped.code, sample.skipped.reason))
     data = operation.data(sample)
     if isinstance(data, Refused):
         return _refusal(data)
-    target = sample.target
-    if target is None:
-        return OperationResult(data=data)
-    whole = target.fallback is not None
-    region = RegionResult(
-        requested=target.wanted,
-        used="whole_image" if whole else target.wanted,
-        fallback=target.fallback,
-        bbox=list(target.box),
-        score=sample.regions[target.row].score,
+    result = OperationResult(data=data, encoder=_encoder(asked))
+    looked = operation.looked(sample)
+    if looked is None:
+        return result
+    result.region = RegionResult(
+        requested=looked.requested,
+        used="whole_image" if looked.fallback else looked.requested,
+        fallback=looked.fallback,
+        bbox=list(looked.box),
+        score=looked.score,
     )
-    if whole:
-        return OperationResult(data=data, region=region)
-    return OperationResult(
-        data=data,
-        cropped_image_bbox=list(target.box),
-        cropped_image_base64=_png(sample.image.crop(target.box)) if include_crop else None,
-        region=region,
+    if looked.fallback is None:
+        result.cropped_image_bbox = list(looked.box)
+        result.cropped_image_base64 = _png(sample.image.crop(looked.box)) if asked.include_crop else None
+    return result
+
+
+def _encoder(asked: Asked) -> EncoderResult | None:
+    last = asked.line[-1]
+    if not isinstance(last, Embed):
+        return None
+    contract = load_encoder(last.encoder).contract
+    return EncoderResult(
+        fingerprint=contract.fingerprint,
+        name=contract.name,
+        dim=contract.dim,
+        dtype=contract.dtype,
+        normalized=last.normalize,
     )
 
 

@@ -1,8 +1,10 @@
-"""What every request passes before a route sees it: its number, its key, its size, its pace and its time."""
+"""What every request passes before a route sees it: number, key, rate, size, pace and time."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import hmac
 import json
@@ -13,81 +15,117 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lmm_classifier.serving import ServiceSettings
+from lmm_classifier.logging_config import request_id
+from lmm_classifier.service.metrics import Metrics
+from lmm_classifier.service.rates import Rates
+from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 OPEN = frozenset({"/health", "/ready"})  # asked by what starts and stops the service, which has no key
+OURS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HEADERS = {
     "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
 }
-
-
-class _TooLarge(Exception):
-    """More bytes than a request may have."""
-
-
-class _TooSlow(Exception):
-    """The body did not come in time."""
+DOCS = {  # FastAPI's page takes its script and its picture from elsewhere
+    "content-security-policy": "default-src 'self'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "style-src https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com"
+}
+KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password", Bearer'}
 
 
 class Guards:
-    """An ASGI middleware; refuses in the form that the routes do, {"detail", "code"}."""
+    """An ASGI middleware; refuses in the form that the routes do.
 
-    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
-        self._app, self._settings = app, settings
+    Args:
+        app: what is guarded.
+        settings: what a client may.
+        metrics: counts each answer.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
         self._keys = tuple(bytes.fromhex(key.removeprefix("sha256:")) for key in settings.api_keys)
+        self._rates = Rates(settings.rate) if settings.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it; and say in the log what became of it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        scope["state"] = {**scope.get("state", {})}
+        number = uuid.uuid4().hex
+        request_id.set(number)
+        answer = _Answer(send, number, DOCS if scope["path"] == "/docs" else {})
+        body = _Body(receive, self._settings)
         started = time.monotonic()
         try:
-            await asyncio.wait_for(self._guarded(scope, receive, answer), self._settings.request_seconds)
-        except _TooLarge:
-            await answer.refuse(413, "too_large", f"a request may have {self._settings.max_bytes} bytes")
-        except _TooSlow:
-            await answer.refuse(408, "too_slow", "the request did not come in time")
+            headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+            self._check(scope, headers)
+            body.check_length(headers)
+            async with asyncio.timeout(self._settings.request_seconds):
+                await self._app(scope, body.receive, answer.send)
+        except Refusal as refusal:
+            await answer.refuse(refusal, body.done)
         except TimeoutError:
-            await answer.refuse(503, "out_of_time", "there was no answer in time", {"retry-after": "5"})
+            slow = Refusal(503, "out_of_time", "there was no answer in time", {"retry-after": "5"})
+            await answer.refuse(slow, body.done)
         except Exception:
-            log.exception("request %s", request_id)
-            await answer.refuse(500, "internal", "something broke; the log tells more")
-        log.info(
-            "%s %s %s",
-            scope["method"],
-            scope["path"],
-            answer.status,
-            extra={"request_id": request_id, "seconds": round(time.monotonic() - started, 4)},
-        )
+            log.exception("request broke")
+            await answer.refuse(Refusal(500, "internal", "something broke; the log tells more"), body.done)
+        self._note(scope, answer.status, time.monotonic() - started)
 
-    async def _guarded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        if scope["path"] not in OPEN and not self._lets_in(headers):
-            await answer.refuse(401, "no_key", "a key is needed: Authorization: Bearer ...", {"www-authenticate": "Bearer"})
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        if scope["path"] in OPEN:
             return
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._settings.max_bytes:
-            raise _TooLarge
-        body = _Body(receive, self._settings)
-        await self._app(scope, body.receive, answer.send)
+        client = (scope.get("client") or ("",))[0]
+        if self._keys:
+            key = _key_in(headers)
+            # every key is compared, and each in constant time: how long it takes tells nothing
+            if not sum(hmac.compare_digest(key, each) for each in self._keys):
+                raise Refusal(401, "no_key", "a key is needed: Authorization: Bearer KEY", KNOCK)
+            client = key.hex()
+        else:  # a page of another site must not reach what listens on this machine only, by whatever name
+            host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+            if _is_local(client) and (host not in OURS or headers.get("sec-fetch-site") == "cross-site"):
+                raise Refusal(403, "foreign", "a service without keys answers to this machine only")
+        if self._rates and (wait := self._rates.wait_for(client)):
+            raise Refusal(429, "too_often", "too many requests; wait", {"retry-after": str(wait)})
 
-    def _lets_in(self, headers: Mapping[str, str]) -> bool:
-        if not self._keys:
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
-        # every key is compared, and each in constant time: how long it takes tells nothing
-        fits = [hmac.compare_digest(digest, each) for each in self._keys]
-        return scheme.lower() == "bearer" and any(fits)
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.request(route, scope["method"] if route != "none" else "any", status, seconds)
+        fields = {
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+            "stages": {step: round(s, 4) for step, s in scope["state"].get("timings", {}).items()},
+        }
+        log.info("%s %s %s in %.3f s", scope["method"], route, status, seconds, extra={"fields": fields})
+
+
+def _key_in(headers: Mapping[str, str]) -> bytes:
+    """SHA-256 of the key that a request brings: as a bearer, or as the password that a browser asks for."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            key = base64.b64decode(key, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            key = ""
+    elif scheme.lower() != "bearer":
+        key = ""
+    return hashlib.sha256(key.strip().encode()).digest()
+
+
+def _is_local(client: str) -> bool:
+    return client.startswith("127.") or client == "::1"
 
 
 class _Body:
@@ -97,52 +135,61 @@ class _Body:
         self._receive, self._settings = receive, settings
         self._bytes = 0
         self._due = time.monotonic() + settings.body_seconds
-        self._done = False
+        self.done = False
+
+    def check_length(self, headers: Mapping[str, str]) -> None:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and len(length) < 20:
+            self._check(int(length))
+        self.done = length in {"", "0"} and "transfer-encoding" not in headers
 
     async def receive(self) -> Message:
-        if self._done:
+        if self.done:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(self._due - time.monotonic(), 0.001))
+            async with asyncio.timeout(max(self._due - time.monotonic(), 0)):
+                message = await self._receive()
         except TimeoutError as error:
-            raise _TooSlow from error
+            raise Refusal(408, "too_slow", "the request did not come in time") from error
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
-            if self._bytes > self._settings.max_bytes:
-                raise _TooLarge
-            self._done = not message.get("more_body", False)
+            self._check(self._bytes)
+            self.done = not message.get("more_body", False)
         return message
+
+    def _check(self, n_bytes: int) -> None:
+        if n_bytes > self._settings.max_bytes:
+            raise Refusal(413, "too_large", f"a request may have {self._settings.max_bytes} bytes")
 
 
 class _Answer:
     """What is sent back, with the headers that every answer has."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._id = send, request_id
+    def __init__(self, send: Send, request_id: str, headers: Mapping[str, str]) -> None:
+        self._send, self._own = send, {**HEADERS, **headers, REQUEST_ID: request_id}
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = {**HEADERS, REQUEST_ID: self._id}
-            given = {key for key, _ in message["headers"]}
-            more = [(k.encode(), v.encode()) for k, v in own.items() if k.encode() not in given]
+            more = [(key.encode(), value.encode()) for key, value in self._own.items()]
             message = {**message, "headers": [*message["headers"], *more]}
         await self._send(message)
 
-    async def refuse(
-        self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Answer for the route, unless it has begun to."""
+    async def refuse(self, refusal: Refusal, body_done: bool) -> None:
+        """Answer in place of the route, unless it has begun to: then the connection breaks, and shows it."""
         if self.status:
-            return
-        body = json.dumps({"detail": detail, "code": code}).encode()
-        told = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-        if status in {408, 413}:
-            told["connection"] = "close"  # the rest of the body is not read
+            raise ConnectionAbortedError(refusal.code)
+        body = json.dumps(refusal.body).encode()
+        told = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            **(refusal.headers or {}),
+            **({} if body_done else {"connection": "close"}),  # the rest is not read
+        }
         start = {
             "type": "http.response.start",
-            "status": status,
+            "status": refusal.status_code,
             "headers": [(key.encode(), value.encode()) for key, value in told.items()],
         }
         await self.send(start)

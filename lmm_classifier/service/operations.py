@@ -1,4 +1,4 @@
-"""What the service offers to do with a photo: each operation is a step, with the options that a client may set.
+"""What the service offers to do with a photo: each operation is a step, with options that a client may set.
 
 Names, defaults and the shapes of `data` are those of the documented service; types and ranges come from the
 steps.
@@ -7,30 +7,25 @@ steps.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lmm_classifier import registry
-from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.collection.step import CollectionId
-from lmm_classifier.config import make_step
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.masks import to_rle
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Step
 from lmm_classifier.plan import FaceContext, TargetName, make_where
-from lmm_classifier.result import summarise
-from lmm_classifier.serving import ServiceSettings
+from lmm_classifier.service.workbench import Line
 from lmm_classifier.steps.focus import CropPolicy, OnMissing, Padding, Prominence
-from lmm_classifier.types import Region, Sample, required
+from lmm_classifier.types import Box, Sample, required
 from lmm_classifier.yaml_file import explain
 
 Targets = tuple[TargetName, ...]
-EVERYWHERE: Targets = ("whole_image", "prominent_person", "prominent_face")
-SOMEBODY: Targets = ("prominent_person", "prominent_face")
+MakeStep = Callable[[str, Mapping[str, Any]], Step]
 WHOLE: Targets = ("whole_image",)
 
 
@@ -44,6 +39,17 @@ class WhereParameters(BaseModel):
     padding: Padding = 0.0
     crop_policy: CropPolicy = "pad"
     on_missing: OnMissing | None = None
+    include_crop: bool = True
+
+
+class CollectionParameters(BaseModel):
+    """Which collection; it knows itself where its classifier looks, and refuses to look elsewhere."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    collection_id: CollectionId
+    target: TargetName | None = None
+    face_context: Literal["prominent_person"] | None = None
     include_crop: bool = True
 
 
@@ -61,6 +67,38 @@ class Refused:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Where an operation looked.
+
+    Attributes:
+        requested: kind of region, such as "person".
+        box: what was looked at, (x0, y0, x1, y1) px.
+        fallback: why it is the whole image instead; None where it is as requested.
+        score: of the detector; None where it is not known.
+    """
+
+    requested: str
+    box: Box
+    fallback: str | None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A task, understood.
+
+    Attributes:
+        line: the steps that do it.
+        include_crop: whether the crop comes back.
+        must_find: a region that is missing is an error.
+    """
+
+    line: Line
+    include_crop: bool
+    must_find: bool = False
+
+
 @dataclass(frozen=True)
 class Operation:
     """One of them.
@@ -72,6 +110,7 @@ class Operation:
         step: name of its step; None for one that only finds the place.
         options: of the step, chosen by the server.
         offered: options of the step that a client may set.
+        make: makes a step of a name and options.
         data: what is told of the finished sample, as JSON types.
         line: the steps, where they are not one step of the registry.
     """
@@ -82,193 +121,97 @@ class Operation:
     step: str | None
     options: Mapping[str, Any]
     offered: tuple[str, ...]
+    make: MakeStep
     data: Callable[[Sample], Any]
-    line: tuple[Step, ...] = ()
+    line: Line = ()
     parameters: type[BaseModel] = field(init=False, compare=False)
+    schema: Mapping[str, Any] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", self._parameters())
+        object.__setattr__(self, "schema", self.parameters.model_json_schema())  # slow: once, not per request
+        if self._is_usable_as_is():
+            self.steps({})  # settings of the server that are wrong are found now
+
+    def steps(self, params: Mapping[str, Any]) -> Asked:
+        """What a client asks for, understood.
+
+        Raises:
+            ConfigError: a parameter is unknown, out of range, or not for this operation; one line says which.
+        """
+        asked: Any = self._read(params)
+        if asked.target not in self.targets:
+            raise ConfigError(
+                f"target {asked.target!r} is not for {self.name}; it takes {', '.join(self.targets)}"
+            )
+        where = asked.model_dump(
+            include=set(WhereParameters.model_fields) - {"include_crop"}, exclude_none=True
+        )
+        must_find = asked.on_missing == "error"
+        if must_find or (self.step is None and asked.on_missing is None):  # a detector falls back to nothing
+            where["on_missing"] = "skip"
+        place = make_where({"target": asked.target, **where})
+        line = self.line
+        if self.step is not None:
+            chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
+            line = (self.make(self.step, {**self.options, **chosen}),)
+        return Asked((*place.steps(), *line), asked.include_crop, must_find)
+
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The models it takes, as far as the settings say."""
+        return tuple(spec for step in self.line_as_is() for spec in step.models())
+
+    def line_as_is(self) -> Line:
+        """The steps of a task without parameters; none where it needs some."""
+        return self.steps({}).line if self._is_usable_as_is() else ()
+
+    def looked(self, sample: Sample) -> Looked | None:
+        """Where a finished sample was looked at; None if at the whole of it, as requested."""
+        target = sample.target
+        if target is None:
+            return None
+        score = None if target.fallback else sample.regions[target.row].score
+        return Looked(target.wanted, target.box, target.fallback, score)
+
+    def _read(self, params: Mapping[str, Any]) -> BaseModel:
+        try:
+            return self.parameters.model_validate(params)
+        except ValidationError as error:
+            raise ConfigError(explain(error, self.parameters)) from error
+
+    def _is_usable_as_is(self) -> bool:
+        return not any(each.is_required() for each in self.parameters.model_fields.values())
+
+    def _parameters(self) -> type[BaseModel]:
         fields: dict[str, Any] = {"target": (TargetName, self.targets[0])}
         if self.step is not None:
             cls = registry.resolve("step", self.step)
             hints = get_type_hints(cls, include_extras=True)
             for each in dataclasses.fields(cls):
                 if each.name in self.offered:
-                    default = ... if each.default is dataclasses.MISSING else each.default
-                    fields[each.name] = (hints[each.name], default)
-        made = create_model(f"{self.name}_parameters", __base__=WhereParameters, **fields)
-        object.__setattr__(self, "parameters", made)
-
-    def steps(self, params: Mapping[str, Any]) -> tuple[tuple[Step, ...], bool]:
-        """The line of steps for what a client asks, and whether the crop is wanted.
-
-        Raises:
-            ConfigError: a parameter is unknown, out of range, or not for this operation; one line says which.
-        """
-        try:
-            asked = self.parameters.model_validate(params)
-        except ValidationError as error:
-            raise ConfigError(explain(error, self.parameters)) from error
-        target = getattr(asked, "target", self.targets[0])
-        if target not in self.targets:
-            raise ConfigError(f"target {target!r} is not for {self.name}; it takes {', '.join(self.targets)}")
-        where = asked.model_dump(include=set(WhereParameters.model_fields) - {"include_crop"})
-        place = make_where({"target": target, **{k: v for k, v in where.items() if v is not None}})
-        line = self.line
-        if self.step is not None:
-            chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
-            line = (make_step(self.step, {**self.options, **chosen}),)
-        return (*place.steps(), *line), asked.include_crop  # type: ignore[attr-defined]
+                    default = self.options.get(each.name, each.default)
+                    known = default is not dataclasses.MISSING
+                    fields[each.name] = (hints[each.name], default if known else ...)
+        made: type[BaseModel] = create_model(f"{self.name}_parameters", __base__=WhereParameters, **fields)
+        return made
 
 
 @dataclass(frozen=True)
-class _InCollection(Operation):
-    """Whether the photo belongs to one collection, which knows where its classifier looks."""
+class Collections(Operation):
+    """Whether the photo belongs to one collection."""
 
-    def __post_init__(self) -> None:
-        fields: dict[str, Any] = {"collection_id": (CollectionId, ...), "target": (TargetName | None, None)}
-        config = ConfigDict(extra="forbid")
-        made = create_model(f"{self.name}_parameters", __config__=config, **fields)
-        object.__setattr__(self, "parameters", made)
-
-    def steps(self, params: Mapping[str, Any]) -> tuple[tuple[Step, ...], bool]:
+    def steps(self, params: Mapping[str, Any]) -> Asked:
         """As of any operation."""
-        try:
-            asked: Any = self.parameters.model_validate(params)
-        except ValidationError as error:
-            raise ConfigError(explain(error, self.parameters)) from error
+        asked: Any = self._read(params)
         options = {**self.options, "collections": (asked.collection_id,), "target": asked.target}
-        return (make_step("classify", options),), False
+        return Asked((self.make("classify", options),), asked.include_crop)
 
+    def looked(self, sample: Sample) -> Looked | None:
+        """What the classifier looked at."""
+        [found] = required(sample.memberships)
+        if found.box is None or found.region in {None, "whole_image"}:
+            return None
+        return Looked(str(found.region), found.box, found.fallback)
 
-def operations(classifier: HybridClassifier, settings: ServiceSettings) -> dict[str, Operation]:
-    """All that a service with these settings offers, by name.
-
-    Raises:
-        ConfigError: settings of an operation that there is not.
-    """
-    offered = {operation.name: operation for operation in _all(classifier, settings)}
-    for name, options in settings.operations.items():
-        if name not in offered:
-            raise ConfigError(
-                f"service.operations: unknown operation {name!r}{registry.did_you_mean(name, tuple(offered))}"
-            )
-        if options is None:
-            del offered[name]
-        else:
-            operation = offered[name]
-            offered[name] = dataclasses.replace(operation, options={**operation.options, **options})
-    return offered
-
-
-def _all(classifier: HybridClassifier, settings: ServiceSettings) -> Sequence[Operation]:
-    store = {} if settings.store is None else {"store": settings.store}
-    hybrid = classifier.pipeline.steps
-    encoder = getattr(classifier.config, "encoder", ModelSpec("siglip"))
-    siglip = encoder if encoder.family == "siglip" else ModelSpec("siglip")
-    embeds = (
-        ("embed_clip_vit_b_32", "a CLIP ViT-B/32 vector, 512 numbers", ModelSpec("clip")),
-        ("embed_dino_v2", "a DINOv2 vector, 768 numbers", ModelSpec("dinov2")),
-        ("embed_dino_v3", "a DINOv3 vector, 1024 numbers", ModelSpec("dinov3")),
-        ("embed_siglip", "a SigLIP vector", siglip),
-    )
-    return (
-        Operation(
-            "detect_bounding_box",
-            "Where the most prominent person or face is.",
-            SOMEBODY,
-            None,
-            {},
-            (),
-            _box,
-        ),
-        *(
-            Operation(name, f"Encodes the image as {what}.", EVERYWHERE, "embed", {"encoder": spec}, (), _vector)
-            for name, what, spec in embeds
-        ),
-        _InCollection(
-            "classify",
-            "Says whether the image belongs to a collection, looking where its classifier was trained to.",
-            WHOLE,
-            "classify",
-            store,
-            (),
-            _membership,
-        ),
-        Operation(
-            "describe_image",
-            "Describes the image in words.",
-            EVERYWHERE,
-            "caption",
-            {"model": ModelSpec("blip")},
-            ("max_length", "prompt"),
-            lambda sample: required(sample.captions)[0],
-        ),
-        Operation(
-            "classify_hybrid",
-            "Classifies the image by retrieval, unknown where nothing fits; uncertain ones are looked at twice.",
-            WHOLE,
-            None,
-            {},
-            (),
-            lambda sample: summarise(sample, classifier.thresholds).to_dict(),
-            line=hybrid,
-        ),
-        Operation(
-            "label_image",
-            "Names what is in the image, best first.",
-            EVERYWHERE,
-            "label",
-            {"model": ModelSpec("image-classifier")},
-            ("top_k", "min_score"),
-            _labels,
-        ),
-        Operation(
-            "segment",
-            "Cuts out what points and boxes mean.",
-            WHOLE,
-            "segment",
-            {},
-            ("points", "negative_points", "box", "box_format", "prompts", "multimask", "min_score"),
-            lambda sample: _masks(sample, "segment"),
-        ),
-        Operation(
-            "segment_panoptic",
-            "Divides the image into things and stuff.",
-            WHOLE,
-            "segment_panoptic",
-            {},
-            ("min_score", "fuse_stuff"),
-            lambda sample: _masks(sample, "segment_panoptic"),
-        ),
-    )
-
-
-def _box(sample: Sample) -> list[int] | None:
-    target = sample.target
-    return None if target is None or target.fallback else list(sample.regions[target.row].box)
-
-
-def _vector(sample: Sample) -> list[float]:
-    [vectors] = sample.embeddings.values()
-    found: list[float] = vectors[0].tolist()
-    return found
-
-
-def _membership(sample: Sample) -> dict[str, Any] | Refused:
-    [found] = required(sample.memberships)
-    if found.status != "success":
-        return Refused(found.status, found.code or "unusable", found.reason or "")
-    return {"is_in_collection": found.is_in_collection, "probability": found.probability}
-
-
-def _labels(sample: Sample) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(label) for label in required(sample.labelings)[0]]
-
-
-def _masks(sample: Sample, source: str) -> list[dict[str, Any]]:
-    return [_region(region) for region in sample.regions if region.source == source]
-
-
-def _region(region: Region) -> dict[str, Any]:
-    mask = {} if region.mask is None else {"mask": to_rle(region.mask)}
-    return {"label": region.kind, "score": region.score, "bbox": list(region.box), **mask}
+    def _parameters(self) -> type[BaseModel]:
+        return CollectionParameters

@@ -1,15 +1,17 @@
-"""What goes in and out over HTTP: the documented fields, in their order."""
+"""What goes in and out over HTTP: the documented fields, in their order, and after them our own."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-TaskStatus = Literal["success", "error", "skipped"]
-MOST_TASKS = 256
-"""Of a request, whatever the settings allow."""
+MOST_TASKS = 256  # of a request, whatever the settings allow
+MOST_PARAMETERS = (
+    16 * 1024
+)  # characters of a task's, as JSON: nobody types more, and a model would read it all
 
 
 class Task(BaseModel):
@@ -20,6 +22,13 @@ class Task(BaseModel):
     operation_id: Name
     type: Name
     params: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("params")
+    @classmethod
+    def _not_endless(cls, params: dict[str, Any]) -> dict[str, Any]:
+        if len(json.dumps(params)) > MOST_PARAMETERS:
+            raise ValueError(f"the parameters of a task may have {MOST_PARAMETERS} characters")
+        return params
 
 
 class Tasks(BaseModel):
@@ -34,7 +43,7 @@ class Tasks(BaseModel):
         seen: set[str] = set()
         for task in self.tasks:
             if task.operation_id in seen:
-                raise ValueError(f"operation_id {task.operation_id!r} is given twice")
+                raise ValueError("an operation_id is given twice")
             seen.add(task.operation_id)
         return self
 
@@ -42,19 +51,7 @@ class Tasks(BaseModel):
 class UrlRequest(Tasks):
     """`POST /analyze_image/`."""
 
-    image_url: HttpUrl
-
-
-class OperationResult(BaseModel):
-    """What became of one task; a field that says nothing is null."""
-
-    status: TaskStatus = "success"
-    data: Any = None
-    cropped_image_bbox: list[int] | None = None
-    cropped_image_base64: str | None = None
-    error_message: str | None = None
-    error_code: str | None = None
-    region: RegionResult | None = None
+    image_url: Annotated[HttpUrl, Field(max_length=2048)]
 
 
 class RegionResult(BaseModel):
@@ -64,7 +61,30 @@ class RegionResult(BaseModel):
     used: str
     fallback: str | None
     bbox: list[int]
-    score: float
+    score: float | None
+
+
+class EncoderResult(BaseModel):
+    """What made a vector: two of one fingerprint can be compared, others never."""
+
+    fingerprint: str
+    name: str
+    dim: int
+    dtype: str
+    normalized: bool
+
+
+class OperationResult(BaseModel):
+    """What became of one task; a field that says nothing is null."""
+
+    status: Literal["success", "error", "skipped"] = "success"
+    data: Any = None
+    cropped_image_bbox: list[int] | None = None
+    cropped_image_base64: str | None = None
+    error_message: str | None = None
+    error_code: str | None = None
+    region: RegionResult | None = None
+    encoder: EncoderResult | None = None
 
 
 class Analysis(BaseModel):
@@ -81,4 +101,24 @@ class Failure(BaseModel):
     code: str
 
 
-OperationResult.model_rebuild()
+class OperationEntry(BaseModel):
+    """One operation, as `GET /available_operations/` lists it."""
+
+    description: str
+    allowed_targets: list[str]
+    default_target: str
+    parameters: dict[str, Any]
+    loaded: bool
+
+
+class CollectionEntry(BaseModel):
+    """One collection, as `GET /collections/` lists it."""
+
+    collection_id: str
+    name: str | None
+    usable: bool
+    derivative_type: str | None = None
+    embedding_type: str | None = None
+    dimensionality: int | None = None
+    threshold: float | None = None
+    metrics: dict[str, float | int | None] = Field(default_factory=dict)

@@ -3,45 +3,77 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Mapping
+import hashlib
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from contextvars import copy_context
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
+from lmm_classifier.corpus.images import ImageLimits, open_image
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.pipeline import Step, run_step
-from lmm_classifier.types import Sample
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.pipeline import Pipeline, Step, run_step
+from lmm_classifier.types import Sample, read_only
 
+T = TypeVar("T")
 Line = tuple[Step, ...]
+ASIDE = 8  # threads that open models, of which one may take minutes, and write answers
+OnBatch = Callable[[str, int, float], None]
 
 
 class Workbench:
     """Runs lines of steps over photos of one event loop, in threads.
 
     Steps are values: what waits before equal steps of different requests goes through as one batch, and a
-    photo that several requests bring goes through equal lines once. A step runs in one thread at a time.
+    photo that several requests bring at a time goes through equal lines once. No two steps with the same
+    model run at once.
 
     Args:
-        threads: steps that run at once.
+        threads: steps that run at once, and photos that are decoded at once.
         most: photos of a batch.
         wait_s: how long the first photo before an idle step waits for company.
-        kept: photos whose samples are kept for the next request that brings them.
+        limits: of a photo.
+        on_batch: is told the name of a step, the photos that went through it, and the seconds they took.
     """
 
-    def __init__(self, threads: int, most: int, wait_s: float, kept: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="step")
-        self._most, self._wait_s, self._kept = most, wait_s, kept
-        self._benches: dict[Step, _Bench] = {}
-        self._photos: OrderedDict[str, Photo] = OrderedDict()
+    def __init__(
+        self, threads: int, most: int, wait_s: float, limits: ImageLimits, on_batch: OnBatch
+    ) -> None:
+        self._steps = ThreadPoolExecutor(threads, thread_name_prefix="step")
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="aside")
+        self._most, self._wait_s, self._limits = most, wait_s, limits
+        self._on_batch = on_batch
+        self._queues: dict[Step, _Queue] = {}
+        self._models: defaultdict[ModelSpec, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._photos: WeakValueDictionary[str, Photo] = WeakValueDictionary()
 
-    def photo(self, digest: str, sample: Sample) -> Photo:
-        """The photo of this digest, as it was brought first."""
-        if digest not in self._photos:
-            self._photos[digest] = Photo(sample, self)
-            while len(self._photos) > self._kept:
-                self._photos.popitem(last=False)
-        self._photos.move_to_end(digest)
-        return self._photos[digest]
+    def photo(self, content: bytes) -> Photo:
+        """The photo of these bytes; the same for all who hold it at a time."""
+        digest = hashlib.sha256(content).hexdigest()
+        photo = self._photos.get(digest)
+        if photo is None:
+            photo = self._photos[digest] = Photo(content, self)
+        return photo
+
+    async def opened(self, content: bytes, target_size: int | None) -> Sample:
+        """A decoded photo.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, _opened, content, target_size, self._limits)
+
+    async def aside(self, call: Callable[..., T], *arguments: Any) -> T:
+        """What a call returns that would hold up the loop; not asyncio's own threads: these end in time."""
+        here = copy_context()  # what is logged there bears the number of the request
+        return await asyncio.get_running_loop().run_in_executor(self._aside, here.run, call, *arguments)
 
     async def run(self, step: Step, sample: Sample) -> Sample:
         """The sample after the step.
@@ -49,102 +81,143 @@ class Workbench:
         Raises:
             LmmClassifierError: as the step raises it for this sample.
         """
-        bench = self._benches.get(step)
-        if bench is None:
-            bench = self._benches[step] = _Bench(step, self._pool, self._most, self._wait_s)
-        return await bench.run(sample)
+        queue = self._queues.get(step)
+        if queue is None:
+            queue = self._queues[step] = _Queue()
+            queue.worker = asyncio.ensure_future(self._work(step, queue))
+        finished: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
+        queue.waiting.append((sample, finished))
+        return await finished
 
     @property
-    def waiting(self) -> Mapping[str, int]:
-        """Name of a step -> samples that wait before it."""
-        counts: dict[str, int] = {}
-        for step, bench in self._benches.items():
-            counts[step.name] = counts.get(step.name, 0) + len(bench.waiting)
-        return counts
+    def waiting(self) -> int:
+        """Photos that wait before a step."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def close(self) -> None:
-        """Wait for the steps that run, and begin no more."""
-        self._pool.shutdown(cancel_futures=True)
+        """Begin nothing more; what runs goes on in its thread."""
+        for pool in (self._steps, self._decoders, self._aside):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self, step: Step, queue: _Queue) -> None:
+        try:
+            await asyncio.sleep(self._wait_s)
+            while queue.waiting:
+                async with AsyncExitStack() as locks:
+                    for spec in sorted(set(step.models()), key=repr):  # in one order, or two steps may wait
+                        await locks.enter_async_context(self._models[spec])  # for each other
+                    batch = [queue.waiting.popleft() for _ in range(min(self._most, len(queue.waiting)))]
+                    await self._together(step, [entry for entry in batch if not entry[1].done()])
+        finally:
+            del self._queues[step]  # clients choose options: an idle queue for each would pile up
+            for _, future in queue.waiting:
+                future.cancel()
+
+    async def _together(self, step: Step, batch: Sequence[_Waiting]) -> None:
+        if not batch:
+            return
+        samples, started = [sample for sample, _ in batch], time.perf_counter()
+        try:
+            loop = asyncio.get_running_loop()
+            finished = await loop.run_in_executor(self._steps, run_step, step, samples)
+        except LmmClassifierError as error:
+            if len(batch) > 1:  # one photo must not cost the others their answer
+                for entry in batch:
+                    await self._together(step, [entry])
+            else:
+                _fail(batch, error)
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the photo raises it
+            _fail(batch, error)
+        else:
+            self._on_batch(step.name, len(batch), time.perf_counter() - started)
+            for (_, future), sample in zip(batch, finished, strict=True):
+                if not future.done():
+                    future.set_result(sample)
+
+
+_Waiting = tuple[Sample, "asyncio.Future[Sample]"]
+
+
+@dataclass
+class _Queue:
+    """What waits before one step, and who sees to it."""
+
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    worker: asyncio.Task[None] | None = None
 
 
 class Photo:
     """One photo, and what became of it after each line of steps."""
 
-    def __init__(self, sample: Sample, bench: Workbench) -> None:
-        self.sample = sample
+    def __init__(self, content: bytes, bench: Workbench) -> None:
+        self._content = content
         self._bench = bench
-        self._after: dict[Line, asyncio.Task[Sample]] = {}
+        self._opened: _Shared[int | None, Sample] = _Shared()
+        self._after: _Shared[tuple[int | None, Line], Sample] = _Shared()
 
-    async def after(self, line: Line) -> Sample:
+    async def opened(self, target_size: int | None) -> Sample:
+        """The photo, decoded; see `open_image` for the size.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return await self._opened.get(target_size, lambda: self._bench.opened(self._content, target_size))
+
+    async def after(self, line: Line, target_size: int | None) -> Sample:
         """The sample after a line of steps; what lines begin with runs once.
 
         Raises:
             LmmClassifierError: as the steps raise it.
         """
         if not line:
-            return self.sample
-        task = self._after.get(line)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):  # a failure may pass
-            task = self._after[line] = asyncio.ensure_future(self._run(line))
-        return await asyncio.shield(task)  # who asked first may go away; others wait for it, too
+            return await self.opened(target_size)
+        return await self._after.get((target_size, line), lambda: self._run(line, target_size))
 
-    async def _run(self, line: Line) -> Sample:
-        before = await self.after(line[:-1])
+    async def _run(self, line: Line, target_size: int | None) -> Sample:
+        before = await self.after(line[:-1], target_size)
         return before if before.skipped else await self._bench.run(line[-1], before)
 
 
-@dataclass
-class _Bench:
-    """What waits before one step."""
+K = TypeVar("K")
 
-    step: Step
-    pool: ThreadPoolExecutor
-    most: int
-    wait_s: float
-    waiting: deque[tuple[Sample, asyncio.Future[Sample]]] = field(default_factory=deque)
-    worker: asyncio.Task[None] | None = None
 
-    async def run(self, sample: Sample) -> Sample:
-        finished: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
-        self.waiting.append((sample, finished))
-        if self.worker is None:
-            self.worker = asyncio.ensure_future(self._work())
-        return await finished
+class _Shared(Generic[K, T]):
+    """Work that several wait for is done once, and stops when the last of them goes away."""
 
-    async def _work(self) -> None:
+    def __init__(self) -> None:
+        self._tasks: dict[K, asyncio.Task[T]] = {}
+        self._waiting: defaultdict[K, int] = defaultdict(int)
+
+    async def get(self, key: K, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = self._tasks.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):  # a failure may pass
+            task = self._tasks[key] = asyncio.ensure_future(begin())
+        self._waiting[key] += 1
         try:
-            await asyncio.sleep(self.wait_s)
-            while self.waiting:
-                batch = [self.waiting.popleft() for _ in range(min(self.most, len(self.waiting)))]
-                await self._together([entry for entry in batch if not entry[1].done()])
+            return await asyncio.shield(task)
         finally:
-            self.worker = None
-
-    async def _together(self, batch: list[tuple[Sample, asyncio.Future[Sample]]]) -> None:
-        if not batch:
-            return
-        loop = asyncio.get_running_loop()
-        try:
-            finished = await loop.run_in_executor(
-                self.pool, run_step, self.step, [sample for sample, _ in batch]
-            )
-        except LmmClassifierError as error:
-            if len(batch) > 1:  # one photo must not cost the others their answer
-                for entry in batch:
-                    await self._together([entry])
-            else:
-                _tell(batch[0][1], error)
-        except BaseException as error:
-            for _, future in batch:
-                _tell(future, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            for (_, future), sample in zip(batch, finished, strict=True):
-                if not future.done():
-                    future.set_result(sample)
+            self._waiting[key] -= 1
+            if not self._waiting[key] and not task.done():
+                task.cancel()
 
 
-def _tell(future: asyncio.Future[Sample], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _opened(content: bytes, target_size: int | None, limits: ImageLimits) -> Sample:
+    started = time.perf_counter()
+    image = open_image(content, target_size=target_size, limits=limits)
+    seconds = {"decode": time.perf_counter() - started}
+    return replace(Sample.from_image("image", image), timings=read_only(seconds))
+
+
+def resolution_of(line: Line) -> int | None:
+    """As `Pipeline.resolution`: what the answer of a line rests on, whatever else a request asks for.
+
+    Raises:
+        LmmClassifierError: a model that must be asked cannot be opened.
+    """
+    return Pipeline(line).resolution()
+
+
+def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,68 @@
+"""Which models are open, and opening them before the first request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.errors import LmmClassifierError
+from lmm_classifier.models.base import is_open
+from lmm_classifier.models.device import check_device
+from lmm_classifier.service.operations import Operation
+from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.schemas import OperationEntry
+
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """What of the service is open.
+
+    Raises:
+        ConfigError: the environment asks for a device that is not here.
+    """
+
+    def __init__(self, classifier: HybridClassifier, offered: Mapping[str, Operation]) -> None:
+        self._classifier, self._offered = classifier, offered
+        self._warm = threading.Event()
+        self.device = check_device()
+
+    def begin(self) -> None:
+        """Open, in a thread, what is to be open at the start."""
+        threading.Thread(target=self._open, name="warm-up", daemon=True).start()
+
+    def check(self) -> None:
+        """Whether that is done.
+
+        Raises:
+            Refusal: not yet.
+        """
+        if not self._warm.is_set():
+            raise Refusal(503, "not_ready", "models are being opened", {"retry-after": "2"})
+
+    def entry(self, operation: Operation) -> OperationEntry:
+        """An operation as it is listed."""
+        return OperationEntry(
+            description=operation.description,
+            allowed_targets=list(operation.targets),
+            default_target=operation.targets[0],
+            parameters=dict(operation.schema),
+            loaded=all(is_open(spec) for spec in operation.models()),
+        )
+
+    def _open(self) -> None:
+        started = time.monotonic()
+        steps = dict.fromkeys(self._classifier.pipeline.steps)
+        if self._classifier.config.service.warm_up:
+            for operation in self._offered.values():
+                steps |= dict.fromkeys(operation.line_as_is())
+        for step in steps:
+            try:
+                step.load()
+            except LmmClassifierError as error:  # it will say so to whoever asks for it
+                log.warning("%s is not warm: %s", step.name, error)
+        self._warm.set()
+        log.info("warm after %.1f s", time.monotonic() - started)
