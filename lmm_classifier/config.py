@@ -191,7 +191,7 @@ class PipelineConfig(_Section):
         Raises:
             ConfigError: an unknown step or option.
         """
-        return tuple(_kept_in(step, self.cache_dir) for step in self._as_written())
+        return tuple(map(self.cached, self._as_written()))
 
     def step(self, name: str, options: Mapping[str, Any]) -> Step:
         """A step beside those of the classifier, with options as in YAML; as free as `steps`.
@@ -199,7 +199,11 @@ class PipelineConfig(_Section):
         Raises:
             ConfigError: an unknown step or option.
         """
-        return _kept_in(make_step(name, options), self.cache_dir)
+        return self.cached(make_step(name, options))
+
+    def cached(self, step: Step) -> Step:
+        """The step, with `cache_dir` for those of its models that name no folder."""
+        return _kept_in(step, self.cache_dir)
 
     def build(self) -> Pipeline:
         """The pipeline these settings mean, its wiring checked. Free, as `steps` is."""

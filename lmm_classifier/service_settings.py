@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lmm_classifier.fetch.guard import PORTS, Guard
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.ranges import BatchSize, Flag, Seconds
 
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -47,7 +48,8 @@ class ServiceSettings(BaseModel):
     Attributes:
         operations: name of an operation -> options of its step that the server chooses, such as the model;
             None leaves the operation out.
-        store: folder of the collection classifiers; None offers none.
+        persons, faces: the detectors; None takes those that `run --where` does.
+        store: folder of the collection classifiers; None is that of the step `classify`.
         fetch: which URLs are fetched.
         api_keys: "sha256:" and 64 hex digits each, of the keys that are let in; without one everybody on this
             machine is.
@@ -70,6 +72,8 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     operations: Mapping[str, Mapping[str, Any] | None] = Field(default_factory=dict)
+    persons: ModelSpec | None = None
+    faces: ModelSpec | None = None
     store: Path | None = None
     fetch: FetchSettings = FetchSettings()
     api_keys: tuple[KeyDigest, ...] = ()

@@ -79,8 +79,8 @@ def _analysis(desk: Desk) -> APIRouter:
         """Do tasks with the photo that a URL leads to."""
         desk.check_tasks(asked)
         desk.check_room()
-        url = str(asked.image_url)
-        return _answer(request, await desk.look(url, await desk.fetched(url), asked))
+        content = await desk.fetched(asked.image_url)
+        return _answer(request, await desk.look(asked.image_url, content, asked))
 
     @routes.post("/analyze_image_upload/", response_model=Analysis)
     async def analyze_image_upload(

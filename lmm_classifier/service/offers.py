@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from lmm_classifier import registry
 from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.masks import to_rle
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.result import summarise
 from lmm_classifier.service.operations import WHOLE, Collections, Operation, Refused, Targets
-from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Region, Sample, required
 
@@ -29,7 +29,7 @@ def operations(classifier: HybridClassifier) -> dict[str, Operation]:
         ConfigError: its settings name an operation or an option that there is not.
     """
     settings = classifier.config.service
-    offered = {operation.name: operation for operation in _documented(classifier, settings)}
+    offered = {operation.name: operation for operation in _documented(classifier)}
     for name, options in settings.operations.items():
         where = f"service.operations.{name}"
         if name not in offered:
@@ -49,8 +49,8 @@ def operations(classifier: HybridClassifier) -> dict[str, Operation]:
     return offered
 
 
-def _documented(classifier: HybridClassifier, settings: ServiceSettings) -> Iterator[Operation]:
-    make = classifier.config.step
+def _documented(classifier: HybridClassifier) -> Iterator[Operation]:
+    config = classifier.config
     yield Operation(
         "detect_bounding_box",
         "Finds the most prominent person or face.",
@@ -58,7 +58,7 @@ def _documented(classifier: HybridClassifier, settings: ServiceSettings) -> Iter
         None,
         {},
         (),
-        make,
+        config,
         lambda sample: list(sample.view),
     )
     siglip = next((step.encoder for step in classifier.steps_of(Embed)), ModelSpec("siglip"))
@@ -70,19 +70,19 @@ def _documented(classifier: HybridClassifier, settings: ServiceSettings) -> Iter
     ):
         description = f"Encodes the image as a vector of {what}."
         yield Operation(
-            name, description, EVERYWHERE, "embed", {"encoder": spec}, ("normalize",), make, _vector
+            name, description, EVERYWHERE, "embed", {"encoder": spec}, ("normalize",), config, _vector
         )
     yield Collections(
         "classify",
         "Says whether the image belongs to a collection, looking where its classifier was trained to.",
         EVERYWHERE,
         "classify",
-        {} if settings.store is None else {"store": settings.store},
+        {} if config.service.store is None else {"store": config.service.store},
         (),
-        make,
+        config,
         _membership,
     )
-    yield from _of_models(make)
+    yield from _of_models(config)
     yield Operation(
         "classify_hybrid",
         "Classifies the image by its neighbours, or as unknown; a second look decides doubtful cases.",
@@ -90,13 +90,13 @@ def _documented(classifier: HybridClassifier, settings: ServiceSettings) -> Iter
         None,
         {},
         (),
-        make,
+        config,
         partial(_classification, classifier),
         line=classifier.pipeline.steps,
     )
 
 
-def _of_models(make: Callable[..., Any]) -> Iterator[Operation]:
+def _of_models(config: PipelineConfig) -> Iterator[Operation]:
     yield Operation(
         "describe_image",
         "Describes the image in words.",
@@ -104,7 +104,7 @@ def _of_models(make: Callable[..., Any]) -> Iterator[Operation]:
         "caption",
         {"model": ModelSpec("blip")},
         ("max_length", "prompt"),
-        make,
+        config,
         lambda sample: required(sample.captions)[0],
     )
     yield Operation(
@@ -114,7 +114,7 @@ def _of_models(make: Callable[..., Any]) -> Iterator[Operation]:
         "label",
         {"model": ModelSpec("image-classifier")},
         ("top_k", "min_score"),
-        make,
+        config,
         lambda sample: [dataclasses.asdict(label) for label in required(sample.labelings)[0]],
     )
     yield Operation(
@@ -124,7 +124,7 @@ def _of_models(make: Callable[..., Any]) -> Iterator[Operation]:
         "segment",
         {},
         ("points", "negative_points", "box", "box_format", "prompts", "multimask", "min_score"),
-        make,
+        config,
         partial(_masks, source="segment"),
     )
     yield Operation(
@@ -134,7 +134,7 @@ def _of_models(make: Callable[..., Any]) -> Iterator[Operation]:
         "segment_panoptic",
         {},
         ("min_score", "fuse_stuff"),
-        make,
+        config,
         partial(_masks, source="segment_panoptic"),
     )
 

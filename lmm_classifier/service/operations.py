@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lmm_classifier import registry
 from lmm_classifier.collection.step import CollectionId
+from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.pipeline import Step
 from lmm_classifier.plan import FaceContext, TargetName, make_where
 from lmm_classifier.service.workbench import Line
 from lmm_classifier.steps.focus import CropPolicy, OnMissing, Padding, Prominence
@@ -25,7 +25,6 @@ from lmm_classifier.types import Box, Sample, required
 from lmm_classifier.yaml_file import explain
 
 Targets = tuple[TargetName, ...]
-MakeStep = Callable[[str, Mapping[str, Any]], Step]
 WHOLE: Targets = ("whole_image",)
 
 
@@ -72,7 +71,7 @@ class Looked:
     """Where an operation looked.
 
     Attributes:
-        requested: kind of region, such as "person".
+        requested: target, such as "prominent_person".
         box: what was looked at, (x0, y0, x1, y1) px.
         fallback: why it is the whole image instead; None where it is as requested.
         score: of the detector; None where it is not known.
@@ -110,7 +109,7 @@ class Operation:
         step: name of its step; None for one that only finds the place.
         options: of the step, chosen by the server.
         offered: options of the step that a client may set.
-        make: makes a step of a name and options.
+        config: of the service.
         data: what is told of the finished sample, as JSON types.
         line: the steps, where they are not one step of the registry.
     """
@@ -121,7 +120,7 @@ class Operation:
     step: str | None
     options: Mapping[str, Any]
     offered: tuple[str, ...]
-    make: MakeStep
+    config: PipelineConfig
     data: Callable[[Sample], Any]
     line: Line = ()
     parameters: type[BaseModel] = field(init=False, compare=False)
@@ -150,12 +149,12 @@ class Operation:
         must_find = asked.on_missing == "error"
         if must_find or (self.step is None and asked.on_missing is None):  # a detector falls back to nothing
             where["on_missing"] = "skip"
-        place = make_where({"target": asked.target, **where})
+        place = make_where({"target": asked.target, **self._detectors(), **where})
         line = self.line
         if self.step is not None:
             chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
-            line = (self.make(self.step, {**self.options, **chosen}),)
-        return Asked((*place.steps(), *line), asked.include_crop, must_find)
+            line = (self.config.step(self.step, {**self.options, **chosen}),)
+        return Asked((*map(self.config.cached, place.steps()), *line), asked.include_crop, must_find)
 
     def models(self) -> tuple[ModelSpec, ...]:
         """The models it takes, as far as the settings say."""
@@ -171,7 +170,11 @@ class Operation:
         if target is None:
             return None
         score = None if target.fallback else sample.regions[target.row].score
-        return Looked(target.wanted, target.box, target.fallback, score)
+        return Looked(f"prominent_{target.wanted}", target.box, target.fallback, score)
+
+    def _detectors(self) -> dict[str, ModelSpec]:
+        chosen = {"persons": self.config.service.persons, "faces": self.config.service.faces}
+        return {name: spec for name, spec in chosen.items() if spec is not None}
 
     def _read(self, params: Mapping[str, Any]) -> BaseModel:
         try:
@@ -203,8 +206,13 @@ class Collections(Operation):
     def steps(self, params: Mapping[str, Any]) -> Asked:
         """As of any operation."""
         asked: Any = self._read(params)
-        options = {**self.options, "collections": (asked.collection_id,), "target": asked.target}
-        return Asked((self.make("classify", options),), asked.include_crop)
+        options = {
+            **self._detectors(),
+            **self.options,
+            "collections": (asked.collection_id,),
+            "target": asked.target,
+        }
+        return Asked((self.config.step("classify", options),), asked.include_crop)
 
     def looked(self, sample: Sample) -> Looked | None:
         """What the classifier looked at."""

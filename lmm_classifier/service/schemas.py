@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+# Not pydantic's type, which would rewrite it: `fetch` reads it, strictly, and nobody else does.
+WebUrl = Annotated[
+    str, Field(max_length=2048, pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://", json_schema_extra={"format": "uri"})
+]
 MOST_TASKS = 256  # of a request, whatever the settings allow
 MOST_PARAMETERS = (
     16 * 1024
@@ -51,7 +55,7 @@ class Tasks(BaseModel):
 class UrlRequest(Tasks):
     """`POST /analyze_image/`."""
 
-    image_url: Annotated[HttpUrl, Field(max_length=2048)]
+    image_url: WebUrl
 
 
 class RegionResult(BaseModel):

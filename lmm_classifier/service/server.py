@@ -48,6 +48,16 @@ def serve(
     Raises:
         ConfigError: nothing can listen there.
     """
+    server, socket = bound(app, settings, host, port)
+    on_bound(socket.getsockname()[1])
+    try:
+        server.run([socket])
+    finally:
+        _leave_nobody_behind()
+
+
+def bound(app: FastAPI, settings: ServiceSettings, host: str, port: int) -> tuple[uvicorn.Server, Any]:
+    """A server, and the socket it will listen on; raises as `serve`."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -72,11 +82,8 @@ def serve(
         ) from error
     finally:
         told.disabled = False
-    on_bound(socket.getsockname()[1])
-    try:
-        uvicorn.Server(config).run([socket])
-    finally:
-        _leave_nobody_behind()
+    socket.listen(config.backlog)  # from here on a client waits instead of being refused
+    return uvicorn.Server(config), socket
 
 
 class _Protocol(H11Protocol):
