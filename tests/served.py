@@ -5,8 +5,13 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -86,12 +91,14 @@ class Served:
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None, **content: Any) -> Reply:
         """One request; `content` is what httpx2 puts into a body: json, data, files, content."""
         made = httpx2.Request(method, f"http://127.0.0.1:{self.port}/", headers=headers, **content)
-        sent = {key: value for key, value in made.headers.items() if key != "host"}
+        sent = dict(made.headers) | {"host": (headers or {}).get("host", f"127.0.0.1:{self.port}")}
         with closing(http.client.HTTPConnection("127.0.0.1", self.port)) as client:
             client.sock = self.connect()
-            client.request(method, path, made.read(), {"host": f"127.0.0.1:{self.port}", **sent})
+            client.request(method, path, made.read(), sent)
             answer = client.getresponse()
-            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+            reply = Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+            assert_tells_nothing(reply)
+            return reply
 
     def upload(self, photo: bytes, *tasks: Any, name: str = "photo.png", **options: Any) -> Reply:
         """`tasks` are names of operations, or (name, params); the operation_id is the place in the list."""
@@ -114,6 +121,66 @@ class Served:
 def as_tasks(*tasks: Any) -> list[dict[str, Any]]:
     pairs = [(task, {}) if isinstance(task, str) else task for task in tasks]
     return [{"operation_id": str(i), "type": n, "params": p} for i, (n, p) in enumerate(pairs)]
+
+
+LEAKS = re.compile(
+    rb"0x[0-9a-f]{4,}|Traceback|File \\?\"|(?<![\w<.:/])/(?:home|tmp|usr|opt|root|work|etc|proc)/"
+)
+
+
+def assert_tells_nothing(reply: Reply) -> None:
+    """No refusal, and no result of a task that failed, holds an address of memory, a path or a traceback."""
+    if reply.status >= 400 or b'"error_code":"' in reply.body:
+        assert not (found := LEAKS.search(reply.body)), found
+        assert reply.status < 500 or reply.status == 503, reply.body
+
+
+@contextmanager
+def child(folder: Path, settings: HybridClassifier, **environment: str) -> Iterator[tuple[Served, Child]]:
+    """The command itself, as a user starts it; it must end when it is told to."""
+    yaml = folder / "service.yaml"
+    settings.config.to_yaml(yaml)
+    command = [sys.executable, "-m", "lmm_classifier", "serve", "--config", str(yaml), "--port", "0"]
+    with (folder / "service.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **environment}
+        )
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline().decode()
+        assert said.startswith("http://127.0.0.1:"), (folder / "service.log").read_text()
+        served = Served(int(said.strip().rstrip("/").rpartition(":")[2]))
+        while served.ask("GET", "/ready").status != 200:
+            time.sleep(0.1)
+        yield served, Child(process, folder / "service.log")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@dataclass(frozen=True)
+class Child:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def resident(self) -> int:
+        """MiB."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+    @property
+    def peak(self) -> int:
+        """MiB, the most it ever was since `forget_peak`."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5", "ascii")
+
+    def records(self) -> list[dict[str, Any]]:
+        """Its log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.extras import extra
 from lmm_classifier.logging_config import PACKAGE, setup_logging
 
+LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
+
 
 def serve(
     context: typer.Context,
@@ -43,7 +45,7 @@ def serve(
             "(`lmm-classifier key` makes one), or listen at 127.0.0.1"
         )
     as_json = bool(context.find_root().params["log_json"]) or not sys.stderr.isatty()
-    setup_logging("INFO", json=as_json, loggers=(PACKAGE, "uvicorn"))
+    setup_logging("INFO", json=as_json, loggers=LOGGERS)
     classifier.check_index()
     app = create_app(classifier)
     shown = f"[{host}]" if ":" in host else host

@@ -62,8 +62,9 @@ class Guards:
         scope["state"] = {**scope.get("state", {})}
         number = uuid.uuid4().hex
         request_id.set(number)
-        answer = _Answer(send, number, DOCS if scope["path"] == "/docs" else {})
         body = _Body(receive, self._settings)
+        headers = {REQUEST_ID: number, **(DOCS if scope["path"] == "/docs" else {})}
+        answer = _Answer(send, headers, body)
         started = time.monotonic()
         try:
             headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
@@ -72,13 +73,13 @@ class Guards:
             async with asyncio.timeout(self._settings.request_seconds):
                 await self._app(scope, body.receive, answer.send)
         except Refusal as refusal:
-            await answer.refuse(refusal, body.done)
+            await answer.refuse(refusal)
         except TimeoutError:
             slow = Refusal(503, "out_of_time", "there was no answer in time", {"retry-after": "5"})
-            await answer.refuse(slow, body.done)
+            await answer.refuse(slow)
         except Exception:
             log.exception("request broke")
-            await answer.refuse(Refusal(500, "internal", "something broke; the log tells more"), body.done)
+            await answer.refuse(Refusal(500, "internal", "something broke; the log tells more"))
         self._note(scope, answer.status, time.monotonic() - started)
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
@@ -165,18 +166,21 @@ class _Body:
 class _Answer:
     """What is sent back, with the headers that every answer has."""
 
-    def __init__(self, send: Send, request_id: str, headers: Mapping[str, str]) -> None:
-        self._send, self._own = send, {**HEADERS, **headers, REQUEST_ID: request_id}
+    def __init__(self, send: Send, headers: Mapping[str, str], body: _Body) -> None:
+        self._send, self._own, self._body = send, {**HEADERS, **headers}, body
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            more = [(key.encode(), value.encode()) for key, value in self._own.items()]
+            own = (
+                self._own if self._body.done else {**self._own, "connection": "close"}
+            )  # the rest is not read
+            more = [(key.encode(), value.encode()) for key, value in own.items()]
             message = {**message, "headers": [*message["headers"], *more]}
         await self._send(message)
 
-    async def refuse(self, refusal: Refusal, body_done: bool) -> None:
+    async def refuse(self, refusal: Refusal) -> None:
         """Answer in place of the route, unless it has begun to: then the connection breaks, and shows it."""
         if self.status:
             raise ConnectionAbortedError(refusal.code)
@@ -185,7 +189,6 @@ class _Answer:
             "content-type": "application/json",
             "content-length": str(len(body)),
             **(refusal.headers or {}),
-            **({} if body_done else {"connection": "close"}),  # the rest is not read
         }
         start = {
             "type": "http.response.start",
