@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -118,15 +117,15 @@ def _about(classifier: HybridClassifier, desk: Desk, readiness: Readiness, metri
     @routes.get("/collections/")
     async def collections() -> list[CollectionEntry]:
         """The collections that `classify` knows."""
-        return await asyncio.to_thread(listed, classifier.config.service.store)
+        return await desk.bench.aside(listed, classifier.config.service.store)
 
     @routes.get("/collections/{collection_id}", responses={404: {"model": Failure}})
     async def collection(collection_id: str) -> CollectionEntry:
         """One collection: what its classifier looks at, and how good it was when it was made."""
-        return await asyncio.to_thread(describe, classifier.config.service.store, collection_id)
+        return await desk.bench.aside(describe, classifier.config.service.store, collection_id)
 
     @routes.get("/health")
-    async def health() -> dict[str, str]:
+    async def health() -> dict[str, str | None]:
         """Whether the process answers; needs no key."""
         return {"status": "ok", "device": readiness.device}
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.models.base import is_open
-from lmm_classifier.models.device import check_device
+from lmm_classifier.models.base import is_open, set_memory_budget
 from lmm_classifier.service.operations import Operation
 from lmm_classifier.service.refusals import Refusal
 from lmm_classifier.service.schemas import OperationEntry
 
 log = logging.getLogger(__name__)
+
+FORCED = ("IMAGE_EMBED_DEVICE", "IMAGE_EMBED_REQUIRE_GPU")
 
 
 class Readiness:
@@ -28,7 +31,14 @@ class Readiness:
     def __init__(self, classifier: HybridClassifier, offered: Mapping[str, Operation]) -> None:
         self._classifier, self._offered = classifier, offered
         self._warm = threading.Event()
-        self.device = check_device()
+        if any(name in os.environ for name in FORCED):
+            _device()
+        set_memory_budget(classifier.config.service.memory_budget)
+
+    @property
+    def device(self) -> str | None:
+        """Where models run whose settings leave it open; None until one of torch's is opened."""
+        return _device() if "torch" in sys.modules else None
 
     def begin(self) -> None:
         """Open, in a thread, what is to be open at the start."""
@@ -66,3 +76,9 @@ class Readiness:
                 log.warning("%s is not warm: %s", step.name, error)
         self._warm.set()
         log.info("warm after %.1f s", time.monotonic() - started)
+
+
+def _device() -> str:
+    from lmm_classifier.models.device import check_device  # torch takes seconds, and not all models need it
+
+    return check_device()

@@ -99,7 +99,7 @@ def test_a4_there_are_documents_of_the_interface(service: Served) -> None:
 
 
 def test_a5_health_readiness_and_metrics(service: Served) -> None:
-    assert service.ask("GET", "/health").json == {"status": "ok", "device": "cpu"}
+    assert service.ask("GET", "/health").json["status"] == "ok"
     assert service.ask("GET", "/ready").json == {"status": "ready"}
     service.upload(RED, "embed_siglip")
     counted = service.ask("GET", "/metrics").body.decode()
