@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,6 +38,7 @@ DOCS = {  # FastAPI's page takes its script and its picture from elsewhere
     "content-security-policy": "default-src 'self'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
     "style-src https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com"
 }
+UNREAD = frozenset({408, 413})  # refusals of the body itself: the rest is not waited for
 KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password", Bearer'}
 
 
@@ -68,8 +70,8 @@ class Guards:
         started = time.monotonic()
         try:
             headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-            self._check(scope, headers)
             body.check_length(headers)
+            self._check(scope, headers)
             async with asyncio.timeout(self._settings.request_seconds):
                 await self._app(scope, body.receive, answer.send)
         except Refusal as refusal:
@@ -136,6 +138,7 @@ class _Body:
         self._receive, self._settings = receive, settings
         self._bytes = 0
         self._due = time.monotonic() + settings.body_seconds
+        self._waits_to_be_asked = False
         self.done = False
 
     def check_length(self, headers: Mapping[str, str]) -> None:
@@ -143,6 +146,13 @@ class _Body:
         if length.isdecimal() and len(length) < 20:
             self._check(int(length))
         self.done = length in {"", "0"} and "transfer-encoding" not in headers
+        self._waits_to_be_asked = "expect" in headers
+
+    async def drain(self) -> None:
+        """Read what is left: most clients listen only when they have sent all, and miss an earlier answer."""
+        with suppress(Refusal):
+            while not (self.done or self._waits_to_be_asked):
+                await self.receive()
 
     async def receive(self) -> Message:
         if self.done:
@@ -155,7 +165,7 @@ class _Body:
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._check(self._bytes)
-            self.done = not message.get("more_body", False)
+        self.done = not message.get("more_body", False)  # also when the client has gone
         return message
 
     def _check(self, n_bytes: int) -> None:
@@ -173,6 +183,8 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.status not in UNREAD:
+                await self._body.drain()
             own = (
                 self._own if self._body.done else {**self._own, "connection": "close"}
             )  # the rest is not read

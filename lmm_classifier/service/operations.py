@@ -112,6 +112,8 @@ class Operation:
         config: of the service.
         data: what is told of the finished sample, as JSON types.
         line: the steps, where they are not one step of the registry.
+        parameters, schema: what a client may set, and that as JSON schema.
+        line_as_is: the steps of a task without parameters; none where it needs some.
     """
 
     name: str
@@ -125,12 +127,13 @@ class Operation:
     line: Line = ()
     parameters: type[BaseModel] = field(init=False, compare=False)
     schema: Mapping[str, Any] = field(init=False, compare=False)
+    line_as_is: Line = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", self._parameters())
         object.__setattr__(self, "schema", self.parameters.model_json_schema())  # slow: once, not per request
-        if self._is_usable_as_is():
-            self.steps({})  # settings of the server that are wrong are found now
+        # settings of the server that are wrong are found now
+        object.__setattr__(self, "line_as_is", self.steps({}).line if self._is_usable_as_is() else ())
 
     def steps(self, params: Mapping[str, Any]) -> Asked:
         """What a client asks for, understood.
@@ -158,11 +161,7 @@ class Operation:
 
     def models(self) -> tuple[ModelSpec, ...]:
         """The models it takes, as far as the settings say."""
-        return tuple(spec for step in self.line_as_is() for spec in step.models())
-
-    def line_as_is(self) -> Line:
-        """The steps of a task without parameters; none where it needs some."""
-        return self.steps({}).line if self._is_usable_as_is() else ()
+        return tuple(spec for step in self.line_as_is for spec in step.models())
 
     def looked(self, sample: Sample) -> Looked | None:
         """Where a finished sample was looked at; None if at the whole of it, as requested."""

@@ -68,7 +68,7 @@ class Readiness:
         steps = dict.fromkeys(self._classifier.pipeline.steps)
         if self._classifier.config.service.warm_up:
             for operation in self._offered.values():
-                steps |= dict.fromkeys(operation.line_as_is())
+                steps |= dict.fromkeys(operation.line_as_is)
         for step in steps:
             try:
                 step.load()

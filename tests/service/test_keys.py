@@ -162,3 +162,10 @@ def test_the_settings_survive_a_round_trip(index: Path, tmp_path: Path) -> None:
     read = type(made).from_yaml(tmp_path / "a.yaml")
     assert read.service == made.service
     assert read.service.persons == FAKE
+
+
+def test_who_has_no_key_hears_so_even_while_sending(locked: Served) -> None:
+    """An answer before the end of the body would be lost: the client listens when it has sent all."""
+    reply = locked.upload(PHOTO + bytes(8 * 2**20), "embed_siglip")
+    assert (reply.status, reply.json["code"]) == (401, "no_key")
+    assert "connection" not in reply.headers

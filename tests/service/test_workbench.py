@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -199,9 +198,3 @@ def test_closing_waits_for_nothing() -> None:
         return time.monotonic() - started
 
     assert on_a_bench(work) < 0.2
-    for thread in other_threads():
-        thread.join()
-
-
-def other_threads() -> Iterator[threading.Thread]:
-    return (t for t in threading.enumerate() if t.name.startswith(("step", "decode", "aside")))
