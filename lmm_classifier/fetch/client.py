@@ -1,4 +1,4 @@
-"""The one function that fetches a URL, and its sister that posts: tries, waits and redirects."""
+"""The one function that fetches a URL, and its sisters that post: tries, waits and redirects."""
 
 from __future__ import annotations
 
@@ -59,12 +59,24 @@ def fetch(
 def post_json(
     url: str, value: Any, *, limits: FetchLimits = DEFAULT_LIMITS, headers: Mapping[str, str] | None = None
 ) -> bytes:
-    """The body of the answer to a POST of a value as JSON; takes and raises what an unguarded `fetch` does.
+    """`post`, of a value as JSON."""
+    body = json.dumps(value, allow_nan=False).encode()
+    return post(url, body, "application/json", limits=limits, headers=headers)
+
+
+def post(
+    url: str,
+    body: bytes,
+    content_type: str,
+    *,
+    limits: FetchLimits = DEFAULT_LIMITS,
+    headers: Mapping[str, str] | None = None,
+) -> bytes:
+    """The body of the answer to a POST; takes and raises what an unguarded `fetch` does.
 
     A redirect is not followed: what is posted is meant for this address.
     """
-    body = json.dumps(value, allow_nan=False).encode()
-    sent = {"Content-Type": "application/json", **(headers or {})}
+    sent = {"Content-Type": content_type, **(headers or {})}
     return _insisted(Request("POST", _read_own(url), sent, body), limits)
 
 

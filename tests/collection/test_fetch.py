@@ -14,7 +14,7 @@ import pytest
 
 from collections_service import Handler, serving
 from lmm_classifier.errors import FetchError
-from lmm_classifier.fetch import FetchLimits, fetch, post_json
+from lmm_classifier.fetch import FetchLimits, fetch, post, post_json
 from vlm_server import Reply, refuses, says
 from vlm_server import serving as posting
 
@@ -230,6 +230,13 @@ class TestPost:
             "application/json",
             "Bearer x",
         )
+
+    def test_may_be_of_anything(self) -> None:
+        with posting({"/a": says(b"[1]")}) as server:
+            sent = post(f"{server.url}/a", b'{"a":\n1}', "application/vnd.mine+json", headers={"X": "y"})
+            [asked] = server.asked
+        assert (sent, asked.body) == (b"[1]", {"a": 1})
+        assert (asked.headers["Content-Type"], asked.headers["X"]) == ("application/vnd.mine+json", "y")
 
     def test_of_what_is_no_json_is_refused(self) -> None:
         with pytest.raises(ValueError, match="JSON compliant"):
