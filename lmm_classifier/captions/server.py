@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,9 @@ from lmm_classifier.text import shown
 KEY = "LMM_CLASSIFIER_API_KEY"
 MOST_OF_A_KEY = 4096  # bytes that are read of its file
 TASK = "caption"
-LIMITS = FetchLimits(silence_s=60.0, total_s=120.0, max_bytes=2**18, tries=4)
-"""Of one photo. No byte comes while the model is at it: the silence is longer than for files."""
+LIMITS = FetchLimits(silence_s=60.0, total_s=300.0, max_bytes=2**18, patient=True)
+"""Of one photo. No byte comes while the model is at it, so the silence is longer than for files; and one that
+a busy service sends away waits for its turn."""
 AWAY = frozenset({"unreachable", "timeout"})
 ABOUT_THE_PHOTO = frozenset({400, 413, 415, 422})
 HOPELESS: dict[int | str, str] = {  # for all photos alike: status or code -> what to do
@@ -35,7 +37,7 @@ HOPELESS: dict[int | str, str] = {  # for all photos alike: status or code -> wh
     404: "is it the address of the service?",
     405: "is it the address of the service?",
 }
-USELESS_CODES = frozenset({"unknown_operation", "invalid_parameters", "model_unavailable"})
+USELESS_CODES = frozenset({"unknown_operation", "model_unavailable"})
 """Of a task that fails: codes that do not depend on the photo."""
 
 
@@ -96,18 +98,20 @@ class Server:
                 self._give_up(error)
 
     def outcomes(self, photos: Sequence[Path], keep: Keep) -> Generator[Outcome, None, None]:
+        stop = threading.Event()
+
         def outcome(photo: Path) -> Outcome:
-            found = self._caption(photo)
+            found = self._caption(photo, stop)
             return found if isinstance(found, Failure) else keep(photo, found)
 
-        with closing(in_order(outcome, photos, self.at_once, 2 * self.at_once)) as done:
+        with closing(in_order(outcome, photos, self.at_once, 2 * self.at_once, stop)) as done:
             yield from done
 
     @property
     def _root(self) -> str:
         return self.url.rstrip("/")
 
-    def _caption(self, photo: Path) -> str | Failure:
+    def _caption(self, photo: Path, stop: threading.Event) -> str | Failure:
         try:
             content = read_image_bytes(photo)
             picture = FormFile(photo.name, type_of_image(content), content)
@@ -118,7 +122,7 @@ class Server:
         body, kind = form_data({"tasks_json": json.dumps(tasks), "image_file": picture})
         url, headers = f"{self._root}/analyze_image_upload/", bearer(self.key, "the key")
         try:
-            return _read(post(url, body, kind, limits=self.limits, headers=headers))
+            return _read(post(url, body, kind, limits=self.limits, headers=headers, stop=stop))
         except FetchError as error:
             return self._refused(error)
 

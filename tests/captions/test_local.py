@@ -14,8 +14,10 @@ from lmm_classifier.captions.folder import caption_folder
 from lmm_classifier.captions.local import LocalModel
 from lmm_classifier.errors import CaptionError, ConfigError, ModelError
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.captioning import captioned
 from lmm_classifier.registry import BUILTINS
 from photo_folders import texts, write_photos
+from tiny_vision import write_blip
 
 
 class Moody:
@@ -93,3 +95,17 @@ def test_photos_are_read_ahead_while_the_model_works(tmp_path: Path, moody: list
 
     assert list(LocalModel.named("moody=1", 5).outcomes(photos, keep)) == [None] * 12
     assert kept == [photo.name for photo in photos]
+
+
+def test_blip_says_of_a_photo_in_a_batch_what_it_says_of_it_alone(tmp_path: Path) -> None:
+    weights = write_blip(tmp_path / "blip")
+    expected = {}
+    (tmp_path / "photos").mkdir()
+    for n in range(20):
+        image = Image.new("RGB", (20 + n, 30), (12 * n, 255 - 12 * n, 90))
+        image.save(tmp_path / f"photos/{n:02}.png")
+        [expected[f"{n:02}.txt"]] = captioned(ModelSpec("blip", weights), [image], None, 8, 1)
+    report = caption_folder(tmp_path / "photos", LocalModel.named(f"blip={weights}", 8))
+    assert texts(tmp_path / "photos") == {name: text for name, text in expected.items() if text}
+    assert report.written + report.failed == 20
+    assert len(set(expected.values())) > 1

@@ -50,6 +50,22 @@ def test_a_service_that_is_busy_is_waited_for_as_long_as_it_says(tmp_path: Path,
     assert 1 <= time.monotonic() - started < 1.8
 
 
+def test_a_service_that_counts_requests_is_asked_until_every_photo_had_its_turn(tmp_path: Path) -> None:
+    """Nobody is let in for a while, and all are told when to come again: more often than there are tries."""
+    write_photos(tmp_path, *(f"{n}.jpg" for n in range(8)))
+    turns = itertools.count(1)
+
+    def limited(handler: Handler, asked: Asked) -> None:
+        if next(turns) < 20:
+            return refuses(429, "too_many", Retry_After="1")(handler, asked)
+        return tells_the_size(handler, asked)
+
+    with captioning(limited) as server:
+        limits = replace(QUICK, total_s=30.0, tries=1)
+        report = caption_folder(tmp_path, Server(server.url, at_once=8, limits=limits))
+    assert (report.written, report.failed) == (8, 0)
+
+
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
@@ -219,7 +235,6 @@ def test_more_fields_than_we_know_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_limits_of_every_day() -> None:
-    """A model may think for a minute; a request with all its tries ends after two."""
-    assert (LIMITS.silence_s, LIMITS.total_s, LIMITS.tries) == (60, 120, 4)
+    """A model may think for a minute, and a photo wait for its turn for five."""
+    assert (LIMITS.silence_s, LIMITS.total_s, LIMITS.tries, LIMITS.patient) == (60, 300, 3, True)
     assert LIMITS.max_bytes == 256 * 2**10
-    assert replace(LIMITS, wait_s=0.5) == LIMITS

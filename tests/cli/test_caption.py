@@ -15,7 +15,6 @@ import pytest
 from caption_server import Asked, CaptionServer, Handler, captioning, refuses, says, tells_the_size
 from photo_folders import texts, write_photos
 from shell import run
-from tiny_vision import WORDS, write_blip
 
 MODEL = ("--model", "fake")
 SAYS = "a picture of 30 by 20 pixels"
@@ -193,29 +192,12 @@ def test_f7_where_nothing_could_be_done_the_code_is_1(tmp_path: Path, door: tupl
     assert failed.stdout == "photos: 0 captions written, 0 already there, 1 failed\n"
 
 
-def test_blip_describes_photos(tmp_path: Path) -> None:
-    """The default family, in a batch and read ahead, says of each photo what it says of it alone."""
-    write_blip(tmp_path / "blip")
-    for n in range(20):
-        write_photos(tmp_path / "photos", f"{n:02}.png", size=(20 + n, 30))
-    model = ("--model", "blip=./blip", "--max-length", "8")
-    result = run("caption", "photos", *model, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    found = texts(tmp_path / "photos")
-    assert len(found) == 20
-    assert all(set(text.split()) <= set(WORDS) for text in found.values())
-    write_photos(tmp_path / "alone", "07.png", size=(27, 30))
-    assert run("caption", "alone", *model, cwd=tmp_path).returncode == 0
-    assert texts(tmp_path / "alone") == {"07.txt": found["07.txt"]}
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nowhere", *MODEL], "nowhere: there is no such folder; give a folder of photos"),
         (["photos/a.jpg", *MODEL], "photos/a.jpg: is not a folder; give a folder of photos"),
         (["photos", "--model", "blib"], "unknown captioner 'blib'; did you mean 'blip'?"),
-        (["photos", "--model", "blip=./nowhere"], "./nowhere"),
         (["photos"], "'Salesforce/blip-image-captioning-base' is neither on this machine nor reachable"),
         (["photos", *MODEL, "--server", "http://127.0.0.1:1"], "leave --model or --server out"),
         (["photos", *MODEL, "--key-file", "key"], "--key-file is the key of a service; add --server"),
@@ -303,3 +285,15 @@ def test_a_signal_ends_it_and_what_is_done_is_kept(tmp_path: Path, sent: signal.
         again = run("caption", "photos", "--server", server.url, cwd=tmp_path)
     assert again.stdout == f"photos: {40 - len(kept)} captions written, {len(kept)} already there, 0 failed\n"
     assert len(server.asked) == before + 40 - len(kept)
+
+
+def test_ctrl_c_ends_the_waiting_for_a_service_that_is_busy(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", "a.jpg", "b.jpg")
+    with captioning(refuses(503, "overloaded", Retry_After="60")) as server:
+        process = started(tmp_path, "photos", "--server", server.url)
+        deadline = time.monotonic() + 60
+        while len(server.asked) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (130, "interrupted\n")
