@@ -122,9 +122,32 @@ class Server:
         body, kind = form_data({"tasks_json": json.dumps(tasks), "image_file": picture})
         url, headers = f"{self._root}/analyze_image_upload/", bearer(self.key, "the key")
         try:
-            return _read(post(url, body, kind, limits=self.limits, headers=headers, stop=stop))
+            return self._read(post(url, body, kind, limits=self.limits, headers=headers, stop=stop))
         except FetchError as error:
             return self._refused(error)
+
+    def _read(self, answer: bytes) -> str | Failure:
+        """The caption in an answer.
+
+        Raises:
+            CaptionError: the service says that it cannot make any.
+        """
+        try:
+            result = _Answer.model_validate_json(answer).results[TASK]
+        except (ValidationError, KeyError):
+            return self._garbage(answer)
+        if result.status != "success":
+            reason = f"the service made no caption: {self._shown(result.error_message or result.status)}"
+            if result.error_code in USELESS_CODES:
+                raise CaptionError(f"{reason} [{result.error_code}]")
+            return Failure(reason)
+        if result.data is None:
+            return ""
+        return result.data if isinstance(result.data, str) else self._garbage(answer)
+
+    def _garbage(self, answer: bytes) -> Failure:
+        said = self._shown(answer[:1000].decode("utf-8", "replace"))
+        return Failure(f"the answer is not that of a service that describes images: {said!r}")
 
     def _refused(self, error: FetchError) -> Failure:
         """What is wrong with one photo, or with the service just now.
@@ -143,13 +166,16 @@ class Server:
         raise FetchError(error.code, f"{self._told(error)}; {hint}", error.status) from error
 
     def _told(self, error: FetchError) -> str:
-        """An error with what the service says of it, and without the key if it says that."""
+        """An error with what the service says of it."""
         try:
             said = _Refusal.model_validate_json(error.said).detail
         except ValidationError:
             said = error.said
-        said = shown(said.replace(self.key or "\0", "***"))
-        return error.message + (said and f": {said}")
+        return error.message + (said and f": {self._shown(said)}")
+
+    def _shown(self, said: str) -> str:
+        """What the service says, without the key if it says that."""
+        return shown(said.replace(self.key or "\0", "***"))
 
 
 def read_key(file: Path) -> str:
@@ -166,28 +192,3 @@ def read_key(file: Path) -> str:
     if not key:
         raise ConfigError(f"{file} holds no key: it is empty")
     return key
-
-
-def _read(answer: bytes) -> str | Failure:
-    """The caption in an answer.
-
-    Raises:
-        CaptionError: the service says that it cannot make any.
-    """
-    try:
-        result = _Answer.model_validate_json(answer).results[TASK]
-    except (ValidationError, KeyError):
-        return _garbage(answer)
-    if result.status != "success":
-        reason = f"the service made no caption: {shown(result.error_message or result.status)}"
-        if result.error_code in USELESS_CODES:
-            raise CaptionError(f"{reason} [{result.error_code}]")
-        return Failure(reason)
-    if result.data is None:
-        return ""
-    return result.data if isinstance(result.data, str) else _garbage(answer)
-
-
-def _garbage(answer: bytes) -> Failure:
-    said = shown(answer[:1000].decode("utf-8", "replace"))
-    return Failure(f"the answer is not that of a service that describes images: {said!r}")

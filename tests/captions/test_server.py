@@ -216,6 +216,8 @@ def test_the_key_is_sent_and_never_repeated(tmp_path: Path, key: str) -> None:
     _, [told] = described(tmp_path, echo, key)
     assert seen == [f"Bearer {key}" if key else None]
     assert told.endswith("you said Bearer ***" if key else "you said None")
+    for reply in (sends(b"a page for sk-right"), says(None, status="error", error_message="no sk-right")):
+        assert ("sk-right" in described(tmp_path, reply, key)[1][0]) == (not key)
     assert "sk-right" not in repr(Server("http://127.0.0.1:1", "sk-right"))
 
 
