@@ -16,6 +16,7 @@ import typer
 from lmm_classifier import __version__
 from lmm_classifier.cli import (
     calibrate,
+    caption,
     classify,
     collections,
     config,
@@ -46,6 +47,7 @@ app.add_typer(index.app, name="index")
 app.command("calibrate")(calibrate.run)
 app.command("classify")(classify.run)
 app.command("evaluate")(evaluate.run)
+app.command("caption")(caption.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
