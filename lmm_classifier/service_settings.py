@@ -64,7 +64,7 @@ class ServiceSettings(BaseModel):
         max_pixels_at_once: of those photos together; the next one waits.
         threads: steps that run at once.
         batch_size: photos that go through a step together.
-        wait_seconds: how long the first photo before an idle step waits for company.
+        wait_seconds: how long the first photo before an idle model waits for company.
         warm_up: open the models of all operations before the first request, not with it.
         memory_budget: bytes of weights that stay open; of more, the least recently used model is closed.
     """

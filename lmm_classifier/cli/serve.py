@@ -7,13 +7,17 @@ import ipaddress
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmm_classifier.cli.output import note, progress
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.extras import extra
 from lmm_classifier.logging_config import PACKAGE, setup_logging
+
+if TYPE_CHECKING:
+    from lmm_classifier.classifier import HybridClassifier
 
 LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
 
@@ -46,11 +50,24 @@ def serve(
         )
     as_json = bool(context.find_root().params["log_json"]) or not sys.stderr.isatty()
     setup_logging("INFO", json=as_json, loggers=LOGGERS)
+    _make_demo(classifier)
     classifier.check_index()
     app = create_app(classifier)
     shown = f"[{host}]" if ":" in host else host
     serve_app(app, settings, host, port, lambda bound: typer.echo(f"http://{shown}:{bound}/"))
     return 0
+
+
+def _make_demo(classifier: HybridClassifier) -> None:
+    """The demo's settings serve at once: its index is made of what comes with the package."""
+    from lmm_classifier.evaluate.demo import is_demo, run_demo
+
+    retrieval = classifier.config.retrieval
+    if retrieval is None or retrieval.index_path.exists() or not is_demo(classifier.config):
+        return
+    note(f"making the demo's index in {retrieval.index_path}, once")
+    with progress() as on_progress:
+        run_demo(retrieval.index_path.parent, on_progress)
 
 
 def key() -> int:

@@ -24,6 +24,7 @@ from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.types import UNKNOWN
 
 ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere
@@ -90,6 +91,15 @@ def demo_config(index: Path) -> PipelineConfig:
         retrieval=RetrievalSettings(index_path=index, top_k=10),
         rerank=RerankSettings(model_name=RERANKER, dtype="float32", max_candidates=3, max_batch_size=64),
         batch_size=64,
+    )
+
+
+def is_demo(config: PipelineConfig) -> bool:
+    """Whether these are the demo's settings, wherever its index is, however it is served."""
+    if config.retrieval is None:
+        return False
+    return config.model_copy(update={"service": ServiceSettings()}) == demo_config(
+        config.retrieval.index_path
     )
 
 

@@ -36,7 +36,7 @@ class Workbench:
     Args:
         threads: steps that run at once, and photos that are decoded at once.
         most: photos of a batch.
-        wait_s: how long the first photo before an idle step waits for company.
+        wait_s: how long the first photo before an idle step with a model waits for company.
         limits: of a photo.
         on_batch: is told the name of a step, the photos that went through it, and the seconds they took.
     """
@@ -101,7 +101,8 @@ class Workbench:
 
     async def _work(self, step: Step, queue: _Queue) -> None:
         try:
-            await asyncio.sleep(self._wait_s)
+            # only a model gains by a larger batch; what comes from one finds its company here at once
+            await asyncio.sleep(self._wait_s if step.models() else 0)
             while queue.waiting:
                 async with AsyncExitStack() as locks:
                     for spec in sorted(set(step.models()), key=repr):  # in one order, or two steps may wait
