@@ -24,7 +24,6 @@ from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
-from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.types import UNKNOWN
 
 ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere
@@ -98,9 +97,8 @@ def is_demo(config: PipelineConfig) -> bool:
     """Whether these are the demo's settings, wherever its index is, however it is served."""
     if config.retrieval is None:
         return False
-    return config.model_copy(update={"service": ServiceSettings()}) == demo_config(
-        config.retrieval.index_path
-    )
+    served = demo_config(config.retrieval.index_path).model_copy(update={"service": config.service})
+    return config == served
 
 
 def run_demo(output: Path, on_progress: OnProgress) -> DemoSummary:
