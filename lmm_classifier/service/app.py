@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,9 +78,8 @@ def _analysis(desk: Desk) -> APIRouter:
     async def analyze_image(request: Request, asked: UrlRequest) -> Response:
         """Do tasks with the photo that a URL leads to."""
         desk.check_tasks(asked)
-        desk.check_room()
-        content = await desk.fetched(asked.image_url)
-        return _answer(request, await desk.look(asked.image_url, content, asked))
+        get = partial(desk.fetched, asked.image_url)
+        return _answer(request, await desk.look(asked.image_url, get, asked))
 
     @routes.post("/analyze_image_upload/", response_model=Analysis)
     async def analyze_image_upload(
@@ -88,7 +88,7 @@ def _analysis(desk: Desk) -> APIRouter:
         """Do tasks with an uploaded photo; `tasks_json` is {"tasks": [...]} or the list alone."""
         asked = _tasks(tasks_json)
         desk.check_tasks(asked)
-        return _answer(request, await desk.look(_uploaded(image_file), await image_file.read(), asked))
+        return _answer(request, await desk.look(_uploaded(image_file), image_file.read, asked))
 
     @routes.post("/analyze_images/", response_class=Response)
     async def analyze_images(
@@ -100,7 +100,6 @@ def _analysis(desk: Desk) -> APIRouter:
         asked = _tasks(tasks_json)
         uploads, urls = image_files or [], image_urls or []
         desk.check_tasks(asked, len(uploads) + len(urls))
-        desk.check_room()
         return many_answers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
 
     return routes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -53,17 +53,18 @@ class Desk:
         if self._inside >= self._settings.at_once:
             raise Refusal(503, "overloaded", "too many photos at once; try again", {"retry-after": "1"})
 
-    async def look(self, name: str, content: bytes, asked: Tasks) -> Finished:
-        """What tasks find in an encoded photo.
+    async def look(self, name: str, get: Callable[[], Awaitable[bytes]], asked: Tasks) -> Finished:
+        """What tasks find in an encoded photo, which is got when there is room for it.
 
         Raises:
-            Refusal: it is none, too large, or there is no room for it.
+            Refusal: it is none, too large, or there is no room for it; or as `get` raises it.
         """
         self.check_room()
         self._inside += 1
         try:
-            size = size_of_image(content, self._limits)
-            async with self._held(size[0] * size[1]):
+            content = await get()
+            width, height = size_of_image(content, self._limits)
+            async with self._held(width * height):
                 return await self.analyst.answer(name, self.bench.photo(content), asked.tasks)
         except ImageError as error:
             status = 413 if error.code in TOO_LARGE else 400

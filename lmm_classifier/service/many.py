@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 from fastapi import UploadFile
 from fastapi.responses import StreamingResponse
@@ -27,10 +28,8 @@ def many_answers(
         try:
             if isinstance(source, str):
                 desk.check_url(source)
-                content = await desk.fetched(source)
-            else:
-                content = await source.read()
-            return (await _patiently(desk, name, content, asked)) + "\n"
+                return await _patiently(desk, name, partial(desk.fetched, source), asked)
+            return await _patiently(desk, name, source.read, asked)
         except Refusal as refusal:
             return json.dumps({"image_url": name, **refusal.body}) + "\n"
 
@@ -51,11 +50,11 @@ def many_answers(
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-async def _patiently(desk: Desk, name: str, content: bytes, asked: Tasks) -> str:
+async def _patiently(desk: Desk, name: str, get: Callable[[], Awaitable[bytes]], asked: Tasks) -> str:
     """The request has been let in: its photos wait for a place instead of being sent away."""
     while True:
         try:
-            return (await desk.look(name, content, asked)).analysis
+            return (await desk.look(name, get, asked)).analysis + "\n"
         except Refusal as refusal:
             if refusal.code != "overloaded":
                 raise

@@ -7,7 +7,7 @@ steps.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -18,27 +18,15 @@ from lmm_classifier.collection.step import CollectionId
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.plan import FaceContext, TargetName, make_where
+from lmm_classifier.plan import TargetName, Where, make_where
 from lmm_classifier.service.workbench import Line
-from lmm_classifier.steps.focus import CropPolicy, OnMissing, Padding, Prominence
 from lmm_classifier.types import Box, Sample, required
 from lmm_classifier.yaml_file import explain
 
 Targets = tuple[TargetName, ...]
 WHOLE: Targets = ("whole_image",)
-
-
-class WhereParameters(BaseModel):
-    """Where an operation looks, and whether the crop comes back; see `plan.Where`."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    face_context: FaceContext = "prominent_person"
-    prominence: Prominence = "score"
-    padding: Padding = 0.0
-    crop_policy: CropPolicy = "pad"
-    on_missing: OnMissing | None = None
-    include_crop: bool = True
+WHERE = ("face_context", "prominence", "padding", "crop_policy", "on_missing")
+"""Options of `plan.Where` that a client may set."""
 
 
 class CollectionParameters(BaseModel):
@@ -146,9 +134,7 @@ class Operation:
             raise ConfigError(
                 f"target {asked.target!r} is not for {self.name}; it takes {', '.join(self.targets)}"
             )
-        where = asked.model_dump(
-            include=set(WhereParameters.model_fields) - {"include_crop"}, exclude_none=True
-        )
+        where = asked.model_dump(include=set(WHERE), exclude_none=True)
         must_find = asked.on_missing == "error"
         if must_find or (self.step is None and asked.on_missing is None):  # a detector falls back to nothing
             where["on_missing"] = "skip"
@@ -185,17 +171,18 @@ class Operation:
         return not any(each.is_required() for each in self.parameters.model_fields.values())
 
     def _parameters(self) -> type[BaseModel]:
-        fields: dict[str, Any] = {"target": (TargetName, self.targets[0])}
+        fields: dict[str, Any] = {"target": (TargetName, self.targets[0]), **_fields_of(Where, WHERE, {})}
         if self.step is not None:
-            cls = registry.resolve("step", self.step)
-            hints = get_type_hints(cls, include_extras=True)
-            for each in dataclasses.fields(cls):
-                if each.name in self.offered:
-                    default = self.options.get(each.name, each.default)
-                    known = default is not dataclasses.MISSING
-                    fields[each.name] = (hints[each.name], default if known else ...)
-        made: type[BaseModel] = create_model(f"{self.name}_parameters", __base__=WhereParameters, **fields)
-        return made
+            fields |= _fields_of(registry.resolve("step", self.step), self.offered, self.options)
+        config = ConfigDict(extra="forbid", protected_namespaces=())
+        return create_model(f"{self.name}_parameters", __config__=config, **fields, include_crop=(bool, True))
+
+
+def _fields_of(cls: type, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Type, range and default of options, as `create_model` takes them; what is given is the default."""
+    hints, options = get_type_hints(cls, include_extras=True), {f.name: f for f in dataclasses.fields(cls)}
+    defaults = {name: given.get(name, options[name].default) for name in names}
+    return {n: (hints[n], ... if d is dataclasses.MISSING else d) for n, d in defaults.items()}
 
 
 @dataclass(frozen=True)
