@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from lmm_classifier import HybridClassifier
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.service.app import create_app
 from served import Reply, Served, child, classifier, encoded, serving
 from shell import run
 from synthetic import COLOURS, picture
 
+CONFIG = Path(__file__).parents[2] / "config"
 PHOTOS = [encoded(picture(COLOURS["red"], seed=seed)) for seed in range(16)]
 
 
@@ -224,3 +227,17 @@ def test_threads_of_a_service_that_stopped_are_gone(index: Path) -> None:
         service.upload(PHOTOS[0], "embed_siglip")
     time.sleep(0.3)
     assert threading.active_count() <= before + 1  # the warm-up, at most
+
+
+@pytest.mark.slow
+def test_the_demos_settings_serve_at_once(tmp_path: Path) -> None:
+    """Nothing has been made before: the index is, of what comes with the package."""
+    shutil.copytree(CONFIG, tmp_path / "config")
+    served = HybridClassifier.from_yaml(tmp_path / "config/demo.yaml")
+    with child(tmp_path / "config", served) as (service, _):
+        photo = next((tmp_path / "indexes/demo/corpus/query/five").glob("*.png"))
+        found = service.result(photo.read_bytes(), "classify_hybrid")["data"]
+        assert (found["label"], found["status"]) == ("five", "known")
+        assert (
+            found["label"] == HybridClassifier.from_yaml(tmp_path / "config/demo.yaml").classify(photo).label
+        )
