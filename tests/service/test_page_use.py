@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 
 from browser import (
     Service,
@@ -380,3 +381,18 @@ def test_a_service_that_is_gone_may_come_back(browser: Browser, settings: dict[s
         service.stop()
         page.get_by_role("button", name="Look").click()
         expect(page.get_by_role("status")).to_have_text(gone)
+
+
+def test_the_browser_asks_for_the_key(browser: Browser, settings: dict[str, Any], red: Path) -> None:
+    digest = hashlib.sha256(b"swordfish").hexdigest()
+    settings = {**settings, "service": {**settings["service"], "api_keys": [f"sha256:{digest}"]}}
+    credentials = {"username": "anybody", "password": "swordfish"}
+    with serving(settings) as service:
+        stranger = browser.new_page()
+        with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):  # it asked, and nobody answered
+            stranger.goto(service.url)
+        stranger.close()
+        with tab(browser, service.url, http_credentials=credentials) as watched:
+            look(watched.page, red, "classify_hybrid")
+            assert watched.page.locator("input[type=password]").count() == 0
+            assert watched.complaints == []
