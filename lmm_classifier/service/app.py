@@ -145,14 +145,16 @@ def _about(classifier: HybridClassifier, desk: Desk, readiness: Readiness, metri
 def _page() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
-    def add(path: str, name: str) -> None:
+    def add(path: str, name: str, media_type: str) -> None:
         async def send() -> FileResponse:
-            return FileResponse(PAGE / name)
+            return FileResponse(PAGE / name, media_type=media_type)
 
         routes.add_api_route(path, send)
 
-    for path, name in (("/", "index.html"), ("/page.css", "page.css"), ("/page.js", "page.js")):
-        add(path, name)
+    add("/", "index.html", "text/html")
+    add("/page.css", "page.css", "text/css")
+    for name in ("page.js", "photo.js", "results.js"):  # a machine's own table of types may call them text
+        add(f"/{name}", name, "text/javascript")
     return routes
 
 

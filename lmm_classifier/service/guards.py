@@ -39,7 +39,9 @@ DOCS = {  # FastAPI's page takes its script and its picture from elsewhere
     "style-src https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com"
 }
 UNREAD = frozenset({408, 413})  # refusals of the body itself: the rest is not waited for
-KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password", Bearer'}
+# Without ", Bearer", which a client may use all the same: Chromium reads a line as one challenge, and would
+# show its user nothing.
+KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password"'}
 
 
 class Guards:
