@@ -378,6 +378,8 @@ def _anchored_field(name: str, value: Any, base: Path) -> Any:
         return str(base / Path(value).expanduser())
     if name == "weights" and isinstance(value, str):
         return _anchored_weights(value, base)
+    if name in {"store", "cache_dir"} and isinstance(value, str):
+        return str(base / Path(value).expanduser())
     if isinstance(value, Mapping):  # options of an operation, as they are written
         return {key: _anchored_field(key, inner, base) for key, inner in value.items()}
     return _anchored(value, base)

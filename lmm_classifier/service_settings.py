@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lmm_classifier.fetch.guard import PORTS, Guard
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.ranges import BatchSize, Flag, Seconds
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-KeyDigest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
+NO_KEY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
+
+
+def _of_a_key(digest: str) -> str:
+    if digest == NO_KEY:
+        raise ValueError("this is the digest of nothing; `lmm-classifier key` makes a key")
+    return digest
+
+
+KeyDigest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$"), AfterValidator(_of_a_key)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine, and nothing else reaches it there."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return host.lower().removesuffix(".") == "localhost"
 
 
 class FetchSettings(BaseModel):

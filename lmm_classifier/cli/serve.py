@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import secrets
 import sys
 from pathlib import Path
@@ -36,6 +35,7 @@ def serve(
     not start without a GPU.
     """
     from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.service_settings import is_loopback
 
     with extra("uvicorn", "service"):
         from lmm_classifier.service.app import create_app
@@ -43,7 +43,7 @@ def serve(
 
     classifier = HybridClassifier.from_yaml(config)
     settings = classifier.config.service
-    if not settings.api_keys and not _is_loopback(host):
+    if not settings.api_keys and not is_loopback(host):
         raise ConfigError(
             f"{host} can be reached from other machines: put a key into service.api_keys of {config} "
             "(`lmm-classifier key` makes one), or listen at 127.0.0.1"
@@ -60,14 +60,17 @@ def serve(
 
 def _make_demo(classifier: HybridClassifier) -> None:
     """The demo's settings serve at once: its index is made of what comes with the package."""
-    from lmm_classifier.evaluate.demo import is_demo, run_demo
+    from lmm_classifier.evaluate.demo import is_demo, make_demo_index
 
     retrieval = classifier.config.retrieval
     if retrieval is None or retrieval.index_path.exists() or not is_demo(classifier.config):
         return
+    if retrieval.index_path.with_name("corpus").exists():  # whose it is, nobody knows
+        return
     note(f"making the demo's index in {retrieval.index_path}, once")
     with progress() as on_progress:
-        run_demo(retrieval.index_path.parent, on_progress)
+        index = retrieval.index_path
+        make_demo_index(index.with_name("corpus"), index, on_progress)
 
 
 def key() -> int:
@@ -76,10 +79,3 @@ def key() -> int:
     typer.echo(f"key:      {made}")
     typer.echo(f"api_keys: sha256:{hashlib.sha256(made.encode()).hexdigest()}")
     return 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

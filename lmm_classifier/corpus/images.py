@@ -33,6 +33,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from lmm_classifier.corpus.headers import check_header
 from lmm_classifier.corpus.pixels import image_from_array, mend_header, upright_rgb
 from lmm_classifier.errors import ImageError
 
@@ -238,6 +239,7 @@ def _decode(data: _Buffer, target_size: int | None, limits: ImageLimits) -> Imag
 
 def _open_lazily(data: bytes) -> ImageFile:
     # Not Image.open: it would warn about sizes by a global setting, and read a phone's JPEG as MPO.
+    check_header(data)
     return _decoder_of(data)(io.BytesIO(data))
 
 

@@ -309,15 +309,21 @@ def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
             return found
         failed_at, error = _failed.get(key, (float("-inf"), None))
         if error is not None and time.monotonic() - failed_at < RETRY_AFTER_S:
-            raise error.with_traceback(None)
+            raise _afresh(error)
         started = time.monotonic()
         try:
-            _opened[key] = registry.resolve(kind, spec.family)(spec)
+            model = registry.resolve(kind, spec.family)(spec)
         except ModelError as new_error:
-            _failed[key] = (time.monotonic(), new_error)
+            _failed[key] = (time.monotonic(), _afresh(new_error))
             raise
         _failed.pop(key, None)
         log.info("opened %s %s %s in %.1f s", kind, spec.family, spec.weights, time.monotonic() - started)
-        model = _opened[key]
+        with _lock:
+            _opened[key] = model
     _make_room(key)
     return model
+
+
+def _afresh(error: ModelError) -> ModelError:
+    """The same error without its traceback, whose frames hold whatever was being looked at."""
+    return type(error)(*error.args)

@@ -66,7 +66,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
     app.add_middleware(Guards, settings=settings, metrics=metrics)
     explain_refusals(app)
     app.include_router(_analysis(desk))
-    app.include_router(_about(classifier, desk, readiness, metrics))
+    app.include_router(_about(desk, readiness, metrics))
     app.include_router(_page())
     return app
 
@@ -100,13 +100,14 @@ def _analysis(desk: Desk) -> APIRouter:
         asked = _tasks(tasks_json)
         uploads, urls = image_files or [], image_urls or []
         desk.check_tasks(asked, len(uploads) + len(urls))
-        return many_answers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
+        return await many_answers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
 
     return routes
 
 
-def _about(classifier: HybridClassifier, desk: Desk, readiness: Readiness, metrics: Metrics) -> APIRouter:
+def _about(desk: Desk, readiness: Readiness, metrics: Metrics) -> APIRouter:
     routes = APIRouter(tags=["about"])
+    store = desk.analyst.store
 
     @routes.get("/available_operations/")
     async def available_operations() -> dict[str, OperationEntry]:
@@ -116,17 +117,17 @@ def _about(classifier: HybridClassifier, desk: Desk, readiness: Readiness, metri
     @routes.get("/collections/")
     async def collections() -> list[CollectionEntry]:
         """The collections that `classify` knows."""
-        return await desk.bench.aside(listed, classifier.config.service.store)
+        return await desk.bench.aside(listed, store)
 
     @routes.get("/collections/{collection_id}", responses={404: {"model": Failure}})
     async def collection(collection_id: str) -> CollectionEntry:
         """One collection: what its classifier looks at, and how good it was when it was made."""
-        return await desk.bench.aside(describe, classifier.config.service.store, collection_id)
+        return await desk.bench.aside(describe, store, collection_id)
 
     @routes.get("/health")
     async def health() -> dict[str, str | None]:
-        """Whether the process answers; needs no key."""
-        return {"status": "ok", "device": readiness.device}
+        """Whether the process answers, and on what models run, once one has; needs no key."""
+        return {"status": "ok", "device": await desk.bench.aside(readiness.device)}
 
     @routes.get("/ready")
     async def ready() -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 from fastapi import UploadFile
@@ -15,47 +17,49 @@ from lmm_classifier.service.desk import Desk
 from lmm_classifier.service.refusals import Refusal
 from lmm_classifier.service.schemas import Tasks
 
-AHEAD = 8  # photos of a request that are worked on at once, so that one request does not take all places
-AGAIN_S = 0.2  # after which a photo asks again for a place
+log = logging.getLogger(__name__)
+
+AHEAD = 8  # photos of a request that are worked on at once
 
 
-def many_answers(
+async def many_answers(
     desk: Desk, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
 ) -> StreamingResponse:
-    """The answer to a request for many photos; one that fails has a line with `detail` and `code`."""
+    """The answer to a request for many photos; one that fails has a line with `detail` and `code`.
 
-    async def one(name: str, source: UploadFile | str) -> str:
-        try:
-            if isinstance(source, str):
-                desk.check_url(source)
-                return await _patiently(desk, name, partial(desk.fetched, source), asked)
-            return await _patiently(desk, name, source.read, asked)
-        except Refusal as refusal:
-            return json.dumps({"image_url": name, **refusal.body}) + "\n"
+    Raises:
+        Refusal: there are too many such requests.
+    """
+    stack = AsyncExitStack()
+    await stack.enter_async_context(desk.stream())
+    sources: list[tuple[str, UploadFile | str]] = [*uploads, *((url, url) for url in urls)]
 
     async def lines() -> AsyncIterator[str]:
         running: deque[asyncio.Task[str]] = deque()
-        sources: list[tuple[str, UploadFile | str]] = [*uploads, *((url, url) for url in urls)]
-        try:
-            for name, source in sources:
-                if len(running) == AHEAD:
+        async with stack:
+            try:
+                for name, source in sources:
+                    if len(running) == AHEAD:
+                        yield await running.popleft()
+                    running.append(asyncio.ensure_future(_line(desk, name, source, asked)))
+                while running:
                     yield await running.popleft()
-                running.append(asyncio.ensure_future(one(name, source)))
-            while running:
-                yield await running.popleft()
-        finally:
-            for task in running:
-                task.cancel()
+            finally:
+                for task in running:
+                    task.cancel()
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-async def _patiently(desk: Desk, name: str, get: Callable[[], Awaitable[bytes]], asked: Tasks) -> str:
-    """The request has been let in: its photos wait for a place instead of being sent away."""
-    while True:
-        try:
-            return (await desk.look(name, get, asked)).analysis + "\n"
-        except Refusal as refusal:
-            if refusal.code != "overloaded":
-                raise
-            await asyncio.sleep(AGAIN_S)
+async def _line(desk: Desk, name: str, source: UploadFile | str, asked: Tasks) -> str:
+    try:
+        if isinstance(source, str):
+            desk.check_url(source)
+        get = partial(desk.fetched, source) if isinstance(source, str) else source.read
+        return (await desk.look_patiently(name, get, asked)).analysis + "\n"
+    except Refusal as refusal:
+        body = refusal.body
+    except Exception:  # a photo's edge: one that breaks must not cost the others their lines
+        log.exception("one of many photos")
+        body = {"detail": "something broke; the log tells more", "code": "internal"}
+    return json.dumps({"image_url": name, **body}) + "\n"

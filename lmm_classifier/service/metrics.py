@@ -7,6 +7,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""What a client makes up is no label: each would be kept for ever."""
 PHOTOS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -37,7 +39,8 @@ class Metrics:
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request that was answered; `route` is one of those there are, not what was asked for."""
-        self._requests.labels(route, method, str(status)).inc()
+        known = method if method in METHODS else "other"
+        self._requests.labels(route, known, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, step: str, photos: int, seconds: float) -> None:

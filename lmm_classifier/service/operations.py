@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lmm_classifier import registry
 from lmm_classifier.collection.step import CollectionId
@@ -25,6 +25,9 @@ from lmm_classifier.yaml_file import explain
 
 Targets = tuple[TargetName, ...]
 WHOLE: Targets = ("whole_image",)
+MOST_ITEMS = 16  # points of a prompt, and prompts
+MASKS = {"segment": 3, "segment_panoptic": 32}
+"""Masks that one prompt, or one photo, may come to; SAM proposes three."""
 WHERE = ("face_context", "prominence", "padding", "crop_policy", "on_missing")
 """Options of `plan.Where` that a client may set."""
 
@@ -79,11 +82,13 @@ class Asked:
         line: the steps that do it.
         include_crop: whether the crop comes back.
         must_find: a region that is missing is an error.
+        n_masks: of the whole photo that it may make, at most.
     """
 
     line: Line
     include_crop: bool
     must_find: bool = False
+    n_masks: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ class Operation:
         if self.step is not None:
             chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
             line = (self.config.step(self.step, {**self.options, **chosen}),)
-        return Asked((*map(self.config.cached, place.steps()), *line), asked.include_crop, must_find)
+        n_masks = MASKS.get(self.step or "", 0) * max(len(getattr(asked, "prompts", ())), 1)
+        return Asked((*map(self.config.cached, place.steps()), *line), asked.include_crop, must_find, n_masks)
 
     def models(self) -> tuple[ModelSpec, ...]:
         """The models it takes, as far as the settings say."""
@@ -182,7 +188,13 @@ def _fields_of(cls: type, names: Sequence[str], given: Mapping[str, Any]) -> dic
     """Type, range and default of options, as `create_model` takes them; what is given is the default."""
     hints, options = get_type_hints(cls, include_extras=True), {f.name: f for f in dataclasses.fields(cls)}
     defaults = {name: given.get(name, options[name].default) for name in names}
-    return {n: (hints[n], ... if d is dataclasses.MISSING else d) for n, d in defaults.items()}
+    types = {name: _bounded(hints[name]) for name in names}
+    return {n: (types[n], ... if d is dataclasses.MISSING else d) for n, d in defaults.items()}
+
+
+def _bounded(hint: Any) -> Any:
+    """Points and prompts without end would keep a model busy for as long as somebody likes."""
+    return Annotated[hint, Field(max_length=MOST_ITEMS)] if ... in get_args(hint) else hint
 
 
 @dataclass(frozen=True)

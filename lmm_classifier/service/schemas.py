@@ -69,7 +69,7 @@ class RegionResult(BaseModel):
 
 
 class EncoderResult(BaseModel):
-    """What made a vector: two of one fingerprint can be compared, others never."""
+    """What made a vector, and how: two of one fingerprint can be compared, others never."""
 
     fingerprint: str
     name: str
@@ -112,7 +112,7 @@ class OperationEntry(BaseModel):
     allowed_targets: list[str]
     default_target: str
     parameters: dict[str, Any]
-    loaded: bool
+    loaded: bool | None
 
 
 class CollectionEntry(BaseModel):

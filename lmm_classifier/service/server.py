@@ -9,7 +9,9 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -17,6 +19,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lmm_classifier.errors import ConfigError
+from lmm_classifier.service.guards import MAX_HEADERS
 from lmm_classifier.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -25,12 +28,7 @@ GRACE_S = 6
 """That requests have to end after SIGTERM: whoever stops a service waits ten seconds, then kills it."""
 LINGER_S = 1.0  # for idle threads to end
 KEEP_ALIVE_S = 5
-MAX_HEADERS = 32 * 1024  # bytes
-_FULL_BODY = json.dumps({"detail": "too many connections; try again", "code": "overloaded"}).encode()
-FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
-    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(_FULL_BODY), _FULL_BODY)
-)
+SLOWEST = 8 * 1024  # bytes a second that a client must take of an answer
 
 
 def serve(
@@ -87,41 +85,73 @@ def bound(app: FastAPI, settings: ServiceSettings, host: str, port: int) -> tupl
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with a limit of connections and a time in which a request must have begun."""
+    """uvicorn's, with a limit of connections, and times for a request to begin and an answer to be taken."""
 
     settings: ServiceSettings
-    due: asyncio.TimerHandle | None = None
+    looks: asyncio.TimerHandle | None = None
+    idle_since: float | None = None
+    left: float = float("inf")
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.settings.connections:
-            transport.write(FULL)
+            transport.write(
+                _refused(503, "overloaded", "too many connections; try again", b"retry-after: 1\r\n")
+            )
             transport.close()
-        self._watch()
+        self._note()
+        self._look_later()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._note()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch()
+        self._note()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
+        if self.looks is not None:
+            self.looks.cancel()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        """Between two requests, the next one must begin in time; what has begun the guards watch."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self.due is None and not self.transport.is_closing():
-            self.due = self.loop.call_later(self.settings.headers_seconds, self.transport.close)
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- h11's words
+        """As every other refusal."""
+        self.transport.write(_refused(400, "malformed", "this is no HTTP"))
+        self.transport.close()
 
-    def _stop(self) -> None:
-        if self.due is not None:
-            self.due.cancel()
-            self.due = None
+    def _note(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.idle_since = None  # what has begun the guards watch
+        elif self.idle_since is None:
+            self.idle_since, self.left = self.loop.time(), float("inf")
+
+    def _look_later(self) -> None:
+        self.looks = self.loop.call_later(self.settings.headers_seconds / 4, self._look)
+
+    def _look(self) -> None:
+        """Hang up where the next request does not begin in time, or where nobody takes the last answer."""
+        seconds = self.settings.headers_seconds
+        late = self.idle_since is not None and self.loop.time() - self.idle_since >= seconds
+        if late or self.transport.is_closing():
+            left = self.transport.get_write_buffer_size()
+            if not left:
+                self.transport.close()
+            elif left > self.left - SLOWEST * seconds / 4:
+                self.transport.abort()
+            self.left = left
+        self._look_later()
+
+
+def _refused(status: int, code: str, detail: str, headers: bytes = b"") -> bytes:
+    """A refusal before there is a request that the guards could see."""
+    body = json.dumps({"detail": detail, "code": code}).encode()
+    phrase, number = HTTPStatus(status).phrase.encode(), uuid.uuid4().hex.encode()
+    return (
+        b"HTTP/1.1 %d %b\r\n%bconnection: close\r\ncontent-type: application/json\r\n"
+        b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"
+        % (status, phrase, headers, number, len(body), body)
+    )
 
 
 def _leave_nobody_behind() -> None:

@@ -32,13 +32,19 @@ class Readiness:
         self._classifier, self._offered = classifier, offered
         self._warm = threading.Event()
         if any(name in os.environ for name in FORCED):
-            _device()
+            self.device()
         set_memory_budget(classifier.config.service.memory_budget)
 
-    @property
     def device(self) -> str | None:
-        """Where models run whose settings leave it open; None until one of torch's is opened."""
-        return _device() if "torch" in sys.modules else None
+        """Where models run whose settings leave it open; None until one of torch's is opened.
+
+        May wait for torch.
+        """
+        if "torch" not in sys.modules and not any(name in os.environ for name in FORCED):
+            return None
+        from lmm_classifier.models.device import check_device  # torch takes seconds; not all models need it
+
+        return check_device()
 
     def begin(self) -> None:
         """Open, in a thread, what is to be open at the start."""
@@ -60,7 +66,7 @@ class Readiness:
             allowed_targets=list(operation.targets),
             default_target=operation.targets[0],
             parameters=dict(operation.schema),
-            loaded=all(is_open(spec) for spec in operation.models()),
+            loaded=all(map(is_open, operation.models())) if operation.line_as_is else None,
         )
 
     def _open(self) -> None:
@@ -74,11 +80,7 @@ class Readiness:
                 step.load()
             except LmmClassifierError as error:  # it will say so to whoever asks for it
                 log.warning("%s is not warm: %s", step.name, error)
+            except Exception:  # a thread's edge: one that breaks must not leave the service unready for ever
+                log.exception("%s is not warm", step.name)
         self._warm.set()
         log.info("warm after %.1f s", time.monotonic() - started)
-
-
-def _device() -> str:
-    from lmm_classifier.models.device import check_device  # torch takes seconds, and not all models need it
-
-    return check_device()

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from lmm_classifier.corpus.images import ImageLimits, open_image
-from lmm_classifier.errors import LmmClassifierError
+from lmm_classifier.corpus.images import ImageLimits, open_image, size_of_image
+from lmm_classifier.logging_config import request_id
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step, run_step
 from lmm_classifier.types import Sample, read_only
 
 T = TypeVar("T")
 Line = tuple[Step, ...]
-ASIDE = 8  # threads that open models, of which one may take minutes, and write answers
+OPENERS = 8  # threads that open models, each of which may take minutes
 OnBatch = Callable[[str, int, float], None]
 
 
@@ -46,20 +46,26 @@ class Workbench:
     ) -> None:
         self._steps = ThreadPoolExecutor(threads, thread_name_prefix="step")
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="aside")
+        self._aside = ThreadPoolExecutor(threads, thread_name_prefix="aside")
+        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
         self._most, self._wait_s, self._limits = most, wait_s, limits
         self._on_batch = on_batch
         self._queues: dict[Step, _Queue] = {}
+        self._opening: defaultdict[frozenset[ModelSpec], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._models: defaultdict[ModelSpec, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._photos: WeakValueDictionary[str, Photo] = WeakValueDictionary()
 
-    def photo(self, content: bytes) -> Photo:
-        """The photo of these bytes; the same for all who hold it at a time."""
-        digest = hashlib.sha256(content).hexdigest()
+    async def photo(self, content: bytes) -> tuple[Photo, int]:
+        """The photo of these bytes, the same for all who hold it at a time, and its pixels.
+
+        Raises:
+            ImageError: it is none, or outside the limits.
+        """
+        digest, pixels = await self._in(self._decoders, _measured, content, self._limits)
         photo = self._photos.get(digest)
         if photo is None:
             photo = self._photos[digest] = Photo(content, self)
-        return photo
+        return photo, pixels
 
     async def opened(self, content: bytes, target_size: int | None) -> Sample:
         """A decoded photo.
@@ -67,13 +73,21 @@ class Workbench:
         Raises:
             ImageError: it cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, _opened, content, target_size, self._limits)
+        return await self._in(self._decoders, _opened, content, target_size, self._limits)
 
     async def aside(self, call: Callable[..., T], *arguments: Any) -> T:
         """What a call returns that would hold up the loop; not asyncio's own threads: these end in time."""
-        here = copy_context()  # what is logged there bears the number of the request
-        return await asyncio.get_running_loop().run_in_executor(self._aside, here.run, call, *arguments)
+        return await self._in(self._aside, call, *arguments)
+
+    async def resolution(self, line: Line) -> int | None:
+        """As `Pipeline.resolution`: what the answer of a line rests on, whatever else a request asks for.
+
+        Raises:
+            LmmClassifierError: a model that must be asked cannot be opened.
+        """
+        models = frozenset(spec for step in line for spec in step.models())
+        async with self._opening[models]:  # one thread waits for a model that is being opened, not all
+            return await self._in(self._openers, Pipeline(line).resolution)
 
     async def run(self, step: Step, sample: Sample) -> Sample:
         """The sample after the step.
@@ -86,7 +100,7 @@ class Workbench:
             queue = self._queues[step] = _Queue()
             queue.worker = asyncio.ensure_future(self._work(step, queue))
         finished: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
-        queue.waiting.append((sample, finished))
+        queue.waiting.append(_Waiting(sample, finished, request_id.get()))
         return await finished
 
     @property
@@ -96,7 +110,7 @@ class Workbench:
 
     def close(self) -> None:
         """Begin nothing more; what runs goes on in its thread."""
-        for pool in (self._steps, self._decoders, self._aside):
+        for pool in (self._steps, self._decoders, self._aside, self._openers):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, step: Step, queue: _Queue) -> None:
@@ -108,35 +122,45 @@ class Workbench:
                     for spec in sorted(set(step.models()), key=repr):  # in one order, or two steps may wait
                         await locks.enter_async_context(self._models[spec])  # for each other
                     batch = [queue.waiting.popleft() for _ in range(min(self._most, len(queue.waiting)))]
-                    await self._together(step, [entry for entry in batch if not entry[1].done()])
+                    await self._together(step, batch)
+                    del batch  # the photos in it: the next model may be waited for
         finally:
             del self._queues[step]  # clients choose options: an idle queue for each would pile up
-            for _, future in queue.waiting:
-                future.cancel()
+            for entry in queue.waiting:
+                entry.finished.cancel()
 
     async def _together(self, step: Step, batch: Sequence[_Waiting]) -> None:
+        batch = [entry for entry in batch if not entry.finished.done()]  # the others' clients have gone
         if not batch:
             return
-        samples, started = [sample for sample, _ in batch], time.perf_counter()
+        request_id.set(",".join(sorted({entry.request for entry in batch if entry.request})) or None)
+        samples, started = [entry.sample for entry in batch], time.perf_counter()
         try:
-            loop = asyncio.get_running_loop()
-            finished = await loop.run_in_executor(self._steps, run_step, step, samples)
-        except LmmClassifierError as error:
+            finished = await self._in(self._steps, run_step, step, samples)
+        except Exception as error:  # noqa: BLE001 -- whoever waits for the photo raises it
             if len(batch) > 1:  # one photo must not cost the others their answer
                 for entry in batch:
                     await self._together(step, [entry])
-            else:
-                _fail(batch, error)
-        except Exception as error:  # noqa: BLE001 -- whoever waits for the photo raises it
-            _fail(batch, error)
+            elif not batch[0].finished.done():
+                batch[0].finished.set_exception(error)
         else:
             self._on_batch(step.name, len(batch), time.perf_counter() - started)
-            for (_, future), sample in zip(batch, finished, strict=True):
-                if not future.done():
-                    future.set_result(sample)
+            for entry, sample in zip(batch, finished, strict=True):
+                if not entry.finished.done():
+                    entry.finished.set_result(sample)
+
+    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+        here = copy_context()  # what is logged there bears the number of the request
+        return await asyncio.get_running_loop().run_in_executor(pool, here.run, call, *arguments)
 
 
-_Waiting = tuple[Sample, "asyncio.Future[Sample]"]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A photo before a step, where its answer is awaited, and the request that brought it."""
+
+    sample: Sample
+    finished: asyncio.Future[Sample]
+    request: str | None
 
 
 @dataclass
@@ -191,14 +215,17 @@ class _Shared(Generic[K, T]):
 
     async def get(self, key: K, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         task = self._tasks.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):  # a failure may pass
+        if task is None:
             task = self._tasks[key] = asyncio.ensure_future(begin())
         self._waiting[key] += 1
         try:
             return await asyncio.shield(task)
         finally:
             self._waiting[key] -= 1
-            if not self._waiting[key] and not task.done():
+            failed = task.done() and (task.cancelled() or task.exception())
+            if failed or not self._waiting[key]:
+                if self._tasks.get(key) is task and (failed or not task.done()):
+                    del self._tasks[key]  # whoever comes now begins anew
                 task.cancel()
 
 
@@ -209,16 +236,6 @@ def _opened(content: bytes, target_size: int | None, limits: ImageLimits) -> Sam
     return replace(Sample.from_image("image", image), timings=read_only(seconds))
 
 
-def resolution_of(line: Line) -> int | None:
-    """As `Pipeline.resolution`: what the answer of a line rests on, whatever else a request asks for.
-
-    Raises:
-        LmmClassifierError: a model that must be asked cannot be opened.
-    """
-    return Pipeline(line).resolution()
-
-
-def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(error)
+def _measured(content: bytes, limits: ImageLimits) -> tuple[str, int]:
+    width, height = size_of_image(content, limits)
+    return hashlib.sha256(content).hexdigest(), width * height

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,13 @@ def test_who_is_at_work_with_a_model_keeps_it_and_then_it_is_gone(tmp_path: Path
     del held
     gc.collect()
     assert gone() is None
+
+
+def test_many_threads_may_open_models_at_once() -> None:
+    set_memory_budget(10_000)
+    specs = [ModelSpec("fake", f"{i}") for i in range(200)]
+    with ThreadPoolExecutor(16) as pool:
+        assert len(list(pool.map(load_encoder, specs))) == 200
 
 
 def test_one_that_is_larger_than_the_budget_is_open_all_the_same(tmp_path: Path) -> None:

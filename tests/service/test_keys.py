@@ -39,6 +39,9 @@ TRICKS = (
     {"authorization": f"Bearer {DIGEST}"},
     {"authorization": f"Digest {KEY}"},
     {"authorization": "Basic !!!"},
+    {"authorization": "Basic \xff"},
+    {"authorization": "Basic " + base64.b64encode(b"\xff:\xff").decode()},
+    {"authorization": "Basic " + base64.b64encode(b"anybody:").decode()},
     {"authorization": "Basic " + base64.b64encode(b"a:wrong").decode()},
     {"authorization": "Basic " + base64.b64encode(f"{KEY}:".encode()).decode()},
     {"host": "localhost/health"},
@@ -96,7 +99,9 @@ def test_without_keys_pages_of_others_cannot_reach_it(headers: dict[str, str], s
     assert (reply.status, reply.json["code"]) == (403, "foreign")
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8000", "localhost:8000"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST.", "127.0.0.1:1", "[::1]", "[::1]:8000", "127.0.0.2:80"]
+)
 def test_without_keys_this_machine_can(host: str, service: Served) -> None:
     assert service.ask("GET", "/available_operations/", {"host": host}).status == 200
 
@@ -118,9 +123,20 @@ def test_a_key_that_is_made_fits_what_is_said_to_be_put_into_the_settings(tmp_pa
     assert run("key", cwd=tmp_path).stdout != said
 
 
-def test_a_key_in_the_clear_is_refused(index: Path) -> None:
+@pytest.mark.parametrize("wrong", [KEY, "sha256:" + hashlib.sha256(b"").hexdigest()])
+def test_a_key_in_the_clear_and_none_at_all_are_refused(wrong: str, index: Path) -> None:
     with pytest.raises(ValueError, match="api_keys"):
-        classifier(index, api_keys=[KEY])
+        classifier(index, api_keys=[wrong])
+
+
+def test_what_a_client_makes_up_is_not_counted_for_ever(service: Served) -> None:
+    for i in range(20):
+        service.ask(f"M{i}", "/health")
+        service.ask("GET", f"/nothing/{i}")
+    counted = service.ask("GET", "/metrics").body.decode()
+    assert 'method="other",route="/health",status="405"' in counted
+    assert "M1" not in counted
+    assert "nothing" not in counted
 
 
 def test_who_asks_too_often_must_wait(index: Path) -> None:

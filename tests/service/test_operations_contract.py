@@ -231,6 +231,33 @@ def test_a_point_outside_the_photo_is_the_clients_mistake(service: Served) -> No
     assert (found["status"], found["error_code"]) == ("skipped", "invalid_parameters")
 
 
+@pytest.mark.parametrize("params", [{"points": [[1, 1]] * 17}, {"prompts": [{}] * 17}])
+def test_a_task_has_so_many_points_and_prompts(params: dict[str, object], service: Served) -> None:
+    found = service.result(encoded(somebody()), "segment", **params)
+    assert (found["status"], found["error_code"]) == ("skipped", "invalid_parameters")
+
+
+def test_a_request_has_so_many_masks_of_a_large_photo(service: Served) -> None:
+    large = encoded(Image.new("L", (5000, 4000)), "JPEG")
+    many = ("segment", {"prompts": [{}] * 16, "multimask": True})
+    reply = service.upload(large, many, many)
+    assert (reply.status, reply.json["code"]) == (413, "too_many_masks")
+
+
+def test_crops_are_left_out_of_an_answer_that_would_be_too_large(index: Path) -> None:
+    noise = np.random.default_rng(0).integers(140, 256, (300, 300, 3), dtype=np.uint8)
+    with serving(classifier(index, max_bytes=400_000)) as service:
+        tasks = [("describe_image", {"target": "prominent_person", "prompt": f"{i}"}) for i in range(4)]
+        results = service.upload(encoded(Image.fromarray(noise)), *tasks).json["results"].values()
+    crops = [result["cropped_image_base64"] for result in results]
+    assert crops[0] is not None
+    assert crops[-1] is None
+    assert {result["status"] for result in results} == {"success"}
+    assert [result["error_code"] for result in results] == [
+        None if crop else "crop_left_out" for crop in crops
+    ]
+
+
 def test_collections_are_listed_one_by_one(service: Served) -> None:
     listed = service.ask("GET", "/collections/").json
     assert [entry["collection_id"] for entry in listed] == ["7", "8", "9"]

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
-from lmm_classifier import HybridClassifier
+from lmm_classifier import HybridClassifier, registry
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.service.app import create_app
 from served import Reply, Served, child, classifier, encoded, serving
@@ -165,6 +166,92 @@ def test_who_is_not_answered_in_time_is_told_so(index: Path) -> None:
         time.sleep(1.0)
         assert counted(service, 'lmm_step_photos_sum{step="embed"}') == 0  # nobody waited for it any more
         assert counted(service, "lmm_photos_inside") == 0
+
+
+def test_who_goes_away_leaves_room_and_no_work(index: Path) -> None:
+    with serving(classifier(index, at_once=2, wait_seconds=1.0)) as service:
+        body = httpx2.Request(
+            "POST",
+            "http://localhost/",
+            files={"image_file": PHOTOS[0]},
+            data={"tasks_json": json.dumps([{"operation_id": "a", "type": "embed_siglip"}])},
+        )
+        head = b"".join(b"%b: %b\r\n" % pair for pair in body.headers.raw)
+        for _ in range(2):
+            with service.connect() as connection:
+                connection.sendall(b"POST /analyze_image_upload/ HTTP/1.1\r\n" + head + b"\r\n" + body.read())
+                time.sleep(0.2)
+        time.sleep(0.3)
+        assert counted(service, "lmm_photos_inside") == 0
+        time.sleep(1.0)
+        assert counted(service, 'lmm_step_photos_sum{step="embed"}') == 0
+
+
+def test_requests_for_many_leave_room_for_those_for_one(index: Path) -> None:
+    tasks = json.dumps([{"operation_id": "a", "type": "describe_image"}])
+    files = [("image_files", (f"{i}.png", photo)) for i, photo in enumerate(PHOTOS)]
+
+    def many(service: Served) -> Reply:
+        return service.ask("POST", "/analyze_images/", files=files, data={"tasks_json": tasks})
+
+    with serving(classifier(index, at_once=4, wait_seconds=0.2)) as service, ThreadPoolExecutor(6) as pool:
+        streams = [pool.submit(many, service) for _ in range(6)]
+        time.sleep(0.3)
+        assert [service.upload(PHOTOS[0], "embed_siglip").status for _ in range(4)] == [200] * 4
+        replies = [stream.result() for stream in streams]
+    assert sorted(reply.status for reply in replies) == [200] * 4 + [503] * 2
+    whole = [reply.body.decode().splitlines() for reply in replies if reply.status == 200]
+    assert all(json.loads(line)["results"]["a"]["status"] == "success" for lines in whole for line in lines)
+    assert {len(lines) for lines in whole} == {16}
+
+
+def test_of_many_photos_each_has_its_time(index: Path) -> None:
+    with serving(classifier(index, request_seconds=0.5, wait_seconds=1.0)) as service:
+        tasks = json.dumps([{"operation_id": "a", "type": "embed_siglip"}])
+        files = [("image_files", (f"{i}.png", photo)) for i, photo in enumerate(PHOTOS[:10])]
+        reply = service.ask("POST", "/analyze_images/", files=files, data={"tasks_json": tasks})
+        assert reply.status == 200
+        assert [json.loads(line)["code"] for line in reply.body.decode().splitlines()] == ["out_of_time"] * 10
+        done = 'lmm_requests_total{method="POST",route="/analyze_images/",status="200"}'
+        assert counted(service, done) == 1
+
+
+def test_a_large_photo_gets_its_turn_among_many_small_ones(index: Path) -> None:
+    large = encoded(picture(COLOURS["red"], side=120))
+    with serving(classifier(index, max_pixels_at_once=120 * 120, wait_seconds=0.05)) as service:
+        ended = threading.Event()
+
+        def small(seed: int) -> None:
+            while not ended.is_set():
+                service.upload(encoded(picture(COLOURS["blue"], seed=seed, side=60)), "embed_siglip")
+
+        with ThreadPoolExecutor(8) as pool:
+            for seed in range(8):
+                pool.submit(small, seed)
+            time.sleep(0.3)
+            started = time.monotonic()
+            status = service.upload(large, "embed_siglip").status
+            took = time.monotonic() - started
+            ended.set()
+    assert status == 200
+    assert took < 3
+
+
+def test_a_model_that_breaks_while_it_is_opened_leaves_the_service_ready(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.BUILTINS["captioner"], "broken", f"{__name__}:Broken")
+    broken = {"describe_image": {"model": {"family": "broken"}}}
+    with serving(classifier(index, operations=broken, warm_up=True)) as service:
+        time.sleep(0.5)
+        assert service.ask("GET", "/ready").status == 200
+        found = service.result(PHOTOS[0], "describe_image")
+        assert (found["status"], found["error_code"]) == ("error", "internal")
+
+
+class Broken:
+    def __init__(self, spec: object) -> None:
+        raise RuntimeError("not one of ours")
 
 
 def test_the_log_tells_of_each_request_under_its_number(index: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Slow(Step):
     model: ModelSpec = ModelSpec("fake")
     seconds: float = 0.02
     refuses: int = 0
+    breaks: int = 0
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         key = self.model.weights
@@ -53,6 +54,8 @@ class Slow(Step):
         RUNNING[key] -= 1
         if any(sample.image.width == self.refuses for sample in batch):
             raise ModelError("this one not")
+        if any(sample.image.width == self.breaks for sample in batch):
+            raise MemoryError
         return [replace(sample, captions=(f"{sample.image.width}",)) for sample in batch]
 
 
@@ -73,7 +76,8 @@ def on_a_bench(work: Callable[[Workbench], Awaitable[Any]], **options: Any) -> A
 
 
 async def caption(bench: Workbench, content: bytes, *line: Step) -> str:
-    sample = await bench.photo(content).after(line, None)
+    held, _ = await bench.photo(content)
+    sample = await held.after(line, None)
     assert sample.captions
     return sample.captions[0]
 
@@ -97,7 +101,8 @@ def test_one_photo_of_many_requests_goes_once() -> None:
 def test_lines_share_what_they_begin_with() -> None:
     async def work(bench: Workbench) -> None:
         both = (Slow(), Slow("b")), (Slow(), Slow("c"))
-        held = bench.photo(photo(7))
+        held, pixels = await bench.photo(photo(7))
+        assert pixels == 7 * 4
         await asyncio.gather(*(held.after(line, None) for line in both))
 
     on_a_bench(work)
@@ -129,7 +134,7 @@ def test_a_photo_that_fails_fails_alone() -> None:
 
 def test_a_failure_is_not_remembered() -> None:
     async def work(bench: Workbench) -> int:
-        held = bench.photo(photo(2))
+        held, _ = await bench.photo(photo(2))
         for _ in range(2):
             with pytest.raises(ModelError):
                 await held.after((Slow(refuses=2),), None)
@@ -198,3 +203,62 @@ def test_closing_waits_for_nothing() -> None:
         return time.monotonic() - started
 
     assert on_a_bench(work) < 0.2
+
+
+def test_a_photo_that_breaks_a_library_breaks_alone() -> None:
+    async def work(bench: Workbench) -> list[Any]:
+        asked = (caption(bench, photo(w), Slow(breaks=2)) for w in (1, 2, 3))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, second, third = on_a_bench(work)
+    assert (first, third) == ("1", "3")
+    assert isinstance(second, MemoryError)
+
+
+def test_photos_that_failed_together_are_not_tried_again_for_nobody() -> None:
+    async def work(bench: Workbench) -> None:
+        step = Slow(refuses=2, seconds=0.2)
+        asked = [asyncio.ensure_future(caption(bench, photo(w), step)) for w in range(1, 9)]
+        await asyncio.sleep(0.25)
+        for task in asked:
+            task.cancel()
+        await asyncio.sleep(0.4)
+
+    on_a_bench(work)
+    assert BATCHES == [("a", 8)]
+
+
+def test_who_comes_while_the_last_one_goes_gets_an_answer() -> None:
+    async def work(bench: Workbench) -> str:
+        content = photo(5)
+        held, _ = await bench.photo(content)
+        first = asyncio.ensure_future(held.after((Slow(seconds=0.2),), None))
+        await asyncio.sleep(0.15)
+        first.cancel()
+        await asyncio.sleep(0)  # it is being told so now
+        return await caption(bench, content, Slow(seconds=0.2))
+
+    assert on_a_bench(work) == "5"
+
+
+def test_a_model_that_is_slow_to_open_keeps_nobody_from_another() -> None:
+    """Also when more ask for it than there are threads."""
+
+    @dataclass(frozen=True, config={"extra": "forbid"})
+    class Opening(Slow):
+        def resolution(self) -> int | None:
+            time.sleep(self.seconds)
+            return None
+
+    async def work(bench: Workbench) -> float:
+        slow = [Opening(f"{i}", ModelSpec("fake", "slow"), 0.3) for i in range(12)]
+        waiting = [asyncio.ensure_future(bench.resolution((step,))) for step in slow]
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await bench.resolution((Opening("b", ModelSpec("fake", "quick"), 0.0),))
+        took = time.monotonic() - started
+        for task in waiting:
+            task.cancel()
+        return took
+
+    assert on_a_bench(work) < 0.25
