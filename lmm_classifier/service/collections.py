@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,24 @@ from lmm_classifier.errors import ClassifierFileError, UnknownCollectionError
 from lmm_classifier.service.refusals import Refusal
 from lmm_classifier.service.schemas import CollectionEntry
 
+log = logging.getLogger(__name__)
+
 TOLD = ("name", "derivative_type", "embedding_type", "dimensionality", "threshold")
 
 
 def listed(store: Path | None) -> list[CollectionEntry]:
-    """All collections, those that cannot be used included; none where there is no store."""
+    """All collections, those that cannot be used included; none where there is no store.
+
+    Raises:
+        Refusal: the store is damaged.
+    """
     try:
         snapshot = Store(store or DEFAULT_FOLDER).snapshot()
     except UnknownCollectionError:
         return []
+    except ClassifierFileError as error:
+        log.warning("%s", error)
+        raise Refusal(503, "unusable_store", "the collections cannot be read; the log tells more") from error
     return [_entry(snapshot, collection) for collection in snapshot.ids]
 
 
@@ -26,7 +36,7 @@ def describe(store: Path | None, collection: str) -> CollectionEntry:
     """One collection.
 
     Raises:
-        Refusal: there is none.
+        Refusal: there is none, or the store is damaged.
     """
     for entry in listed(store):
         if entry.collection_id == collection:

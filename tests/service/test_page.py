@@ -321,6 +321,21 @@ def test_parameters_are_sent_as_they_are_chosen(page: Page, red: Path) -> None:
     assert parameter(page, "describe_image", "max_length").evaluate("field => field.validity.rangeUnderflow")
 
 
+def test_damaged_collections_cost_nothing_else(browser: Browser, tmp_path: Path, red: Path) -> None:
+    (tmp_path / "best_models.json").write_text("{", encoding="utf-8")
+    with serving(colour_settings(tmp_path, store=tmp_path)) as service, tab(browser, service.url) as watched:
+        page = watched.page
+        answer = page.evaluate("async () => (await fetch('collections/')).json()")
+        assert answer == {
+            "detail": "the collections cannot be read; the log tells more",
+            "code": "unusable_store",
+        }
+        look(page, red, "classify", "describe_image")
+        expect(parameter(page, "classify", "collection_id").locator("option")).to_have_text(["there is none"])
+        expect(page.locator("article.refused")).to_contain_text("invalid_parameters")
+        expect(page.locator("blockquote")).to_have_text("a picture of 24 by 24 pixels")
+
+
 def test_each_task_fails_alone(page: Page, red: Path) -> None:
     choose(page, red, "embed_dino_v2", "embed_dino_v3", "describe_image", "classify_hybrid")
     parameter(page, "describe_image", "target").select_option("prominent_face")
@@ -338,7 +353,7 @@ def test_each_task_fails_alone(page: Page, red: Path) -> None:
 
 
 def test_what_was_not_found_is_told(page: Page, red: Path) -> None:
-    region = {"requested": "person", "used": "whole_image", "bbox": [0, 0, 24, 24], "score": None}
+    region = {"requested": "prominent_person", "used": "whole_image", "bbox": [0, 0, 24, 24], "score": None}
     results: dict[str, dict[str, Any]] = {
         "describe_image": {"data": "red", "region": {**region, "fallback": "no person was found"}},
         "detect_bounding_box": {"data": None},

@@ -8,6 +8,7 @@ const FIRST = "classify_hybrid"; // listed first, and chosen where nothing is re
 const REMEMBERED = "lmm-classifier operations";
 const HINT = "A click into the photo adds a point, with Shift a negative one.";
 const LARGE = 20e6; // bytes of a photo that may be the reason why a connection broke
+const NO_COLLECTION = [["", "there is none", true]];
 const LEFT_OUT = new Set( // parameters for the HTTP interface only
   ["include_crop", "prominence", "padding", "crop_policy", "on_missing", "box", "box_format", "prompts"]);
 
@@ -22,7 +23,8 @@ async function list() {
   if (!answer.ok) throw await refusal(answer);
   const operations = await answer.json();
   const answered = await fetch("collections/");
-  const collections = answered.ok ? await answered.json() : [];
+  const known = answered.ok ? await answered.json() : [];
+  const collections = known.length ? known.map(described) : NO_COLLECTION;
   const names = Object.keys(operations).sort((a, b) => (b === FIRST) - (a === FIRST));
   const chosen = remembered() ?? [FIRST];
   const rows = names.map((name) => row(name, operations[name], collections, chosen.includes(name)));
@@ -60,7 +62,7 @@ function field(operation, key, schema, collections) {
   const places = operation.allowed_targets;
   const settled = places.length < 2 || "collection_id" in operation.parameters.properties; // where it looks
   if (LEFT_OUT.has(key) || (settled && ["target", "face_context"].includes(key))) return null;
-  const input = key === "collection_id" ? choice(collections.map(described))
+  const input = key === "collection_id" ? choice(collections)
     : entry(key === "target" ? { enum: places } : kind);
   if (input === null) return null;
   if (input.type === "checkbox") input.checked = schema.default;
@@ -148,7 +150,7 @@ function photoFrom(files) {
   stop();
   $("results").replaceChildren();
   shown = take(files[0]);
-  for (const input of document.querySelectorAll("[data-kind=array]")) input.value = ""; // points of another photo
+  for (const input of document.querySelectorAll("[data-kind=array]")) input.value = "";
   if (files.length > 1) say(`Of ${files.length} files only the first is taken.`);
   mark();
 }
