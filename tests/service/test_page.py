@@ -353,7 +353,7 @@ def test_each_task_fails_alone(page: Page, red: Path) -> None:
 
 
 def test_what_was_not_found_is_told(page: Page, red: Path) -> None:
-    region = {"requested": "person", "used": "whole_image", "bbox": [0, 0, 24, 24], "score": None}
+    region = {"requested": "prominent_person", "used": "whole_image", "bbox": [0, 0, 24, 24], "score": None}
     results: dict[str, dict[str, Any]] = {
         "describe_image": {"data": "red", "region": {**region, "fallback": "no person was found"}},
         "detect_bounding_box": {"data": None},

@@ -40,9 +40,9 @@ function refused({ status, error_message: message, error_code: code }) {
 function place({ region, cropped_image_bbox: box, cropped_image_base64: crop }) {
   if (region?.fallback) return make("p", {}, `The whole image was looked at: ${region.fallback}.`);
   if (!box) return null;
-  const alt = `What was looked at: ${region.requested}`;
-  const picture = crop ? make("img", { src: `data:image/png;base64,${crop}`, alt }) : null;
-  return make("div", {}, list([regionOf(box, words(region.requested), region.score)]), picture);
+  const what = words(region.requested).replace("prominent ", "");
+  const source = { src: `data:image/png;base64,${crop}`, alt: `What was looked at: ${what}` };
+  return make("div", {}, list([regionOf(box, what, region.score)]), crop ? make("img", source) : null);
 }
 
 function list(regions) {
