@@ -123,6 +123,7 @@ def as_tasks(*tasks: Any) -> list[dict[str, Any]]:
     return [{"operation_id": str(i), "type": n, "params": p} for i, (n, p) in enumerate(pairs)]
 
 
+PICTURES = re.compile(rb"[A-Za-z0-9+/=]{100,}")  # as base64
 LEAKS = re.compile(
     rb"0x[0-9a-f]{4,}|Traceback|File \\?\"|(?<![\w<.:/])/(?:home|tmp|usr|opt|root|work|etc|proc)/"
 )
@@ -131,7 +132,8 @@ LEAKS = re.compile(
 def assert_tells_nothing(reply: Reply) -> None:
     """No refusal, and no result of a task that failed, holds an address of memory, a path or a traceback."""
     if reply.status >= 400 or b'"error_code":"' in reply.body:
-        assert not (found := LEAKS.search(reply.body)), found
+        said = PICTURES.sub(b"", reply.body)
+        assert not (found := LEAKS.search(said)), found
         assert reply.status < 500 or reply.status == 503, reply.body
 
 

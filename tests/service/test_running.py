@@ -260,8 +260,8 @@ def test_the_log_tells_of_each_request_under_its_number(index: Path, tmp_path: P
         reply = service.upload(PHOTOS[0], "classify_hybrid", "label_image", name="secret name.png")
         records = process.records()
     number = reply.headers["x-request-id"]
-    warning, request = [r for r in records if r.get("request_id") == number]
-    assert (warning["level"], "told to fail" in warning["message"]) == ("WARNING", True)
+    *others, request = [r for r in records if r.get("request_id") == number]
+    assert any(r["level"] == "WARNING" and "told to fail" in r["message"] for r in others)
     assert (request["route"], request["status"]) == ("/analyze_image_upload/", 200)
     assert {"decode", "embed", "retrieve", "vote", "open_set"} <= set(request["stages"])
     assert 0 < sum(request["stages"].values()) <= request["seconds"] * 1.5
