@@ -37,7 +37,7 @@ from PIL import Image
 
 from lmm_classifier.corpus.digits import picture_of, scans_in
 
-TASKS = json.dumps({"tasks": [{"operation_id": "a", "type": "classify_hybrid"}]})
+HYBRID = "classify_hybrid"
 PARTS = ("together", "load", "soak")
 
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--operation", default=HYBRID, help="of the part `load`")
     parser.add_argument("--clients", type=int, default=32)
     options = parser.parse_args()
     for part in options.parts:
@@ -58,7 +59,7 @@ def main() -> None:
             asyncio.run(together(server, options.clients, options.rounds))
     if "load" in options.parts:
         with served(options.config) as server:
-            asyncio.run(load(server, options.seconds))
+            asyncio.run(load(server, options.seconds, options.operation))
     if "soak" in options.parts:
         with served(options.config) as server:
             asyncio.run(soak(server, max(options.seconds, 300)))
@@ -137,7 +138,12 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
 
 
-def post(photo: bytes, tasks: str = TASKS) -> bytes:
+def tasks_for(operation: str) -> str:
+    """One task."""
+    return json.dumps({"tasks": [{"operation_id": "a", "type": operation}]})
+
+
+def post(photo: bytes, tasks: str = tasks_for(HYBRID)) -> bytes:
     """An upload."""
     body = (
         b'--b\r\ncontent-disposition: form-data; name="image_file"; filename="a.jpg"\r\n\r\n'
@@ -156,6 +162,8 @@ def post(photo: bytes, tasks: str = TASKS) -> bytes:
 def label_of(answer: Answer) -> object:
     """The decision, without what it took."""
     data = json.loads(answer.body)["results"]["a"]["data"]
+    if isinstance(data, list):
+        return [round(value, 4) for value in data]
     return {key: data[key] for key in ("label", "status", "stage", "used_reranker")} | {
         "score": round(data["score"], 4)
     }
@@ -209,9 +217,9 @@ class Tally:
         self.without_retry += answer.status == 503 and b"retry-after" not in answer.head
 
 
-async def load(server: Server, seconds: float) -> None:
+async def load(server: Server, seconds: float, operation: str = HYBRID) -> None:
     """64 clients with large photos, who come again when they are sent away."""
-    requests = [post(large(seed)) for seed in range(16)]
+    requests = [post(large(seed), tasks_for(operation)) for seed in range(16)]
     alone = [label_of(await server.ask(request)) for request in requests]
     idle, end = server.resident, time.monotonic() + seconds
     tally, differing, peak = Tally(), 0, 0.0

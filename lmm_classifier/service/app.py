@@ -63,7 +63,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host that a stranger sent
     )
-    app.add_middleware(Guards, settings=settings, metrics=metrics)
+    app.add_middleware(Guards, settings=settings, metrics=metrics, check_room=desk.check_room)
     explain_refusals(app)
     app.include_router(_analysis(desk))
     app.include_router(_about(desk, readiness, metrics))

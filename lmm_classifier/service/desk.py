@@ -48,14 +48,22 @@ class Desk:
         self._turn, self._left = asyncio.Lock(), asyncio.Condition()
         metrics.watch(lambda: self._inside, lambda: self.bench.waiting)
 
+    def check_room(self) -> None:
+        """Whether another photo may come in.
+
+        Raises:
+            Refusal: there are too many already.
+        """
+        if self._places.locked():
+            raise Refusal(503, "overloaded", "too many photos at once; try again", {"retry-after": "1"})
+
     async def look(self, name: str, get: Callable[[], Awaitable[bytes]], asked: Tasks) -> Finished:
         """What tasks find in an encoded photo, which is got when there is room for it.
 
         Raises:
             Refusal: it is none, too large, or there is no room for it; or as `get` raises it.
         """
-        if self._places.locked():
-            raise Refusal(503, "overloaded", "too many photos at once; try again", {"retry-after": "1"})
+        self.check_room()
         return await self._look(name, get, asked)
 
     async def look_patiently(self, name: str, get: Callable[[], Awaitable[bytes]], asked: Tasks) -> Finished:

@@ -9,7 +9,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +23,7 @@ from lmm_classifier.service_settings import ServiceSettings, is_loopback
 log = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
+FOR_ONE = frozenset({"/analyze_image/", "/analyze_image_upload/"})
 OPEN = frozenset({"/health", "/ready"})  # asked by what starts and stops the service, which has no key
 MAX_HEADERS = 32 * 1024  # bytes
 GONE = 499  # what proxies call it when a client goes before it is answered; for the log
@@ -42,10 +43,14 @@ class Guards:
         app: what is guarded.
         settings: what a client may.
         metrics: counts each answer.
+        check_room: raises a Refusal where there is no room for another photo.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics, check_room: Callable[[], None]
+    ) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
+        self._check_room = check_room
         self._keys = tuple(bytes.fromhex(key.removeprefix("sha256:")) for key in settings.api_keys)
         self._rates = Rates(settings.rate) if settings.rate else None
 
@@ -64,6 +69,8 @@ class Guards:
         try:
             self._check(scope, headers)
             body.check_length()
+            if scope["path"] in FOR_ONE:  # before its form is taken apart, where all others wait
+                self._check_room()
             await self._let_through(scope, body, answer)
         except Refusal as refusal:
             await answer.refuse(refusal)

@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.formparsers import MultiPartParser
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lmm_classifier.errors import ConfigError
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 6
 """That requests have to end after SIGTERM: whoever stops a service waits ten seconds, then kills it."""
+SWITCH_S = 0.0005
+"""That a thread which computes in Python keeps the loop waiting; Python's own 5 ms add up among ten threads."""
+SPOOLED = 4 * 2**20
+"""Bytes of an upload that are not written to a file: Starlette's 1 MiB would have most photos on the disk."""
 LINGER_S = 1.0  # for idle threads to end
 KEEP_ALIVE_S = 5
 SLOWEST = 8 * 1024  # bytes a second that a client must take of an answer
@@ -46,6 +51,8 @@ def serve(
     Raises:
         ConfigError: nothing can listen there.
     """
+    sys.setswitchinterval(SWITCH_S)
+    MultiPartParser.spool_max_size = SPOOLED
     server, socket = bound(app, settings, host, port)
     on_bound(socket.getsockname()[1])
     try:

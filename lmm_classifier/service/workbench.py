@@ -116,7 +116,7 @@ class Workbench:
     async def _work(self, step: Step, queue: _Queue) -> None:
         try:
             # only a model gains by a larger batch; what comes from one finds its company here at once
-            await asyncio.sleep(self._wait_s if step.models() else 0)
+            await asyncio.sleep(self._wait_s if step.models() else self._wait_s / 4)
             while queue.waiting:
                 async with AsyncExitStack() as locks:
                     for spec in sorted(set(step.models()), key=repr):  # in one order, or two steps may wait
