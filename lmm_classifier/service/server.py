@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 6
 """That requests have to end after SIGTERM: whoever stops a service waits ten seconds, then kills it."""
 SWITCH_S = 0.0005
-"""That a thread which computes in Python keeps the loop waiting; Python's own 5 ms add up among ten threads."""
+"""That a thread which computes in Python keeps the loop waiting; Python's own 5 ms add up in ten threads."""
 SPOOLED = 4 * 2**20
 """Bytes of an upload that are not written to a file: Starlette's 1 MiB would have most photos on the disk."""
 LINGER_S = 1.0  # for idle threads to end

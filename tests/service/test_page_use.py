@@ -32,6 +32,8 @@ from html_page import HOSTILE, parsed
 from lmm_classifier.service.app import PAGE
 from synthetic import COLOURS, picture
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -388,13 +390,13 @@ def test_a_service_that_is_gone_may_come_back(browser: Browser, settings: dict[s
 def test_the_browser_asks_for_the_key(browser: Browser, settings: dict[str, Any], red: Path) -> None:
     digest = hashlib.sha256(b"swordfish").hexdigest()
     settings = {**settings, "service": {**settings["service"], "api_keys": [f"sha256:{digest}"]}}
-    credentials = {"username": "anybody", "password": "swordfish"}
     with serving(settings) as service:
         stranger = browser.new_page()
         with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):  # it asked, and nobody answered
             stranger.goto(service.url)
-        stranger.close()
-        with tab(browser, service.url, http_credentials=credentials) as watched:
+        with tab(
+            browser, service.url, http_credentials={"username": "-", "password": "swordfish"}
+        ) as watched:
             look(watched.page, red, "classify_hybrid")
             assert watched.page.locator("input[type=password]").count() == 0
             assert watched.complaints == []
