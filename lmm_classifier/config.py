@@ -34,6 +34,7 @@ from lmm_classifier.ranges import (
     Temperature,
     TopK,
 )
+from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
 
@@ -113,6 +114,7 @@ class PipelineConfig(_Section):
         batch_size: images that go through the models together.
         cache_dir: where the checkpoints of all models are looked for and kept, unless a model names a folder
             of its own; None leaves it to the hub's library and its environment variables.
+        service: what `lmm-classifier serve` offers, besides classifying, and to whom.
         pipeline: the long form; excludes `labels`, `allow_unknown`, `encoder`, `retrieval` and `rerank`.
     """
 
@@ -123,6 +125,7 @@ class PipelineConfig(_Section):
     rerank: RerankSettings = RerankSettings()
     batch_size: BatchSize = 16
     cache_dir: Path | None = None
+    service: ServiceSettings = ServiceSettings()
     pipeline: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -152,7 +155,8 @@ class PipelineConfig(_Section):
         """The settings as YAML text, complete but for unset options; also written to `path` if given."""
         body = self.model_dump(mode="json", exclude_none=True)
         if self.pipeline is not None:
-            body = {key: body[key] for key in ("batch_size", "cache_dir", "pipeline") if key in body}
+            kept = ("batch_size", "cache_dir", "service", "pipeline")
+            body = {key: body[key] for key in kept if key in body}
         text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
@@ -187,7 +191,19 @@ class PipelineConfig(_Section):
         Raises:
             ConfigError: an unknown step or option.
         """
-        return tuple(_kept_in(step, self.cache_dir) for step in self._as_written())
+        return tuple(map(self.cached, self._as_written()))
+
+    def step(self, name: str, options: Mapping[str, Any]) -> Step:
+        """A step beside those of the classifier, with options as in YAML; as free as `steps`.
+
+        Raises:
+            ConfigError: an unknown step or option.
+        """
+        return self.cached(make_step(name, options))
+
+    def cached(self, step: Step) -> Step:
+        """The step, with `cache_dir` for those of its models that name no folder."""
+        return _kept_in(step, self.cache_dir)
 
     def build(self) -> Pipeline:
         """The pipeline these settings mean, its wiring checked. Free, as `steps` is."""
@@ -345,7 +361,8 @@ def _anchored(value: Any, base: Path) -> Any:
     if isinstance(value, PipelineConfig) and value.pipeline is not None:
         steps = [_anchored(step, base) for step in value._as_written()]
         pipeline = tuple({s.name: _options(s)} for s in steps)
-        return value.model_copy(update={"pipeline": pipeline, "cache_dir": _anchored(value.cache_dir, base)})
+        fields = {key: _anchored(getattr(value, key), base) for key in ("cache_dir", "service")}
+        return value.model_copy(update={"pipeline": pipeline, **fields})
     if isinstance(value, BaseModel):
         update = {key: _anchored_field(key, getattr(value, key), base) for key in value.model_fields_set}
         return value.model_copy(update=update)
@@ -359,6 +376,12 @@ def _anchored_field(name: str, value: Any, base: Path) -> Any:
     """As `_anchored`; a Milvus URI that is no URL is the path of a local database."""
     if name == "milvus_uri" and isinstance(value, str) and "://" not in value:
         return str(base / Path(value).expanduser())
+    if name == "weights" and isinstance(value, str):
+        return _anchored_weights(value, base)
+    if name in {"store", "cache_dir"} and isinstance(value, str):
+        return str(base / Path(value).expanduser())
+    if isinstance(value, Mapping):  # options of an operation, as they are written
+        return {key: _anchored_field(key, inner, base) for key, inner in value.items()}
     return _anchored(value, base)
 
 

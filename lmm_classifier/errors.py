@@ -9,6 +9,7 @@
     ├── CollectionError            a collection classifier, its store or its training data is wrong
     │   ├── UnknownCollectionError     the store has none for this collection; also a FileNotFoundError
     │   └── ClassifierFileError        it is damaged, foreign or a pickle; also a ValueError
+    ├── CaptionError               photos cannot be put into words, as things are
     ├── FetchError                 a URL cannot be fetched; carries a code from FETCH_ERROR_CODES
     ├── ModelError                 a model cannot be loaded or run
     │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
@@ -99,6 +100,10 @@ class UnknownCollectionError(CollectionError, FileNotFoundError):
 
 class ClassifierFileError(CollectionError, ValueError):
     """A stored classifier is damaged, contradicts itself, is foreign to this program or a pickle."""
+
+
+class CaptionError(LmmClassifierError):
+    """Photos cannot be put into words, as things are: the next one would fare no better."""
 
 
 class FetchError(LmmClassifierError):

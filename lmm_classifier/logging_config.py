@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import IO, Literal
 
 PACKAGE = "lmm_classifier"
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that the service is at; every record that is made then bears it."""
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -24,6 +28,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **({"request_id": current} if (current := request_id.get()) else {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -35,20 +40,26 @@ class _OurHandler(logging.StreamHandler[IO[str]]):
     """Marks the handler that a second call replaces."""
 
 
-def setup_logging(level: Level = "INFO", json: bool = False, stream: IO[str] | None = None) -> None:
+def setup_logging(
+    level: Level = "INFO",
+    json: bool = False,
+    stream: IO[str] | None = None,
+    loggers: Sequence[str] = (PACKAGE,),
+) -> None:
     """Show this package's log records, and only those; calling it again replaces the former setting.
 
     Args:
         level: least severe level shown.
         json: one JSON object per line instead of plain text.
         stream: where to; standard error by default.
+        loggers: whose records, with all below them, are shown.
     """
-    logger = logging.getLogger(PACKAGE)
-    for handler in [h for h in logger.handlers if isinstance(h, _OurHandler)]:
-        logger.removeHandler(handler)
     handler = _OurHandler(stream or sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(JsonFormatter() if json else plain)
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False  # else a host that logs to its root would print every line twice
+    for logger in map(logging.getLogger, loggers):
+        for former in [h for h in logger.handlers if isinstance(h, _OurHandler)]:
+            logger.removeHandler(former)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False  # else a host that logs to its root would print every line twice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,7 +117,7 @@ class Pipeline:
         source = iter(samples)
         while batch := list(islice(source, self.batch_size)):
             for step in self.steps:
-                batch = _run_step(step, batch)
+                batch = run_step(step, batch)
             yield from batch
 
     def run_files(
@@ -125,8 +125,21 @@ class Pipeline:
     ) -> Iterator[Sample | SkippedFile]:
         """Yield finished samples of photos as they are read, a batch at a time, in the order of the paths.
 
-        Threads read the next batch while the steps are at one. A photo that cannot be read yields its
-        reason. Memory does not grow with their number: two batches of photos are open at a time.
+        A photo that cannot be read yields its reason.
+        """
+        with closing(self.read_files(paths, limits)) as batches:
+            for batch in batches:
+                finished = self.run(item for item in batch if isinstance(item, Sample))
+                for item in batch:
+                    yield next(finished) if isinstance(item, Sample) else item
+
+    def read_files(
+        self, paths: Iterable[str | Path], limits: ImageLimits = DEFAULT_LIMITS
+    ) -> Generator[list[Sample | SkippedFile], None, None]:
+        """Yield photos that no step has seen yet, a batch at a time, in the order of the paths.
+
+        Threads read the next batch while the caller is at one. Memory does not grow with the number of
+        photos: two batches of them are open at a time.
         """
         source = iter(paths)
         for first in islice(source, 1):  # to look at no photo, no model is asked what it needs
@@ -135,9 +148,7 @@ class Pipeline:
             opened = in_order(look, chain([first], source), workers, self.batch_size)
             with closing(opened):
                 while batch := list(islice(opened, self.batch_size)):
-                    finished = self.run(item for item in batch if isinstance(item, Sample))
-                    for item in batch:
-                        yield next(finished) if isinstance(item, Sample) else item
+                    yield batch
 
 
 def _opened(path: str | Path, target_size: int | None, limits: ImageLimits) -> Sample | SkippedFile:
@@ -177,12 +188,17 @@ def run_shared(
     for line in lines:
         known = max(n for n in range(len(line) + 1) if line[:n] in done)
         for n in range(known, len(line)):
-            done[line[: n + 1]] = _run_step(line[n], done[line[:n]])
+            done[line[: n + 1]] = run_step(line[n], done[line[:n]])
     return [done[line] for line in lines]
 
 
-def _run_step(step: Step, batch: list[Sample]) -> list[Sample]:
-    """Run a step over the samples that are not skipped; the others stay where they are."""
+def run_step(step: Step, batch: list[Sample]) -> list[Sample]:
+    """Run a step over the samples that are not skipped; the others stay where they are.
+
+    Raises:
+        StepError: it lost, added or reordered samples.
+        LmmClassifierError: as the step raises it.
+    """
     active = [sample for sample in batch if sample.skipped is None]
     started = time.perf_counter()
     result = step.run(active)

@@ -105,7 +105,7 @@ def check(kind: Kind, name: str) -> None:
     Raises:
         ValueError: no such name.
     """
-    if name not in names(kind):
+    if name not in BUILTINS[kind] and name not in names(kind):
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names(kind))}")
 
 

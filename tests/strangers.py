@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
+
 import pytest
 
 from lmm_classifier.errors import FetchError
@@ -189,3 +193,23 @@ def told(url: str, guard: Guard | None = None, limits: FetchLimits = QUICK) -> s
 def refused(url: str, guard: Guard | None = None, limits: FetchLimits = QUICK) -> None:
     """With the one error that there is."""
     assert told(url, guard, limits) == SAME
+
+
+def table_of_the_house(realdata: Path) -> tuple[dict[str, list[list[str]]], list[tuple[str, str]]]:
+    """The names of LMM_CLASSIFIER_REALDATA, and its URLs with "allow" or "block".
+
+    A URL is written as the body of a JSON string; `|` between answers separates later look-ups.
+    """
+    if not (realdata / "ssrf").is_dir():
+        pytest.skip("LMM_CLASSIFIER_REALDATA has no folder ssrf/ with cases.tsv and dns.tsv")
+    names: dict[str, list[list[str]]] = {"nxdomain.test": [[]]}
+    for name, answers in _rows(realdata / "ssrf" / "dns.tsv"):
+        names[name] = [[one.strip() for one in now.split(",")] for now in answers.split("|")]
+    rows = [(json.loads(f'"{url}"'), verdict) for url, verdict, _ in _rows(realdata / "ssrf" / "cases.tsv")]
+    assert {verdict for _, verdict in rows} == {"block", "allow"}
+    return names, rows
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]

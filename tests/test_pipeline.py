@@ -150,6 +150,13 @@ class TestFiles:
                 for key, rows in alone.embeddings.items():
                     np.testing.assert_allclose(each.embeddings[key], rows, atol=1e-6)
 
+    def test_they_may_be_read_for_somebody_else(self, photos: list[Path]) -> None:
+        batches = list(Pipeline((Other(),), 4).read_files(photos))
+        assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
+        read = [each for batch in batches for each in batch]
+        assert [s.sample_id if isinstance(s, Sample) else s.path for s in read] == [str(p) for p in photos]
+        assert [i for i, each in enumerate(read) if isinstance(each, SkippedFile)] == [4, 9]
+
     def test_two_batches_are_open_at_most(self, photos: list[Path]) -> None:
         taken: list[Path] = []
         source = (taken.append(path) or path for path in photos * 10)  # type: ignore[func-returns-value]

@@ -16,6 +16,7 @@ import typer
 from lmm_classifier import __version__
 from lmm_classifier.cli import (
     calibrate,
+    caption,
     classify,
     collections,
     config,
@@ -24,6 +25,7 @@ from lmm_classifier.cli import (
     experiment,
     index,
     models,
+    serve,
     steps,
 )
 from lmm_classifier.cli.output import help_without_command, note
@@ -45,9 +47,12 @@ app.add_typer(index.app, name="index")
 app.command("calibrate")(calibrate.run)
 app.command("classify")(classify.run)
 app.command("evaluate")(evaluate.run)
+app.command("caption")(caption.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
+app.command("serve")(serve.serve)
+app.command("key")(serve.key)
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(collections.app, name="collections")
 app.add_typer(config.app, name="config")

@@ -22,8 +22,8 @@ import numpy as np
 from lmm_classifier.collection.binding import Encoders, bound, check_target
 from lmm_classifier.collection.embedded_json import json_in
 from lmm_classifier.collection.training_set import JOIN, SkippedCollection, TrainingSet, unit_rows
-from lmm_classifier.errors import CollectionError, ConfigError, LmmClassifierError
-from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits, fetch
+from lmm_classifier.errors import CollectionError, LmmClassifierError
+from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits, bearer, fetch
 from lmm_classifier.plan import TargetName
 
 TOKEN = "LMM_CLASSIFIER_COLLECTIONS_TOKEN"  # noqa: S105 -- the variable's name
@@ -111,10 +111,7 @@ class Service:
         )
 
     def _get(self, path: str) -> Any:
-        token = os.environ.get(TOKEN, "")
-        if not (token.isascii() and token.isprintable()):
-            raise ConfigError(f"{TOKEN} holds characters that a request cannot carry")
-        headers = {"Authorization": f"Bearer {token}"} if token else None
+        headers = bearer(os.environ.get(TOKEN, ""), TOKEN)
         url = f"{self.url.rstrip('/')}/{path}"
         return json_in(fetch(url, limits=self.limits, headers=headers), url)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,11 @@ R = TypeVar("R")
 
 
 def in_order(
-    work: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int
+    work: Callable[[T], R],
+    tasks: Iterable[T],
+    workers: int,
+    ahead: int,
+    stop: threading.Event | None = None,
 ) -> Generator[R, None, None]:
     """Do the tasks in threads and yield the results in the tasks' order.
 
@@ -21,6 +26,7 @@ def in_order(
         tasks: taken only as needed.
         workers: threads.
         ahead: at most so many tasks are begun or done and not yet yielded.
+        stop: set when no result is wanted any more, before what has been begun is waited for.
     """
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -32,5 +38,7 @@ def in_order(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            if stop is not None:
+                stop.set()
             for future in waiting:
                 future.cancel()

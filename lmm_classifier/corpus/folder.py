@@ -36,7 +36,7 @@ def read_folder(root: str | os.PathLike[str]) -> Corpus:
         CorpusError: the root is missing, unreadable or no folder, or holds not a single image.
     """
     root = Path(root)
-    _check_root(root)
+    _check_root(root, "the folder that holds one folder per label")
     walk = _Walk(root)
     walk.run()
     labelled = [path for path in walk.images if "/" in path]
@@ -65,17 +65,17 @@ def list_images(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], tuple[Sk
         CorpusError: the root is missing, unreadable or no folder.
     """
     root = Path(root)
-    _check_root(root)
+    _check_root(root, "a folder of photos")
     walk = _Walk(root)
     walk.run()
     return tuple(sorted(walk.images, key=os.fsencode)), walk.sorted_skips()
 
 
-def _check_root(root: Path) -> None:
+def _check_root(root: Path, wanted: str) -> None:
     try:
         if not root.is_dir():
             problem = "is not a folder" if root.exists() else "there is no such folder"
-            raise CorpusError(f"{root}: {problem}; give the folder that holds one folder per label")
+            raise CorpusError(f"{root}: {problem}; give {wanted}")
         os.scandir(root).close()
     except OSError as error:
         raise CorpusError(

@@ -33,6 +33,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from lmm_classifier.corpus.headers import check_header
 from lmm_classifier.corpus.pixels import image_from_array, mend_header, upright_rgb
 from lmm_classifier.errors import ImageError
 
@@ -127,6 +128,20 @@ def open_image(
     raise TypeError(f"an image is a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
 
+def size_of_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) that the header of an encoded photo says; nothing is decoded.
+
+    Raises:
+        ImageError: it is no photo, or is outside the limits.
+    """
+    with _image_errors_only():
+        _check_length(len(data), limits)
+        _ignore_metadata_warnings()
+        size = _open_lazily(data).size
+        _check_size(size, limits)
+    return size
+
+
 def load_image_file(
     path: str | os.PathLike[str], *, target_size: int | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> LoadedImage:
@@ -157,6 +172,15 @@ def read_image_bytes(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT
         raise ImageError("not_found", "no file can have this name") from error
     _check_length(len(data), limits)
     return data
+
+
+def type_of_image(data: bytes) -> str:
+    """The media type of an encoded photo, such as "image/jpeg", told by its first bytes as `open_image` does.
+
+    Raises:
+        ImageError: it is no photo.
+    """
+    return Image.MIME[str(_decoder_of(data).format)]
 
 
 def _check_file(info: os.stat_result, limits: ImageLimits) -> None:
@@ -215,9 +239,14 @@ def _decode(data: _Buffer, target_size: int | None, limits: ImageLimits) -> Imag
 
 def _open_lazily(data: bytes) -> ImageFile:
     # Not Image.open: it would warn about sizes by a global setting, and read a phone's JPEG as MPO.
+    check_header(data)
+    return _decoder_of(data)(io.BytesIO(data))
+
+
+def _decoder_of(data: bytes) -> type[ImageFile]:
     for magic, decoder in _DECODERS:
         if magic.match(data):
-            return decoder(io.BytesIO(data))
+            return decoder
     raise ImageError("unsupported_format", "this is not a JPEG, PNG, WebP, GIF, BMP or TIFF image")
 
 

@@ -93,6 +93,42 @@ def demo_config(index: Path) -> PipelineConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """The demo's index: images, labels, images per second, and held-out images it was calibrated on."""
+
+    n_images: int
+    labels: tuple[str, ...]
+    rate: float
+    n_calibrated: int
+
+
+def is_demo(config: PipelineConfig) -> bool:
+    """Whether these are the demo's settings, wherever its index is, however it is served."""
+    if config.retrieval is None:
+        return False
+    served = demo_config(config.retrieval.index_path).model_copy(update={"service": config.service})
+    return config == served
+
+
+def make_demo_index(corpus: Path, index: Path, on_progress: OnProgress) -> Indexed:
+    """Write the scans as photos into `corpus`, index those that are labelled, and calibrate.
+
+    Raises:
+        LmmClassifierError: as the stages raise it.
+    """
+    on_progress(Progress("writing the scans as photos"))
+    write_digits(corpus)
+    load_encoder(ENCODER)
+    started = time.perf_counter()
+    report = index_corpus(corpus / "index", index, encoder=ENCODER, on_progress=on_progress)
+    rate = report.indexed / (time.perf_counter() - started)
+    on_progress(Progress("fitting the thresholds"))
+    held_out = read_corpus(corpus / "calibration")
+    calibration, _ = calibrate(HybridClassifier(demo_config(index)), TARGET, held_out=held_out, score=SCORE)
+    return Indexed(report.indexed, tuple(report.labels), rate, calibration.n_held_out)
+
+
 def run_demo(output: Path, on_progress: OnProgress) -> DemoSummary:
     """Run everything into `output`: corpus/, index/, config.yaml, summary.json and report.html.
 
@@ -105,26 +141,16 @@ def run_demo(output: Path, on_progress: OnProgress) -> DemoSummary:
     """
     started = time.perf_counter()
     corpus, index = output / "corpus", output / "index"
-    on_progress(Progress("writing the scans as photos"))
-    write_digits(corpus)
-    config = demo_config(index)
-    load_encoder(ENCODER)
-    indexing_started = time.perf_counter()
-    report = index_corpus(corpus / "index", index, encoder=ENCODER, on_progress=on_progress)
-    index_rate = report.indexed / (time.perf_counter() - indexing_started)
-    on_progress(Progress("fitting the thresholds"))
-    calibration, _ = calibrate(
-        HybridClassifier(config), TARGET, held_out=read_corpus(corpus / "calibration"), score=SCORE
-    )
+    made = make_demo_index(corpus, index, on_progress)
     query_started = time.perf_counter()
-    queries = list(_answered(HybridClassifier(config), corpus, on_progress))
+    queries = list(_answered(HybridClassifier(demo_config(index)), corpus, on_progress))
     query_rate = len(queries) / (time.perf_counter() - query_started)
     on_progress(Progress("writing the report"))
-    metrics = measure([q.answer for q in queries], [q.truth for q in queries], tuple(report.labels))
+    metrics = measure([q.answer for q in queries], [q.truth for q in queries], made.labels)
     summary = DemoSummary(
-        indexed=report.indexed,
-        calibrated_on=calibration.n_held_out,
-        index_rate=index_rate,
+        indexed=made.n_images,
+        calibrated_on=made.n_calibrated,
+        index_rate=made.rate,
         query_rate=query_rate,
         seconds=time.perf_counter() - started,
         metrics=metrics,

@@ -1,9 +1,10 @@
-"""The one function that fetches a URL, and its sister that posts: tries, waits and redirects."""
+"""The one function that fetches a URL, and its sisters that post: tries, waits and redirects."""
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -59,13 +60,27 @@ def fetch(
 def post_json(
     url: str, value: Any, *, limits: FetchLimits = DEFAULT_LIMITS, headers: Mapping[str, str] | None = None
 ) -> bytes:
-    """The body of the answer to a POST of a value as JSON; takes and raises what an unguarded `fetch` does.
-
-    A redirect is not followed: what is posted is meant for this address.
-    """
+    """`post`, of a value as JSON."""
     body = json.dumps(value, allow_nan=False).encode()
-    sent = {"Content-Type": "application/json", **(headers or {})}
-    return _insisted(Request("POST", _read_own(url), sent, body), limits)
+    return post(url, body, "application/json", limits=limits, headers=headers)
+
+
+def post(
+    url: str,
+    body: bytes,
+    content_type: str,
+    *,
+    limits: FetchLimits = DEFAULT_LIMITS,
+    headers: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> bytes:
+    """The body of the answer to a POST; takes and raises what an unguarded `fetch` does.
+
+    A redirect is not followed: what is posted is meant for this address. Once `stop` is set, by whoever does
+    not want the answer any more, it is not tried again.
+    """
+    sent = {"Content-Type": content_type, **(headers or {})}
+    return _insisted(Request("POST", _read_own(url), sent, body), limits, stop)
 
 
 def check_url(url: str) -> None:
@@ -91,18 +106,21 @@ def _read_strange(url: str) -> Url:
         raise FetchError("bad_url", f"it is no URL to fetch: {error}") from error
 
 
-def _insisted(request: Request, limits: FetchLimits) -> bytes:
+def _insisted(request: Request, limits: FetchLimits, stop: threading.Event | None = None) -> bytes:
+    stop = stop or threading.Event()
     clock = Clock(time.monotonic() + limits.total_s)
-    wait = limits.wait_s
-    for left in reversed(range(limits.tries)):
+    wait, left = limits.wait_s, limits.tries
+    while left:
+        left -= 1
         try:
             return _followed(request, limits, clock)
         except TransientError as error:
-            pause = max(wait, error.after)
-            if not left or clock.left() <= pause:
+            invited = limits.patient and error.after > 0
+            pause = error.after if invited else max(wait, error.after)
+            left += invited
+            if not left or clock.left() <= pause or stop.wait(pause):
                 raise FetchError(error.code, error.message, error.status, error.said) from error
-        time.sleep(pause)
-        wait *= 2
+        wait *= 1 if invited else 2
     raise ValueError(f"tries must be at least 1, got {limits.tries}")
 
 

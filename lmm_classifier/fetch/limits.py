@@ -17,6 +17,8 @@ class FetchLimits:
         tries: how often at most, after no answer, a broken one, or one of `AGAIN`.
         wait_s: seconds before the second try; twice as long before each further one, and longer where the
             server says so (Retry-After, in seconds).
+        patient: whether an answer with which the server says so is no try: then it is asked again just when
+            it wants to be, until the time is over.
         redirects: how many are followed; none after a POST.
     """
 
@@ -26,6 +28,7 @@ class FetchLimits:
     max_bytes: int = 256 * 2**20
     tries: int = 3
     wait_s: float = 0.5
+    patient: bool = False
     redirects: int = 3
 
 

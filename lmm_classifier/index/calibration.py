@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -228,8 +228,13 @@ def _decider(calibration: Calibration, stored: Mapping[str, Any]) -> Decider:
 
 def _read(path: Path) -> Calibration | None:
     try:
-        return TypeAdapter(Calibration).validate_python(unseal(path, SCHEMA_VERSION, REMEDY))
+        return _checker().validate_python(unseal(path, SCHEMA_VERSION, REMEDY))
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise IndexFolderError(f"{path} is not a calibration; {REMEDY}") from error
+
+
+@cache
+def _checker() -> TypeAdapter[Calibration]:
+    return TypeAdapter(Calibration)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from lmm_classifier.errors import IndexFolderError
 
+NAME_BYTES = 240  # of a file's name that its temporary one repeats: with the rest, fewer than the usual 255
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
@@ -61,7 +63,8 @@ def _taking_the_place_of(path: Path) -> Iterator[Path]:
     """A path to write; what is there at the end is on the disk before it gets its name."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        start = os.fsencode(path.name)[:NAME_BYTES].decode(errors="ignore")
+        temporary = path.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
         try:
             yield temporary
             with temporary.open("rb+") as file:

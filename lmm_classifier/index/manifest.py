@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     fingerprints = body.pop("fingerprints", None)
     try:
-        manifest = TypeAdapter(Manifest).validate_python(body)
+        manifest = _checker().validate_python(body)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise IndexFolderError(f"{path} is not a manifest of version {SCHEMA_VERSION}: {where}") from error
@@ -127,3 +128,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} counts {manifest.count} vectors and {sum(manifest.labels.values())} labels; rebuild it"
         )
     return manifest
+
+
+@cache
+def _checker() -> TypeAdapter[Manifest]:
+    """Made once: it takes longer than reading the file, which every batch of queries does."""
+    return TypeAdapter(Manifest)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, IndexFolderError
+from lmm_classifier.extras import extra
 from lmm_classifier.index.engine import LOOKED_UP, Found, Search, rescored, stacked
-from lmm_classifier.index.extras import extra
 from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.manifest import Manifest, read_manifest
 from lmm_classifier.index.progress import OnProgress, Progress, unheard

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, LmmClassifierError, ModelError
-from lmm_classifier.index.extras import extra
+from lmm_classifier.extras import extra
 from lmm_classifier.index.intake import Reading
 from lmm_classifier.index.making import MakesVectors, OnTaken, Shard, Work, make_shard
 from lmm_classifier.index.previous import NOTHING, Task, open_previous

@@ -81,6 +81,15 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class RawEncoder(Encoder, Protocol):
+    """An encoder that also tells what its model gives before that is normalised."""
+
+    def encode_raw(self, images: Sequence[Image.Image]) -> FloatArray:
+        """As `encode`, with rows of any length in the direction of those."""
+        ...
+
+
+@runtime_checkable
 class TextEncoder(Encoder, Protocol):
     """An encoder that puts texts into the space of its images, so that a name can stand for examples."""
 
@@ -162,6 +171,8 @@ class Chooser(Protocol):
 _opened: dict[tuple[registry.Kind, ModelSpec], Any] = {}
 _failed: dict[tuple[registry.Kind, ModelSpec], tuple[float, ModelError]] = {}
 _opening: dict[tuple[registry.Kind, ModelSpec], threading.Lock] = {}
+_used: dict[tuple[registry.Kind, ModelSpec], float] = {}
+_budget: list[int] = []
 _lock = threading.Lock()
 
 
@@ -249,6 +260,37 @@ def embedded(sample: Sample, spec: ModelSpec, step: str) -> FloatArray:
     return sample.embeddings[contract.fingerprint]
 
 
+def set_memory_budget(n_bytes: int | None) -> None:
+    """Bytes of weights that stay open in this process; None: all of them do.
+
+    Of more, models are closed from the least recently used on, but for the last one that was opened. Whoever
+    is at work with one keeps it until he is done; the next one to ask opens it again.
+    """
+    _budget[:] = [] if n_bytes is None else [n_bytes]
+
+
+def _make_room(newest: tuple[registry.Kind, ModelSpec]) -> None:
+    if not _budget:
+        return
+    from lmm_classifier.models.footprint import weight_bytes  # torch, which not every model needs
+
+    with _lock:
+        sizes = {key: weight_bytes(model) for key, model in _opened.items()}
+        for key in sorted(sizes, key=lambda key: _used.get(key, 0.0)):
+            if sum(sizes.values()) <= _budget[0]:
+                break
+            if key != newest:
+                log.info(
+                    "closed %s %s %s to stay within the memory budget", key[0], key[1].family, key[1].weights
+                )
+                del _opened[key], sizes[key]
+
+
+def is_open(spec: ModelSpec) -> bool:
+    """Whether a model of this spec is in memory."""
+    return any(opened == spec for _, opened in tuple(_opened))
+
+
 def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
     """The one model of a kind and spec in the process, opened on first use.
 
@@ -257,22 +299,31 @@ def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
         ModelError: it cannot be opened; for a minute it is not tried again.
     """
     key = (kind, spec)
-    if key in _opened:  # of one that is open, nobody waits for another that is being opened
-        return _opened[key]
+    _used[key] = time.monotonic()
+    if (found := _opened.get(key)) is not None:  # nobody waits for another one that is being opened
+        return found
     with _lock:
         opening = _opening.setdefault(key, threading.Lock())
     with opening:  # two first requests must not open a model twice
-        if key in _opened:
-            return _opened[key]
+        if (found := _opened.get(key)) is not None:
+            return found
         failed_at, error = _failed.get(key, (float("-inf"), None))
         if error is not None and time.monotonic() - failed_at < RETRY_AFTER_S:
-            raise error.with_traceback(None)
+            raise _afresh(error)
         started = time.monotonic()
         try:
-            _opened[key] = registry.resolve(kind, spec.family)(spec)
+            model = registry.resolve(kind, spec.family)(spec)
         except ModelError as new_error:
-            _failed[key] = (time.monotonic(), new_error)
+            _failed[key] = (time.monotonic(), _afresh(new_error))
             raise
         _failed.pop(key, None)
         log.info("opened %s %s %s in %.1f s", kind, spec.family, spec.weights, time.monotonic() - started)
-        return _opened[key]
+        with _lock:
+            _opened[key] = model
+    _make_room(key)
+    return model
+
+
+def _afresh(error: ModelError) -> ModelError:
+    """The same error without its traceback, whose frames hold whatever was being looked at."""
+    return type(error)(*error.args)

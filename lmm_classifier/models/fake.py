@@ -43,11 +43,13 @@ class FakeEncoder:
         )
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
-        grids = [np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float32) for image in images]
-        flat = (
-            np.asarray(grids, np.float32).reshape(len(images), 3 * GRID * GRID) + 1
-        )  # black has a direction too
+        flat = self.encode_raw(images)
         return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True), np.float32)
+
+    def encode_raw(self, images: Sequence[Image.Image]) -> FloatArray:
+        grids = [np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float32) for image in images]
+        # black has a direction too
+        return np.asarray(np.asarray(grids, np.float32).reshape(len(images), 3 * GRID * GRID) + 1)
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         named = [[w for w in re.findall("[a-z]+", t.lower()) if w in ImageColor.colormap] for t in texts]

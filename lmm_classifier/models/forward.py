@@ -71,6 +71,10 @@ class Batches:
         """The features (n, d) of at least one item as unit rows, in order; raises as `parts`."""
         return np.concatenate(self.parts(items, lambda part: unit_rows(features(part))))
 
+    def raw_rows(self, items: Sequence[T], features: Callable[[Sequence[T]], torch.Tensor]) -> FloatArray:
+        """The features (n, d) as they are, float32, in order; raises as `parts`."""
+        return np.concatenate(self.parts(items, lambda part: features(part).float().cpu().numpy()))
+
     def parts(self, items: Sequence[T], answers: Callable[[Sequence[T]], R]) -> list[R]:
         """The answers about one part of the items after the other, in order.
 

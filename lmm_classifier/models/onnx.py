@@ -50,16 +50,19 @@ class OnnxEncoder:
         return self._description.input_size
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
-        if not images:
-            return np.empty((0, self._contract.dim), np.float32)
-        step = self._batch or len(images)
-        vectors = np.concatenate([self._run(images[i : i + step]) for i in range(0, len(images), step)])
+        vectors = self.encode_raw(images)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(norms) & (norms > 0)).all():
             raise ModelError(
                 f"{self._weights!r} gave a vector of zeros or without numbers; it has no direction"
             )
         return np.asarray(vectors / norms, np.float32)
+
+    def encode_raw(self, images: Sequence[Image.Image]) -> FloatArray:
+        if not images:
+            return np.empty((0, self._contract.dim), np.float32)
+        step = self._batch or len(images)
+        return np.concatenate([self._run(images[i : i + step]) for i in range(0, len(images), step)])
 
     def _run(self, images: Sequence[Image.Image]) -> FloatArray:
         """Raw vectors, float32 (len(images), d); at most as many images as the graph takes at once."""

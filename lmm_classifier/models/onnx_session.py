@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.footprint import file_bytes
 from lmm_classifier.models.pretrained import checkpoint_folder, first_line
 
 THREADS = 2  # per call; several workers share a machine
@@ -116,6 +117,7 @@ def open_session(path: Path, weights: str, family: str) -> tuple[Any, str]:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except (OSError, *_FAILURES) as error:
         raise ModelError(f"model {weights!r} cannot be opened as {family!r}: {first_line(error)}") from error
+    file_bytes[session] = len(content)
     return session, hashlib.sha256(content).hexdigest()
 
 

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import ClassVar
 
-from lmm_classifier.errors import FetchError, ModelError, ModelUnavailableError, OutOfTimeError
-from lmm_classifier.fetch import FetchLimits, check_url, post_json
+from lmm_classifier.errors import ConfigError, FetchError, ModelError, ModelUnavailableError, OutOfTimeError
+from lmm_classifier.fetch import FetchLimits, bearer, check_url, post_json
 from lmm_classifier.models.base import AnswerForm, ModelSpec, Question, refuse_compile
 from lmm_classifier.models.openai_chat import CONSTRAINED, LOGPROBS, TEXT
 from lmm_classifier.models.openai_systemone import SYSTEMONE
-from lmm_classifier.models.openai_way import MAX_PIXELS, Posed, Way, posed, shown
+from lmm_classifier.models.openai_way import MAX_PIXELS, Posed, Way, posed
+from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def _place(weights: str) -> tuple[str, str]:
 
 
 def _authorization() -> dict[str, str]:
-    key = os.environ.get(KEY, "")
-    if not (key.isascii() and key.isprintable()):
-        raise ModelError(f"{KEY} holds characters that a request cannot carry")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        return bearer(os.environ.get(KEY, ""), KEY)
+    except ConfigError as error:
+        raise ModelError(str(error)) from error

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Question
-from lmm_classifier.models.openai_way import Answer, Logprob, Posed, Way, logarithms, shown, validated
+from lmm_classifier.models.openai_way import Answer, Logprob, Posed, Way, logarithms, validated
+from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
 PATH = "/chat/completions"

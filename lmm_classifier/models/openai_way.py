@@ -17,13 +17,12 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.prompt import answers_of, asked
 from lmm_classifier.models.shape import shrunk, widened
-from lmm_classifier.text import one_line
+from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
 # As `qwen-vl` has it: the bound that Qwen2-VL's model card proposes, so that both look at the same pixels.
 MAX_PIXELS = 1280 * 28 * 28
 MAX_ASPECT_RATIO = 200  # servers pass photos to image processors of this bound, and fail on longer slivers
-SHOWN = 160  # characters of what a server said that an error repeats
 
 Validated = TypeVar("Validated", bound="Answer")
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]
@@ -113,12 +112,6 @@ def validated(kind: type[Validated], content: bytes) -> Validated:
         raise ModelError(
             f"the answer is not as its API documents it: {shown(place)}: {first['msg']}"
         ) from None
-
-
-def shown(said: str) -> str:
-    """What somebody else wrote, as the beginning of one printable line."""
-    line = one_line(said)
-    return line if len(line) <= SHOWN else line[:SHOWN] + "..."
 
 
 def logarithms(probabilities: list[float]) -> FloatArray:

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.device import device_of
 
 T = TypeVar("T")
 
@@ -167,23 +168,6 @@ def for_inference(model: torch.nn.Module, spec: ModelSpec, weights: str) -> Any:
         return model.eval().requires_grad_(False).to(device)
     except RuntimeError as error:  # torch's out-of-memory is one
         raise ModelError(f"model {weights!r} cannot be moved to {device}: {first_line(error)}") from error
-
-
-def device_of(spec: ModelSpec) -> torch.device:
-    """The device a spec means.
-
-    Raises:
-        ModelError: it names a device this machine does not have.
-    """
-    if spec.device != "auto":
-        kind, _, index = spec.device.partition(":")
-        count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-        if int(index or 0) >= count[kind]:
-            raise ModelError(f"device {spec.device!r} is not available here; use device: auto")
-        return torch.device(spec.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def dtype_of(spec: ModelSpec) -> torch.dtype:

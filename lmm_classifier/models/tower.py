@@ -80,6 +80,11 @@ class TorchEncoder(ABC):
             return self._no_rows
         return self._images.unit_rows(images, lambda part: self._features(self._inputs(part)))
 
+    def encode_raw(self, images: Sequence[Image.Image]) -> FloatArray:
+        if not images:
+            return self._no_rows
+        return self._images.raw_rows(images, lambda part: self._features(self._inputs(part)))
+
     @abstractmethod
     def _inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Photos as the model takes them; the first axis of every tensor is n."""

@@ -10,20 +10,29 @@ from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
+from lmm_classifier.errors import ModelError
+from lmm_classifier.models.base import ModelSpec, RawEncoder, input_size_of, load_encoder
 from lmm_classifier.pipeline import Step, by_sample, crops_of
+from lmm_classifier.ranges import Flag
 from lmm_classifier.types import Sample, read_only
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
 class Embed(Step):
-    """Encode the regions looked at, of all images in one model call."""
+    """Encode the regions looked at, of all images in one model call.
+
+    Attributes:
+        encoder: makes the vectors.
+        normalize: False gives them as the model does, of any length; they are kept apart from unit vectors,
+            and no index takes them.
+    """
 
     name: ClassVar[str] = "embed"
     requires: ClassVar[frozenset[str]] = frozenset({"image", "regions"})
     provides: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     encoder: ModelSpec
+    normalize: Flag = True
 
     @field_validator("encoder")
     @classmethod
@@ -41,9 +50,14 @@ class Embed(Step):
         if not batch:
             return []
         encoder = load_encoder(self.encoder)
-        vectors = encoder.encode(crops_of(batch))  # (sum of r, d)
-        vectors.setflags(write=False)
         key = encoder.contract.fingerprint
+        if self.normalize:
+            vectors = encoder.encode(crops_of(batch))  # (sum of r, d)
+        elif isinstance(encoder, RawEncoder):
+            vectors, key = encoder.encode_raw(crops_of(batch)), f"{key}-raw"
+        else:
+            raise ModelError(f"{self.encoder.family!r} has unit vectors only; leave `normalize` out")
+        vectors.setflags(write=False)
         return [
             replace(sample, embeddings=read_only({**sample.embeddings, key: rows}))
             for sample, rows in zip(batch, by_sample(batch, vectors), strict=True)

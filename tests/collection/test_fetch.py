@@ -8,13 +8,14 @@ import pickle
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from collections_service import Handler, serving
 from lmm_classifier.errors import FetchError
-from lmm_classifier.fetch import FetchLimits, fetch, post_json
+from lmm_classifier.fetch import FetchLimits, fetch, post, post_json
 from vlm_server import Reply, refuses, says
 from vlm_server import serving as posting
 
@@ -231,6 +232,13 @@ class TestPost:
             "Bearer x",
         )
 
+    def test_may_be_of_anything(self) -> None:
+        with posting({"/a": says(b"[1]")}) as server:
+            sent = post(f"{server.url}/a", b'{"a":\n1}', "application/vnd.mine+json", headers={"X": "y"})
+            [asked] = server.asked
+        assert (sent, asked.body) == (b"[1]", {"a": 1})
+        assert (asked.headers["Content-Type"], asked.headers["X"]) == ("application/vnd.mine+json", "y")
+
     def test_of_what_is_no_json_is_refused(self) -> None:
         with pytest.raises(ValueError, match="JSON compliant"):
             post_json("http://127.0.0.1:1/", float("nan"))
@@ -258,6 +266,32 @@ class TestPost:
             assert post_json(f"{server.url}/a", {}, limits=QUICK) == b"at last"
             assert server.paths == ["/a"] * 3
 
+    def test_is_no_try_where_the_server_says_when_to_come_again(self) -> None:
+        again = refuses(503, Retry_After="1")
+        replies = iter([again, again, says(b"at last")])
+        limits = replace(QUICK, total_s=5, tries=1)
+        with posting({"/a": lambda handler, body: next(replies)(handler, body)}) as server:
+            started = time.monotonic()
+            assert post_json(f"{server.url}/a", {}, limits=replace(limits, patient=True)) == b"at last"
+            assert 2 <= time.monotonic() - started < 3
+            server.replies["/a"] = again
+            assert refusal(f"{server.url}/a", limits).status == 503  # who is not patient had one try
+            started = time.monotonic()
+            assert refusal(f"{server.url}/a", replace(limits, total_s=2.5, patient=True)).status == 503
+            assert 2 <= time.monotonic() - started < 2.6
+            assert server.paths == ["/a"] * (3 + 1 + 3)
+
+    def test_that_nobody_wants_any_more_is_not_tried_again(self) -> None:
+        stop = threading.Event()
+        limits = replace(QUICK, total_s=30, patient=True)
+        with posting({"/a": refuses(503, Retry_After="20")}) as server:
+            threading.Timer(0.3, stop.set).start()
+            started = time.monotonic()
+            with pytest.raises(FetchError, match="answers 503"):
+                post(f"{server.url}/a", b"1", "application/json", limits=limits, stop=stop)
+            assert 0.2 < time.monotonic() - started < 2
+            assert server.paths == ["/a"]
+
     def test_to_a_server_that_hardly_reads_ends_when_the_time_is_over(self) -> None:
         """It takes some bytes now and then, so that each part of the writing succeeds in time."""
         with socket.socket() as listening:
@@ -281,8 +315,8 @@ class TestPost:
             reader.join()
 
 
-def refusal(url: str) -> FetchError:
+def refusal(url: str, limits: FetchLimits = QUICK) -> FetchError:
     with pytest.raises(FetchError) as caught:
-        post_json(url, {"a": 1}, limits=QUICK)
+        post_json(url, {"a": 1}, limits=limits)
     assert "\n" not in str(caught.value)
     return caught.value

@@ -50,3 +50,13 @@ def test_no_thread_is_left_when_the_taker_goes() -> None:
     next(results)
     results.close()
     assert threading.active_count() == before
+
+
+def test_work_that_waits_is_told_that_nobody_does_any_more() -> None:
+    stop = threading.Event()
+    results = in_order(lambda n: n == 0 or stop.wait(30), range(100), 4, 8, stop)
+    assert next(results) is True
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 5
+    assert stop.is_set()

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from specimens import code_of, encoded, noise, pixels, png_header, png_row
 
-from lmm_classifier.corpus.images import ImageLimits, open_image
+from lmm_classifier.corpus.images import ImageLimits, open_image, type_of_image
+from lmm_classifier.errors import ImageError
 
 
 def tiff(bits: int, photometric: int, sample_format: int, data: bytes) -> bytes:
@@ -266,3 +267,11 @@ def test_senseless_arguments_are_the_caller_s_error():
         open_image(3)
     with pytest.raises(ValueError, match="greater than 0"):
         ImageLimits(max_pixels=0)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_the_media_type_is_that_of_the_bytes(image_format: str):
+    """As the registry of IANA has it: the name of each format in small letters."""
+    assert type_of_image(encoded(Image.fromarray(noise()), image_format)) == f"image/{image_format.lower()}"
+    with pytest.raises(ImageError, match="unsupported_format"):
+        type_of_image(b"<svg/>")

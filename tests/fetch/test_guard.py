@@ -5,9 +5,7 @@ The material of LMM_CLASSIFIER_REALDATA is read where it is; the rows here are o
 
 from __future__ import annotations
 
-import csv
 import errno
-import json
 import socket
 import time
 from contextlib import suppress
@@ -19,7 +17,7 @@ from internet import PNG, Internet, certificate_for, internet
 from lmm_classifier.errors import FetchError
 from lmm_classifier.fetch import FetchLimits, Guard, fetch
 from lmm_classifier.fetch.connection import _check_foreign
-from strangers import ALLOWED, NAMES, QUICK, REFUSED, SAME, fresh, refused
+from strangers import ALLOWED, NAMES, QUICK, REFUSED, SAME, fresh, refused, table_of_the_house
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -54,20 +52,13 @@ def test_without_a_guard_these_rows_would_connect(unguarded: str, net: Internet)
 
 
 def test_the_table_of_the_house(realdata: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Column 1 is the body of a JSON string; `|` in the other table separates later look-ups."""
-    if not (realdata / "ssrf").is_dir():
-        pytest.skip("LMM_CLASSIFIER_REALDATA has no folder ssrf/ with cases.tsv and dns.tsv")
-    names: dict[str, list[list[str]]] = {}
-    for name, answers in table(realdata / "ssrf" / "dns.tsv"):
-        names[name] = [[one.strip() for one in now.split(",")] for now in answers.split("|")]
-    rows = [(json.loads(f'"{url}"'), verdict) for url, verdict, _ in table(realdata / "ssrf" / "cases.tsv")]
-    assert {verdict for _, verdict in rows} == {"block", "allow"}
+    names, rows = table_of_the_house(realdata)
     wrong = []
     started = time.monotonic()
     for url, verdict in rows:
         with (
             monkeypatch.context() as patched,
-            internet(patched, fresh({"nxdomain.test": "", **names})) as net,
+            internet(patched, fresh(names)) as net,
         ):
             said = outcome(url)
         assert said in (PNG, SAME)
@@ -83,11 +74,6 @@ def outcome(url: str) -> bytes | str:
         return fetch(url, guard=Guard(), limits=QUICK)
     except FetchError as error:
         return str(error)
-
-
-def table(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
 
 
 class TestConnecting:

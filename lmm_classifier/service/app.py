@@ -1,0 +1,178 @@
+"""`create_app`: the classifier and every step of it over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
+from fastapi.responses import FileResponse, Response
+from pydantic import ValidationError
+
+from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.service.collections import describe, listed
+from lmm_classifier.service.desk import Desk
+from lmm_classifier.service.guards import Guards
+from lmm_classifier.service.many import many_answers
+from lmm_classifier.service.metrics import Metrics
+from lmm_classifier.service.refusals import Refusal, explain_refusals, first_problem
+from lmm_classifier.service.schemas import (
+    Analysis,
+    CollectionEntry,
+    Failure,
+    OperationEntry,
+    Tasks,
+    UrlRequest,
+)
+from lmm_classifier.service.warm import Readiness
+from lmm_classifier.text import one_line
+
+PAGE = Path(__file__).with_name("page")
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure} for status in (400, 401, 403, 408, 413, 422, 429, 503)
+}
+
+
+def create_app(classifier: HybridClassifier) -> FastAPI:
+    """The service, as `service:` of the classifier's settings has it. Opens no model before it starts.
+
+    Raises:
+        ConfigError: these settings are wrong.
+    """
+    settings, metrics = classifier.config.service, Metrics()
+    desk = Desk(classifier, metrics)
+    readiness = Readiness(classifier, desk.analyst.offered)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        readiness.begin()
+        try:
+            yield
+        finally:
+            desk.close()
+
+    app = FastAPI(
+        title="lmm-classifier",
+        version=version("lmm-classifier"),
+        responses=FAILURES,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would repeat the Host that a stranger sent
+    )
+    app.add_middleware(Guards, settings=settings, metrics=metrics, check_room=desk.check_room)
+    explain_refusals(app)
+    app.include_router(_analysis(desk))
+    app.include_router(_about(desk, readiness, metrics))
+    app.include_router(_page())
+    return app
+
+
+def _analysis(desk: Desk) -> APIRouter:
+    routes = APIRouter(tags=["photos"])
+
+    @routes.post("/analyze_image/", response_model=Analysis)
+    async def analyze_image(request: Request, asked: UrlRequest) -> Response:
+        """Do tasks with the photo that a URL leads to."""
+        desk.check_tasks(asked)
+        get = partial(desk.fetched, asked.image_url)
+        return _answer(request, await desk.look(asked.image_url, get, asked))
+
+    @routes.post("/analyze_image_upload/", response_model=Analysis)
+    async def analyze_image_upload(
+        request: Request, image_file: Annotated[UploadFile, File()], tasks_json: Annotated[str, Form()]
+    ) -> Response:
+        """Do tasks with an uploaded photo; `tasks_json` is {"tasks": [...]} or the list alone."""
+        asked = _tasks(tasks_json)
+        desk.check_tasks(asked)
+        return _answer(request, await desk.look(_uploaded(image_file), image_file.read, asked))
+
+    @routes.post("/analyze_images/", response_class=Response)
+    async def analyze_images(
+        tasks_json: Annotated[str, Form()],
+        image_files: Annotated[list[UploadFile] | None, File()] = None,
+        image_urls: Annotated[list[str] | None, Form()] = None,
+    ) -> Response:
+        """Do tasks with many photos: uploads first, then URLs, a JSON line for each, in their order."""
+        asked = _tasks(tasks_json)
+        uploads, urls = image_files or [], image_urls or []
+        desk.check_tasks(asked, len(uploads) + len(urls))
+        return await many_answers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
+
+    return routes
+
+
+def _about(desk: Desk, readiness: Readiness, metrics: Metrics) -> APIRouter:
+    routes = APIRouter(tags=["about"])
+    store = desk.analyst.store
+
+    @routes.get("/available_operations/")
+    async def available_operations() -> dict[str, OperationEntry]:
+        """What can be done with a photo, and what each operation takes."""
+        return {name: readiness.entry(operation) for name, operation in desk.analyst.offered.items()}
+
+    @routes.get("/collections/")
+    async def collections() -> list[CollectionEntry]:
+        """The collections that `classify` knows."""
+        return await desk.bench.aside(listed, store)
+
+    @routes.get("/collections/{collection_id}", responses={404: {"model": Failure}})
+    async def collection(collection_id: str) -> CollectionEntry:
+        """One collection: what its classifier looks at, and how good it was when it was made."""
+        return await desk.bench.aside(describe, store, collection_id)
+
+    @routes.get("/health")
+    async def health() -> dict[str, str | None]:
+        """Whether the process answers, and on what models run, once one has; needs no key."""
+        return {"status": "ok", "device": await desk.bench.aside(readiness.device)}
+
+    @routes.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Whether the models that are opened at the start are open; needs no key."""
+        readiness.check()
+        return {"status": "ready"}
+
+    @routes.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """Counts and times, for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes
+
+
+def _page() -> APIRouter:
+    routes = APIRouter(include_in_schema=False)
+
+    def add(path: str, name: str, media_type: str) -> None:
+        async def send() -> FileResponse:
+            return FileResponse(PAGE / name, media_type=media_type)
+
+        routes.add_api_route(path, send)
+
+    add("/", "index.html", "text/html")
+    add("/page.css", "page.css", "text/css")
+    for name in ("page.js", "photo.js", "results.js"):  # a machine's own table of types may call them text
+        add(f"/{name}", name, "text/javascript")
+    return routes
+
+
+def _answer(request: Request, finished: Any) -> Response:
+    request.scope["state"]["timings"] = finished.timings
+    return Response(finished.analysis, media_type="application/json")
+
+
+def _tasks(text: str) -> Tasks:
+    try:
+        body = json.loads(text)
+        return Tasks.model_validate({"tasks": body} if isinstance(body, list) else body)
+    except (ValueError, RecursionError) as error:
+        problem = first_problem(error.errors()) if isinstance(error, ValidationError) else "it is no JSON"
+        raise Refusal(400, "malformed_tasks", f"tasks_json: {problem}") from error
+
+
+def _uploaded(file: UploadFile) -> str:
+    name = one_line((file.filename or "").replace("\\", "/").rpartition("/")[2])
+    return f"uploaded:{name[:200]}"

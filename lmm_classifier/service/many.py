@@ -1,0 +1,65 @@
+"""Many photos in one request: a JSON line for each, as soon as those before it are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+
+from fastapi import UploadFile
+from fastapi.responses import StreamingResponse
+
+from lmm_classifier.service.desk import Desk
+from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.schemas import Tasks
+
+log = logging.getLogger(__name__)
+
+AHEAD = 8  # photos of a request that are worked on at once
+
+
+async def many_answers(
+    desk: Desk, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
+) -> StreamingResponse:
+    """The answer to a request for many photos; one that fails has a line with `detail` and `code`.
+
+    Raises:
+        Refusal: there are too many such requests.
+    """
+    stack = AsyncExitStack()
+    await stack.enter_async_context(desk.stream())
+    sources: list[tuple[str, UploadFile | str]] = [*uploads, *((url, url) for url in urls)]
+
+    async def lines() -> AsyncIterator[str]:
+        running: deque[asyncio.Task[str]] = deque()
+        async with stack:
+            try:
+                for name, source in sources:
+                    if len(running) == AHEAD:
+                        yield await running.popleft()
+                    running.append(asyncio.ensure_future(_line(desk, name, source, asked)))
+                while running:
+                    yield await running.popleft()
+            finally:
+                for task in running:
+                    task.cancel()
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+async def _line(desk: Desk, name: str, source: UploadFile | str, asked: Tasks) -> str:
+    try:
+        if isinstance(source, str):
+            desk.check_url(source)
+        get = partial(desk.fetched, source) if isinstance(source, str) else source.read
+        return (await desk.look_patiently(name, get, asked)).analysis + "\n"
+    except Refusal as refusal:
+        body = refusal.body
+    except Exception:  # a photo's edge: one that breaks must not cost the others their lines
+        log.exception("one of many photos")
+        body = {"detail": "something broke; the log tells more", "code": "internal"}
+    return json.dumps({"image_url": name, **body}) + "\n"

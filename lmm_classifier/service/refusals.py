@@ -1,0 +1,56 @@
+"""How a whole request is refused: a status, {"detail", "code"}, and never the text of an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+CODES = {400: "malformed", 404: "not_found", 405: "no_such_method"}
+
+
+class Refusal(HTTPException):
+    """A whole request that fails, in a way that is told.
+
+    Attributes:
+        code: for programs; `detail` is for people.
+    """
+
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
+        self.code = code
+
+    @property
+    def body(self) -> dict[str, str]:
+        """As it is answered."""
+        return {"detail": self.detail, "code": self.code}
+
+
+def explain_refusals(app: FastAPI) -> None:
+    """Answer in this form whatever a route, or what stands before it, raises."""
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _malformed)
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    code = error.code if isinstance(error, Refusal) else CODES.get(error.status_code, "refused")
+    return JSONResponse({"detail": error.detail, "code": code}, error.status_code, error.headers)
+
+
+async def _malformed(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return JSONResponse({"detail": first_problem(error.errors()), "code": "malformed"}, 422)
+
+
+def first_problem(problems: Any) -> str:
+    """Where it is wrong, without repeating what was sent."""
+    where = ".".join(str(part)[:40] for part in problems[0]["loc"])
+    problem = str(problems[0]["msg"]).removeprefix("Value error, ")
+    return f"{where}: {problem}" if where else problem
