@@ -391,12 +391,10 @@ def test_the_browser_asks_for_the_key(browser: Browser, settings: dict[str, Any]
     digest = hashlib.sha256(b"swordfish").hexdigest()
     settings = {**settings, "service": {**settings["service"], "api_keys": [f"sha256:{digest}"]}}
     with serving(settings) as service:
-        stranger = browser.new_page()
         with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):  # it asked, and nobody answered
-            stranger.goto(service.url)
-        with tab(
-            browser, service.url, http_credentials={"username": "-", "password": "swordfish"}
-        ) as watched:
+            browser.new_page().goto(service.url)
+        key = {"username": "-", "password": "swordfish"}
+        with tab(browser, service.url, http_credentials=key) as watched:
             look(watched.page, red, "classify_hybrid")
             assert watched.page.locator("input[type=password]").count() == 0
             assert watched.complaints == []
