@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,12 @@ class Finished:
     Attributes:
         analysis: for the client, as JSON.
         timings: step -> seconds, this photo's share; for the log.
+        done: operation -> how many tasks of it; for the log, too.
     """
 
     analysis: str
     timings: Mapping[str, float]
+    done: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,8 @@ def _finished(name: str, plan: Plan, samples: Sequence[Sample | Refused], crops:
     for task, planned, sample in zip(plan.tasks, plan.planned, samples, strict=True):
         results[task.operation_id] = _result(planned, sample, crops)
         timings |= {} if isinstance(sample, Refused) else sample.timings
-    return Finished(Analysis(image_url=name, results=results).model_dump_json(), timings)
+    done = Counter(planned.operation.name for planned in plan.planned if isinstance(planned, _Planned))
+    return Finished(Analysis(image_url=name, results=results).model_dump_json(), timings, done)
 
 
 def _result(plan: _Planned | Refused, sample: Sample | Refused, crops: _Crops) -> OperationResult:

@@ -160,7 +160,7 @@ def _page() -> APIRouter:
 
 
 def _answer(request: Request, finished: Any) -> Response:
-    request.scope["state"]["timings"] = finished.timings
+    request.scope["state"] |= {"timings": finished.timings, "tasks": finished.done}
     return Response(finished.analysis, media_type="application/json")
 
 

@@ -128,6 +128,7 @@ class Guards:
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
+            "tasks": dict(scope["state"].get("tasks", {})),
             "stages": {step: round(s, 4) for step, s in scope["state"].get("timings", {}).items()},
         }
         log.info("%s %s %s in %.3f s", scope["method"], route, status, seconds, extra={"fields": fields})

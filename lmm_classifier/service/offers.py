@@ -82,7 +82,22 @@ def _documented(classifier: HybridClassifier) -> Iterator[Operation]:
         config,
         _membership,
     )
-    yield from _of_models(config)
+    yield from _told(classifier)
+    yield from _seen(config)
+
+
+def _told(classifier: HybridClassifier) -> Iterator[Operation]:
+    config = classifier.config
+    yield Operation(
+        "describe_image",
+        "Describes the image in words.",
+        EVERYWHERE,
+        "caption",
+        {"model": ModelSpec("blip")},
+        ("max_length", "prompt"),
+        config,
+        lambda sample: required(sample.captions)[0],
+    )
     yield Operation(
         "classify_hybrid",
         "Classifies the image by its neighbours, or as unknown; a second look decides doubtful cases.",
@@ -96,17 +111,7 @@ def _documented(classifier: HybridClassifier) -> Iterator[Operation]:
     )
 
 
-def _of_models(config: PipelineConfig) -> Iterator[Operation]:
-    yield Operation(
-        "describe_image",
-        "Describes the image in words.",
-        EVERYWHERE,
-        "caption",
-        {"model": ModelSpec("blip")},
-        ("max_length", "prompt"),
-        config,
-        lambda sample: required(sample.captions)[0],
-    )
+def _seen(config: PipelineConfig) -> Iterator[Operation]:
     yield Operation(
         "label_image",
         "Names what is in the image, best first.",
