@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,11 @@ def child(folder: Path, settings: HybridClassifier, **environment: str) -> Itera
     command = [sys.executable, "-m", "lmm_classifier", "serve", "--config", str(yaml), "--port", "0"]
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **environment}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **environment},
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
         )
     try:
         assert process.stdout is not None
