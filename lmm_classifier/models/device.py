@@ -7,9 +7,8 @@ import os
 import torch
 
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.base import DEVICE, REQUIRE_GPU, ModelSpec
 
-DEVICE, REQUIRE_GPU = "IMAGE_EMBED_DEVICE", "IMAGE_EMBED_REQUIRE_GPU"
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
 
 
