@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import uvicorn
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig
@@ -80,9 +81,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class Served:
-    """A service that listens."""
+    """A service that listens; in this process, also what answers, and what runs it."""
 
     port: int
+    classifier: HybridClassifier | None = None
+    server: uvicorn.Server | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def stop(self) -> None:
+        assert self.server is not None
+        assert self.thread is not None
+        self.server.should_exit = True
+        self.thread.join(15)
+        assert not self.thread.is_alive(), "the service did not stop"
 
     def connect(self, timeout: float = 30) -> socket.socket:
         connection = socket.socket()
@@ -195,13 +210,12 @@ class Child:
 def serving(served: HybridClassifier) -> Iterator[Served]:
     server, listening = bound(create_app(served), served.config.service, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    service = Served(listening.getsockname()[1], served, server, thread)
     thread.start()
     try:
-        yield Served(listening.getsockname()[1])
+        yield service
     finally:
-        server.should_exit = True
-        thread.join(15)
-        assert not thread.is_alive(), "the service did not stop"
+        service.stop()
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
