@@ -141,7 +141,7 @@ def look(page: Page, photo: Path | None, *operations: str) -> None:
     """Ask, and wait for the answer."""
     choose(page, photo, *operations)
     page.get_by_role("button", name="Look").click()
-    expect(page.get_by_role("status")).to_contain_text("Done in")
+    expect(page.get_by_role("status")).to_contain_text("Done in", timeout=30_000)  # a first one opens models
 
 
 def parameter(page: Page, operation: str, key: str) -> Locator:
