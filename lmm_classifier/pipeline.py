@@ -17,7 +17,7 @@ from PIL import Image
 
 from lmm_classifier.corpus.ahead import in_order
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
+from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, load_image_file
 from lmm_classifier.errors import ConfigError, ImageError, StepError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import FloatArray, Sample, read_only
@@ -122,7 +122,7 @@ class Pipeline:
 
     def run_files(
         self, paths: Iterable[str | Path], limits: ImageLimits = DEFAULT_LIMITS
-    ) -> Iterator[Sample | SkippedFile]:
+    ) -> Generator[Sample | SkippedFile, None, None]:
         """Yield finished samples of photos as they are read, a batch at a time, in the order of the paths.
 
         A photo that cannot be read yields its reason.
@@ -153,10 +153,10 @@ class Pipeline:
 
 def _opened(path: str | Path, target_size: int | None, limits: ImageLimits) -> Sample | SkippedFile:
     try:
-        image = open_image(path, target_size=target_size, limits=limits)
+        loaded = load_image_file(path, target_size=target_size, limits=limits)
     except ImageError as error:
         return SkippedFile(str(path), error.code, error.reason)
-    return Sample.from_image(str(path), image)
+    return replace(Sample.from_image(str(path), loaded.image), sha256=loaded.sha256)
 
 
 def run_shared(

@@ -324,6 +324,7 @@ class Sample:
         sample_id: unique within a run; a path for files.
         image: upright RGB.
         truth: the right label, where it is known.
+        sha256: of the file's bytes, where it was read from one.
         regions: all regions that were proposed, the whole image first.
         target: the one region to look at; None looks at all of them. The r of the fields below is the
             number of regions looked at.
@@ -341,6 +342,7 @@ class Sample:
     sample_id: str
     image: Image.Image
     truth: str | None = None
+    sha256: str | None = None
     regions: tuple[Region, ...]
     target: Target | None = None
     skipped: Skip | None = None

@@ -24,6 +24,7 @@ from lmm_classifier.cli import (
     evaluate,
     experiment,
     index,
+    label,
     models,
     serve,
     steps,
@@ -48,6 +49,7 @@ app.command("calibrate")(calibrate.run)
 app.command("classify")(classify.run)
 app.command("evaluate")(evaluate.run)
 app.command("caption")(caption.run)
+app.command("label")(label.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
