@@ -108,9 +108,7 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Fact
     """
     retrieve = classifier.steps_of(Retrieve)
     if len(retrieve) != 1 or is_single_file(retrieve[0].index):
-        raise ConfigError(
-            "a labelling run needs one `retrieve`, and an index that is a folder"
-        )
+        raise ConfigError("a labelling run needs one `retrieve`, and an index that is a folder")
     index = retrieve[0].index
     embeds = [step for step in classifier.steps_of(Embed) if step.normalize]
     seen = {load_encoder(step.encoder).contract.fingerprint for step in embeds}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +20,12 @@ from lmm_classifier.evaluate.sole_writer import sole_writer
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refuse_changed, write_facts
 from lmm_classifier.labelling.rows import Row
-from lmm_classifier.labelling.store import Run, write_shard
+from lmm_classifier.labelling.store import Run, keep_beginning, write_shard
 from lmm_classifier.result import summarise
-from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample
+from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
-SHARD_ROWS = 1024  # photos after which a shard is written
-SHARD_SECONDS = 30.0  # or after so long, be it ever so small: what a kill costs at most
+SHARD_ROWS = 1024
+SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class Labelled:
     before: int
     left_out: int
 
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """How many photos there are of each kind, as `counts_of` has them."""
+        return required(self.run.facts.counts)
+
 
 def label_photos(
     source: Path,
@@ -49,6 +54,7 @@ def label_photos(
     output: Path,
     *,
     restart: bool = False,
+    shard_rows: int = SHARD_ROWS,
     on_progress: OnProgress = unheard,
 ) -> Labelled:
     """Classify all photos of a folder or table; go on where an attempt that was interrupted had come to.
@@ -58,6 +64,7 @@ def label_photos(
         classifier: what decides; its index must be a folder.
         output: folder of the run, made if missing.
         restart: begin anew, whatever is there.
+        shard_rows: photos after which what is done is put on the disk; after SHARD_SECONDS at the latest.
         on_progress: called after each photo.
 
     Raises:
@@ -77,9 +84,10 @@ def label_photos(
             write_facts(output, facts)
         else:
             facts = continued(output, facts)
-        before = Run(output).keep([] if restart else photos.paths, classifier.pipeline.batch_size)
+        wanted = () if restart else photos.paths
+        before = keep_beginning(output, wanted, classifier.pipeline.batch_size)
         started = time.monotonic()
-        _go_on(_Stream(classifier, facts, photos, on_progress), output, before)
+        _go_on(_Stream(classifier, facts, photos, on_progress), output, before, shard_rows)
         refuse_changed(facts, output, classifier)
         run = Run(output)
         if facts.counts is None or before < len(run):
@@ -120,9 +128,8 @@ class _Shard:
     def __post_init__(self) -> None:
         self.vectors = [[] for _ in range(self.spaces)]
 
-    @property
-    def due(self) -> bool:
-        return len(self.rows) >= SHARD_ROWS or time.monotonic() - self.begun > SHARD_SECONDS
+    def due(self, shard_rows: int) -> bool:
+        return len(self.rows) >= shard_rows or time.monotonic() - self.begun > SHARD_SECONDS
 
     def write(self, output: Path, encoders: tuple[EncoderContract, ...]) -> None:
         vectors = [
@@ -162,16 +169,17 @@ class _Stream:
                 self.on_progress(Progress("labelling", number, total, skipped, before, unknown))
 
 
-def _go_on(stream: _Stream, output: Path, before: int) -> None:
+def _go_on(stream: _Stream, output: Path, before: int, shard_rows: int) -> None:
     """Label what is left. Shards end where a batch does: what a batch holds depends on no interruption."""
     encoders, last = stream.facts.encoders, len(stream.photos.paths)
+    batch_size = stream.classifier.pipeline.batch_size
     shard = _Shard(before, len(encoders))
     with closing(stream.rows(before)) as rows:
         for number, (row, vectors) in enumerate(rows, start=before + 1):
             shard.rows.append(row)
             for found, vector in zip(shard.vectors, vectors, strict=False):  # of a bad file there is none
                 found.append(vector)
-            if number == last or (shard.due and number % stream.classifier.pipeline.batch_size == 0):
+            if number == last or (shard.due(shard_rows) and number % batch_size == 0):
                 refuse_changed(stream.facts, output, stream.classifier)
                 shard.write(output, encoders)
                 shard = _Shard(number, len(encoders))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -117,28 +117,31 @@ class Run:
         except IndexFolderError as error:
             raise RunError(f"{str(error).rpartition(';')[0]}; {REMEDY}") from error
 
-    def keep(self, paths: Sequence[str], batch_size: int) -> int:
-        """Forget every photo from the first one that is not in its place, or whose shard is damaged.
 
-        Args:
-            paths: of all photos that there are to be, in order.
-            batch_size: photos that go through the models together; what is left begins with a batch.
+def keep_beginning(folder: Path, paths: Sequence[str], batch_size: int) -> int:
+    """Forget every photo from the first one that is not in its place, or whose shard is damaged.
 
-        Returns:
-            how many are done.
-        """
-        kept = 0
-        for shard in self._shards:
+    Args:
+        folder: of the run.
+        paths: of all photos that there are to be, in order.
+        batch_size: photos that go through the models together; what is left begins with a batch.
+
+    Returns:
+        how many are done.
+    """
+    kept = 0
+    with suppress(RunError):  # a shard that is damaged ends what is kept, as a gap does
+        for shard in _in_a_row(folder):
             end = kept + shard.rows
             ends_a_batch = end % batch_size == 0 or end == len(paths)
             if not ends_a_batch or shard.paths() != list(paths[kept:end]) or not shard.whole():
                 break
             kept = end
-        for path in (self.folder / SHARDS).glob("*"):
-            number = path.name.partition(".")[0]
-            if not number.isdigit() or int(number) >= kept:
-                path.unlink()
-        return kept
+    for path in (folder / SHARDS).glob("*"):
+        number = path.name.partition(".")[0]
+        if not number.isdigit() or int(number) >= kept:
+            path.unlink()
+    return kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
