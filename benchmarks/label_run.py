@@ -1,10 +1,10 @@
 """What a labelling run costs beside building an index of the same photos, and what kills cost it.
 
     python benchmarks/label_run.py rate      # rates of both, one command each, and the memory of the run
-    python benchmarks/label_run.py killed    # killed at 20 random times, and compared with a run that was not
+    python benchmarks/label_run.py killed    # killed at 20 random times, compared with a run that was not
 
-The photos are made of scikit-learn's digits, 64 to 256 px, with noise; the model is the shipped tiny SigLIP, the
-index that of `lmm-classifier demo`, calibrated. Figures of one run of this script; two cores.
+The photos are made of scikit-learn's digits, 64 to 256 px, with noise; the model is the shipped tiny SigLIP,
+the index that of `lmm-classifier demo`, calibrated; the reranker is off.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def write_photos(folder: Path, n: int) -> None:
-    """n JPEGs of digits."""
+    """Write n JPEGs of digits."""
     folder.mkdir(parents=True)
     digits, noise = load_digits().images, np.random.default_rng(0)
     for i in range(n):
@@ -68,10 +68,11 @@ def compare(root: Path, rounds: int) -> None:
     walls: dict[str, list[float]] = {"build": [], "label": []}
     rates: dict[str, list[float]] = {"build": [], "label": []}
     for i in range(rounds):
+        settings = ("-c", "indexes/demo/config.yaml")
+        encoder = ("--encoder", "siglip=shipped:siglip-digits", "--batch-size", "64")
         for name, command in (
-            ("build", ("index", "build", "photos", "-o", f"built{i}", "-e", "siglip=shipped:siglip-digits",
-                       "--batch-size", "64", "--json-progress")),
-            ("label", ("label", "photos", "-c", "indexes/demo/config.yaml", "-o", f"run{i}", "--json-progress")),
+            ("build", ("index", "build", "photos", "-o", f"built{i}", *encoder, "--json-progress")),
+            ("label", ("label", "photos", *settings, "-o", f"run{i}", "--json-progress")),
         ):  # fmt: skip
             began = time.perf_counter()
             resident, said = watched(command, root)
@@ -82,10 +83,8 @@ def compare(root: Path, rounds: int) -> None:
             print(f"{name}: {walls[name][-1]:.1f} s, {rates[name][-1]:.0f} photos/s, resident MiB {quarters}")
     ratio = [a / b for a, b in zip(rates["label"], rates["build"], strict=True)]
     whole = [b / a for a, b in zip(walls["label"], walls["build"], strict=True)]
-    print(
-        f"rate of labelling against building: median {median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
-    )
-    print(f"whole commands: median {median(whole):.2f} ({min(whole):.2f} to {max(whole):.2f})")
+    for name, found in (("rate of labelling against building", ratio), ("whole commands", whole)):
+        print(f"{name}: median {median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
 
 
 def kill(root: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from lmm_classifier.cli import label_apply
 from lmm_classifier.cli.output import first_lines, help_without_command, note, progress, warn_of_unanswerable
 from lmm_classifier.text import printable
 
@@ -35,6 +36,9 @@ app = typer.Typer(
     help="Label a folder of photos; propose labels for the unknowns; take what was reviewed into the corpus.",
 )
 app.callback(invoke_without_command=True)(help_without_command)
+
+
+app.command("apply")(label_apply.apply)
 
 
 @app.command(FOLDER)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.photos import Photos
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, IndexFolderError, RunError
@@ -25,6 +26,7 @@ from lmm_classifier.models.base import load_encoder
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.types import EncoderContract
+from lmm_classifier.yaml_file import explain
 
 RUN = "run.json"
 SCHEMA_VERSION = 1
@@ -32,7 +34,7 @@ REMEDY = "label the photos again, with --restart"
 DECIDING = ("lmm-classifier", "faiss-cpu", "numpy", "onnxruntime", "pillow", "torch", "transformers")
 """Packages whose version may move an answer."""
 NOT_DECIDING = frozenset({"service", "cache_dir"})
-"""Settings that move none."""
+"""Settings that move none; of the first there is no need."""
 MADE_OF = ("source", "index", "index_digest", "calibration", "encoders", "settings", "versions")
 """What must not differ between two attempts at a run."""
 
@@ -120,10 +122,24 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Fact
         index_digest=read_manifest(index).digest,
         calibration=_calibration(classifier),
         encoders=tuple(encoder for encoder in encoders_of(index) if encoder.fingerprint in seen),
-        settings={key: value for key, value in settings.items() if key not in NOT_DECIDING},
+        settings={key: value for key, value in settings.items() if key != "service"},
         versions={name: version(name) for name in DECIDING},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def classifier_of(facts: Facts) -> HybridClassifier:
+    """The classifier that a run was made by, with its index as it is now.
+
+    Raises:
+        RunError: this version does not understand its settings.
+    """
+    try:
+        return HybridClassifier(PipelineConfig.model_validate(facts.settings))
+    except ValidationError as error:
+        raise RunError(
+            f"the run's settings are of another version: {explain(error, PipelineConfig)}"
+        ) from error
 
 
 def continued(folder: Path, facts: Facts) -> Facts:
@@ -133,7 +149,7 @@ def continued(folder: Path, facts: Facts) -> Facts:
         RunError: it is not, or is damaged.
     """
     there = read_facts(folder)
-    differing = [name for name in MADE_OF if getattr(there, name) != getattr(facts, name)]
+    differing = [name for name in MADE_OF if _deciding(there, name) != _deciding(facts, name)]
     if differing:
         names = dict.fromkeys(name.removesuffix("_digest") for name in differing)
         raise RunError(
@@ -141,6 +157,13 @@ def continued(folder: Path, facts: Facts) -> Facts:
             "begin it anew"
         )
     return there
+
+
+def _deciding(facts: Facts, name: str) -> Any:
+    value = getattr(facts, name)
+    if name == "settings":
+        return {key: option for key, option in value.items() if key not in NOT_DECIDING}
+    return value
 
 
 def refuse_changed(facts: Facts, folder: Path, classifier: HybridClassifier) -> None:
