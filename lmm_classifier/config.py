@@ -373,7 +373,10 @@ def _anchored(value: Any, base: Path) -> Any:
 
 
 def _anchored_field(name: str, value: Any, base: Path) -> Any:
-    """As `_anchored`; a Milvus URI that is no URL is the path of a local database."""
+    """As `_anchored`, also for text that names a file.
+
+    So do options of an operation, which no model has checked yet, and a Milvus URI that is no URL.
+    """
     if name == "milvus_uri" and isinstance(value, str) and "://" not in value:
         return str(base / Path(value).expanduser())
     if name == "weights" and isinstance(value, str):

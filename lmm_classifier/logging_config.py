@@ -17,7 +17,7 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time (UTC, ISO 8601), level, logger, message, and the error if any.
+    """One JSON object per record: time (UTC, ISO 8601), level, logger, message, request_id and error if any.
 
     What a call passes in `extra={"fields": {...}}` is added as it is.
     """
@@ -46,13 +46,13 @@ def setup_logging(
     stream: IO[str] | None = None,
     loggers: Sequence[str] = (PACKAGE,),
 ) -> None:
-    """Show this package's log records, and only those; calling it again replaces the former setting.
+    """Show the log records of some loggers; calling it again replaces the former setting of each.
 
     Args:
         level: least severe level shown.
         json: one JSON object per line instead of plain text.
         stream: where to; standard error by default.
-        loggers: whose records, with all below them, are shown.
+        loggers: whose records, with all below them, are shown; this package's, if none are named.
     """
     handler = _OurHandler(stream or sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")

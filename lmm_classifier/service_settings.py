@@ -73,11 +73,11 @@ class ServiceSettings(BaseModel):
         api_keys: "sha256:" and 64 hex digits each, of the keys that are let in; without one everybody on this
             machine is.
         rate: requests a minute of one key or, without keys, one address; None counts none.
-        max_bytes: of a request's body.
+        max_bytes: of a form; any other body has a MiB at most.
         max_tasks: of a request.
         max_images: of a request for many.
         headers_seconds, body_seconds: for a request's headers and its body to arrive.
-        request_seconds: for everything; who is not answered by then is told so.
+        request_seconds: for everything; who is not answered by then is told so. Of many photos, for each.
         connections: open at once.
         at_once: photos worked on at once; more are sent away.
         max_pixels_at_once: of those photos together; the next one waits.

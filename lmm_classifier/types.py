@@ -328,7 +328,8 @@ class Sample:
         target: the one region to look at; None looks at all of them. The r of the fields below is the
             number of regions looked at.
         skipped: why no further step looks at this sample; None while they do.
-        embeddings: encoder fingerprint -> float32 (r, d), unit rows.
+        embeddings: encoder fingerprint -> float32 (r, d), unit rows; fingerprint and "-raw" -> as the model
+            gives them.
         labelings: per region looked at, what `label` or `zero_shot` found, best first.
         captions: per region looked at, one sentence or more.
         memberships: what `classify` found, one per collection.

@@ -1,4 +1,4 @@
-"""A real service in this process, and the Chromium of this machine to use its page with."""
+"""The Chromium of this machine, and a service whose page it uses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import base64
 import io
 import re
 import shutil
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import (
     Browser,
@@ -29,20 +26,12 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+import served
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
-from lmm_classifier.indexing import index_corpus
-from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.service.app import create_app
-from synthetic import write_corpus
+from served import FAKES, Served, make_index
 
-FAKE = ModelSpec("fake")
-MODELLED = ("describe_image", "label_image", "segment", "segment_panoptic")
-FAKES = {
-    **{name: {"model": {"family": "fake"}} for name in MODELLED},
-    "embed_dino_v2": {"encoder": {"family": "fake"}},
-    "embed_dino_v3": {"encoder": {"family": "onnx", "weights": "./nowhere.onnx"}},
-}
+OPERATIONS = FAKES | {"embed_dino_v3": {"encoder": {"family": "onnx", "weights": "./nowhere.onnx"}}}
 """Operations that need no checkpoint, and one that has none."""
 ARGUMENTS = (
     "--no-sandbox",
@@ -53,56 +42,22 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-STARTING_S = 30
 
 
-@dataclass
-class Service:
-    """At `url` until it is stopped; `classifier` is the one that answers."""
-
-    url: str
-    classifier: HybridClassifier
-    server: uvicorn.Server
-    thread: threading.Thread
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(STARTING_S)
-        assert not self.thread.is_alive()
-
-
-@contextmanager
-def serving(config: Mapping[str, Any]) -> Iterator[Service]:
+def serving(config: Mapping[str, Any]) -> AbstractContextManager[Served]:
     """The service of these settings, at a free port of this machine."""
-    classifier = HybridClassifier(PipelineConfig.model_validate(config))
-    settings = uvicorn.Config(
-        create_app(classifier), port=0, http="h11", log_config=None, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(settings)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    end = time.monotonic() + STARTING_S
-    while not server.started:
-        assert thread.is_alive(), "the service did not start"
-        assert time.monotonic() < end, "the service did not start in time"
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    service = Service(f"http://127.0.0.1:{port}/", classifier, server, thread)
-    try:
-        yield service
-    finally:
-        service.stop()
+    return served.serving(HybridClassifier(PipelineConfig.model_validate(config)))
 
 
 def colour_settings(folder: Path, **service: Any) -> dict[str, Any]:
     """Settings of a service that tells red from green from blue pictures, which it finds in folder/corpus."""
     if not (folder / "index").exists():
-        index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
+        make_index(folder)
     return {
         "encoder": {"family": "fake"},
         "retrieval": {"index_path": folder / "index"},
         "rerank": {"family": "fake", "model_name": "green", "self_test": False},
-        "service": {"operations": FAKES, **service},
+        "service": {"operations": OPERATIONS, **service},
     }
 
 
@@ -186,7 +141,7 @@ def look(page: Page, photo: Path | None, *operations: str) -> None:
     """Ask, and wait for the answer."""
     choose(page, photo, *operations)
     page.get_by_role("button", name="Look").click()
-    expect(page.get_by_role("status")).to_contain_text("Done in")
+    expect(page.get_by_role("status")).to_contain_text("Done in", timeout=30_000)  # a first one opens models
 
 
 def parameter(page: Page, operation: str, key: str) -> Locator:

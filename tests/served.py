@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import uvicorn
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig
@@ -78,9 +81,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class Served:
-    """A service that listens."""
+    """A service that listens; in this process, also what answers, and what runs it."""
 
     port: int
+    classifier: HybridClassifier | None = None
+    server: uvicorn.Server | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def stop(self) -> None:
+        assert self.server is not None
+        assert self.thread is not None
+        self.server.should_exit = True
+        self.thread.join(15)
+        assert not self.thread.is_alive(), "the service did not stop"
 
     def connect(self, timeout: float = 30) -> socket.socket:
         connection = socket.socket()
@@ -145,7 +162,11 @@ def child(folder: Path, settings: HybridClassifier, **environment: str) -> Itera
     command = [sys.executable, "-m", "lmm_classifier", "serve", "--config", str(yaml), "--port", "0"]
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **environment}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **environment},
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
         )
     try:
         assert process.stdout is not None
@@ -189,13 +210,12 @@ class Child:
 def serving(served: HybridClassifier) -> Iterator[Served]:
     server, listening = bound(create_app(served), served.config.service, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    service = Served(listening.getsockname()[1], served, server, thread)
     thread.start()
     try:
-        yield Served(listening.getsockname()[1])
+        yield service
     finally:
-        server.should_exit = True
-        thread.join(15)
-        assert not thread.is_alive(), "the service did not stop"
+        service.stop()
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -21,6 +21,8 @@ from lmm_classifier.types import EncoderContract, FloatArray, Sample
 
 log = logging.getLogger(__name__)
 
+DEVICE, REQUIRE_GPU = "IMAGE_EMBED_DEVICE", "IMAGE_EMBED_REQUIRE_GPU"
+"""Environment variables that `models.device` obeys."""
 RETRY_AFTER_S = 60.0
 """A model that failed to open is not tried again for this long: offline, a try may wait for the network."""
 
@@ -36,7 +38,8 @@ class ModelSpec:
             open_clip's "architecture/tag", `onnx` a file, `sam2` and `detr-panoptic` names of files behind a
             "#", and `openai_api` the address of a server and a model's name behind it.
         revision: branch, tag or commit on the hub; ignored for local weights.
-        device: "auto" (first CUDA device, else Apple's, else the processor) or a torch device.
+        device: "auto" (what IMAGE_EMBED_DEVICE says, else the first CUDA device, Apple's, or the processor)
+            or a torch device.
         dtype: arithmetic of the model, or "auto": bfloat16 on CUDA and on processors that have AVX512-BF16
             or AMX, float32 elsewhere. Vectors of two dtypes never mix: name one where an index built on
             one machine serves on another, or figures must not depend on the machine.

@@ -7,9 +7,8 @@ import os
 import torch
 
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.base import DEVICE, REQUIRE_GPU, ModelSpec
 
-DEVICE, REQUIRE_GPU = "IMAGE_EMBED_DEVICE", "IMAGE_EMBED_REQUIRE_GPU"
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
 
 
@@ -50,12 +49,10 @@ def _default() -> torch.device:
     forced = os.environ.get(DEVICE, "").strip().lower()
     if forced not in {"", "cuda", "cpu"}:
         raise ConfigError(f"{DEVICE} must be cuda or cpu, it is {forced!r:.40}")
-    if forced and not _is_here(forced):
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if forced and not here[forced]:
         raise ConfigError(f"{DEVICE}={forced}, and torch sees no such device here; unset it")
-    for kind in (forced,) if forced else ("cuda", "mps"):
-        if _is_here(kind):
-            return torch.device(kind)
-    return torch.device("cpu")
+    return torch.device(forced or next(kind for kind in here if here[kind]))
 
 
 def _is_here(device: str) -> bool:

@@ -18,7 +18,7 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.service.collections import describe, listed
 from lmm_classifier.service.desk import Desk
 from lmm_classifier.service.guards import Guards
-from lmm_classifier.service.many import many_answers
+from lmm_classifier.service.many import ManyAnswers
 from lmm_classifier.service.metrics import Metrics
 from lmm_classifier.service.refusals import Refusal, explain_refusals, first_problem
 from lmm_classifier.service.schemas import (
@@ -100,7 +100,7 @@ def _analysis(desk: Desk) -> APIRouter:
         asked = _tasks(tasks_json)
         uploads, urls = image_files or [], image_urls or []
         desk.check_tasks(asked, len(uploads) + len(urls))
-        return await many_answers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
+        return ManyAnswers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
 
     return routes
 

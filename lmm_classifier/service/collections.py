@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lmm_classifier.collection.store import DEFAULT_FOLDER, Snapshot, Store
+from lmm_classifier.collection.bank import shelf_of
+from lmm_classifier.collection.store import DEFAULT_FOLDER, Snapshot
 from lmm_classifier.errors import ClassifierFileError, UnknownCollectionError
 from lmm_classifier.service.refusals import Refusal
 from lmm_classifier.service.schemas import CollectionEntry
@@ -23,7 +24,7 @@ def listed(store: Path | None) -> list[CollectionEntry]:
         Refusal: the store is damaged.
     """
     try:
-        snapshot = Store(store or DEFAULT_FOLDER).snapshot()
+        snapshot = shelf_of(store or DEFAULT_FOLDER).store.snapshot()  # which the step keeps, too
     except UnknownCollectionError:
         return []
     except ClassifierFileError as error:

@@ -73,10 +73,11 @@ class Guards:
                 self._check_room()
             await self._let_through(scope, body, answer)
         except Refusal as refusal:
-            await answer.refuse(refusal)
+            await _refuse(refusal, scope, body, answer)
         except Exception:
             log.exception("request broke")
-            await answer.refuse(Refusal(500, "internal", "something broke; the log tells more"))
+            told = Refusal(500, "internal", "something broke; the log tells more")
+            await _refuse(told, scope, body, answer)
         finally:
             self._note(scope, answer.status, time.monotonic() - started)
 
@@ -132,6 +133,13 @@ class Guards:
             "stages": {step: round(s, 4) for step, s in scope["state"].get("timings", {}).items()},
         }
         log.info("%s %s %s in %.3f s", scope["method"], route, status, seconds, extra={"fields": fields})
+
+
+async def _refuse(refusal: Refusal, scope: Scope, body: Body, answer: Answer) -> None:
+    """Answer in place of the route, unless it has begun to: then the connection breaks, and shows it."""
+    if answer.status:
+        raise ConnectionAbortedError(refusal.code)
+    await refusal.response()(scope, body.receive, answer.send)
 
 
 def _key_in(headers: Mapping[str, str]) -> bytes | None:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 
 from fastapi import UploadFile
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from lmm_classifier.service.desk import Desk
 from lmm_classifier.service.refusals import Refusal
@@ -22,33 +23,39 @@ log = logging.getLogger(__name__)
 AHEAD = 8  # photos of a request that are worked on at once
 
 
-async def many_answers(
-    desk: Desk, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
-) -> StreamingResponse:
+class ManyAnswers(StreamingResponse):
     """The answer to a request for many photos; one that fails has a line with `detail` and `code`.
 
-    Raises:
-        Refusal: there are too many such requests.
+    Sending it raises a Refusal where there are too many such requests.
     """
-    stack = AsyncExitStack()
-    await stack.enter_async_context(desk.stream())
-    sources: list[tuple[str, UploadFile | str]] = [*uploads, *((url, url) for url in urls)]
 
-    async def lines() -> AsyncIterator[str]:
-        running: deque[asyncio.Task[str]] = deque()
-        async with stack:
-            try:
-                for name, source in sources:
-                    if len(running) == AHEAD:
-                        yield await running.popleft()
-                    running.append(asyncio.ensure_future(_line(desk, name, source, asked)))
-                while running:
-                    yield await running.popleft()
-            finally:
-                for task in running:
-                    task.cancel()
+    def __init__(
+        self, desk: Desk, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
+    ) -> None:
+        self._desk = desk
+        self._lines = _lines(desk, [*uploads, *((url, url) for url in urls)], asked)
+        super().__init__(self._lines, media_type="application/x-ndjson")
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; whoever goes away before the first line takes no place with him."""
+        async with self._desk.stream(), aclosing(self._lines):
+            await super().__call__(scope, receive, send)
+
+
+async def _lines(
+    desk: Desk, sources: Sequence[tuple[str, UploadFile | str]], asked: Tasks
+) -> AsyncGenerator[str, None]:
+    running: deque[asyncio.Task[str]] = deque()
+    try:
+        for name, source in sources:
+            if len(running) == AHEAD:
+                yield await running.popleft()
+            running.append(asyncio.ensure_future(_line(desk, name, source, asked)))
+        while running:
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
 
 
 async def _line(desk: Desk, name: str, source: UploadFile | str, asked: Tasks) -> str:

@@ -29,6 +29,10 @@ class Refusal(HTTPException):
         """As it is answered."""
         return {"detail": self.detail, "code": self.code}
 
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body, self.status_code, self.headers)
+
 
 def explain_refusals(app: FastAPI) -> None:
     """Answer in this form whatever a route, or what stands before it, raises."""
@@ -39,14 +43,16 @@ def explain_refusals(app: FastAPI) -> None:
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    code = error.code if isinstance(error, Refusal) else CODES.get(error.status_code, "refused")
-    return JSONResponse({"detail": error.detail, "code": code}, error.status_code, error.headers)
+    if isinstance(error, Refusal):
+        return error.response()
+    code = CODES.get(error.status_code, "refused")
+    return Refusal(error.status_code, code, error.detail, error.headers).response()
 
 
 async def _malformed(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return JSONResponse({"detail": first_problem(error.errors()), "code": "malformed"}, 422)
+    return Refusal(422, "malformed", first_problem(error.errors())).response()
 
 
 def first_problem(problems: Any) -> str:

@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -33,6 +32,7 @@ SPOOLED = 4 * 2**20
 """Bytes of an upload that are not written to a file: Starlette's 1 MiB would have most photos on the disk."""
 LINGER_S = 1.0  # for idle threads to end
 KEEP_ALIVE_S = 5
+PHRASES = {400: b"Bad Request", 503: b"Service Unavailable"}
 SLOWEST = 8 * 1024  # bytes a second that a client must take of an answer
 
 
@@ -153,7 +153,7 @@ class _Protocol(H11Protocol):
 def _refused(status: int, code: str, detail: str, headers: bytes = b"") -> bytes:
     """A refusal before there is a request that the guards could see."""
     body = json.dumps({"detail": detail, "code": code}).encode()
-    phrase, number = HTTPStatus(status).phrase.encode(), uuid.uuid4().hex.encode()
+    phrase, number = PHRASES[status], uuid.uuid4().hex.encode()
     return (
         b"HTTP/1.1 %d %b\r\n%bconnection: close\r\ncontent-type: application/json\r\n"
         b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"

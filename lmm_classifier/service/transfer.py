@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -136,21 +135,3 @@ class Answer:
             message = {**message, "headers": [*message["headers"], *more]}
         async with asyncio.timeout(STUCK_S):
             await self._send(message)
-
-    async def refuse(self, refusal: Refusal) -> None:
-        """Answer in place of the route, unless it has begun to: then the connection breaks, and shows it."""
-        if self.status:
-            raise ConnectionAbortedError(refusal.code)
-        body = json.dumps(refusal.body).encode()
-        told = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            **(refusal.headers or {}),
-        }
-        start = {
-            "type": "http.response.start",
-            "status": refusal.status_code,
-            "headers": [(key.encode(), value.encode()) for key, value in told.items()],
-        }
-        await self.send(start)
-        await self._send({"type": "http.response.body", "body": body})

@@ -11,14 +11,12 @@ from collections.abc import Mapping
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.models.base import is_open, set_memory_budget
+from lmm_classifier.models.base import DEVICE, REQUIRE_GPU, is_open, set_memory_budget
 from lmm_classifier.service.operations import Operation
 from lmm_classifier.service.refusals import Refusal
 from lmm_classifier.service.schemas import OperationEntry
 
 log = logging.getLogger(__name__)
-
-FORCED = ("IMAGE_EMBED_DEVICE", "IMAGE_EMBED_REQUIRE_GPU")
 
 
 class Readiness:
@@ -31,16 +29,16 @@ class Readiness:
     def __init__(self, classifier: HybridClassifier, offered: Mapping[str, Operation]) -> None:
         self._classifier, self._offered = classifier, offered
         self._warm = threading.Event()
-        if any(name in os.environ for name in FORCED):
-            self.device()
+        self.device()
         set_memory_budget(classifier.config.service.memory_budget)
 
     def device(self) -> str | None:
-        """Where models run whose settings leave it open; None until one of torch's is opened.
+        """Where models run whose settings leave it open; None until torch is there. May wait for it.
 
-        May wait for torch.
+        Raises:
+            ConfigError: as for the class.
         """
-        if "torch" not in sys.modules and not any(name in os.environ for name in FORCED):
+        if "torch" not in sys.modules and not {DEVICE, REQUIRE_GPU} & os.environ.keys():
             return None
         from lmm_classifier.models.device import check_device  # torch takes seconds; not all models need it
 

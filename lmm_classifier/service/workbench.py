@@ -36,7 +36,8 @@ class Workbench:
     Args:
         threads: steps that run at once, and photos that are decoded at once.
         most: photos of a batch.
-        wait_s: how long the first photo before an idle step with a model waits for company.
+        wait_s: how long the first photo before an idle step with a model waits for company; before others
+            it is a quarter of that.
         limits: of a photo.
         on_batch: is told the name of a step, the photos that went through it, and the seconds they took.
     """
@@ -115,7 +116,7 @@ class Workbench:
 
     async def _work(self, step: Step, queue: _Queue) -> None:
         try:
-            # only a model gains by a larger batch; what comes from one finds its company here at once
+            # what comes out of a model together comes here together: it need not wait as long for company
             await asyncio.sleep(self._wait_s if step.models() else self._wait_s / 4)
             while queue.waiting:
                 async with AsyncExitStack() as locks:

@@ -219,8 +219,8 @@ def test_a_worker_that_is_killed_costs_its_shard(cluster: Cluster, work: Path) -
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("fail", "error: the weights melted in two lines\n"),
-        ("crash", "ZeroDivisionError: by a plug-in\n"),
+        pytest.param("fail", "error: the weights melted in two lines\n", marks=pytest.mark.slow),
+        pytest.param("crash", "ZeroDivisionError: by a plug-in\n", marks=pytest.mark.slow),
         ("die", "take fewer --workers, and build again\n"),
     ],
 )

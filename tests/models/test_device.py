@@ -15,6 +15,7 @@ from lmm_classifier.models.device import check_device, device_of
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """None, whatever this machine has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     return monkeypatch
@@ -41,6 +42,7 @@ def test_what_the_environment_asks_for_and_cannot_have_is_an_error(
 
 def test_the_environment_decides_for_models_that_name_no_device(gpus: pytest.MonkeyPatch) -> None:
     assert check_device() == "cpu"
+    gpus.setattr(torch.cuda, "is_available", lambda: True)
     gpus.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of(ModelSpec("siglip")) == torch.device("cuda")
     gpus.setenv("IMAGE_EMBED_REQUIRE_GPU", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -19,6 +20,10 @@ import pytest
 from lmm_classifier import HybridClassifier, registry
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.service.app import create_app
+from lmm_classifier.service.desk import Desk
+from lmm_classifier.service.many import ManyAnswers
+from lmm_classifier.service.metrics import Metrics
+from lmm_classifier.service.schemas import Tasks
 from served import Reply, Served, child, classifier, encoded, serving
 from shell import run
 from synthetic import COLOURS, picture
@@ -203,6 +208,26 @@ def test_requests_for_many_leave_room_for_those_for_one(index: Path) -> None:
     whole = [reply.body.decode().splitlines() for reply in replies if reply.status == 200]
     assert all(json.loads(line)["results"]["a"]["status"] == "success" for lines in whole for line in lines)
     assert {len(lines) for lines in whole} == {16}
+
+
+def test_a_request_for_many_that_nobody_hears_takes_no_place(index: Path) -> None:
+    """It is refused when there are too many, so that none may be counted for longer than it lasts."""
+
+    async def gone(_: object = None) -> dict[str, str]:
+        raise ConnectionError
+
+    async def ask() -> None:
+        desk = Desk(classifier(index), Metrics())
+        try:
+            for _ in range(10):
+                answer = ManyAnswers(desk, [], ["http://open.test/"], Tasks(tasks=[]))
+                with pytest.raises(ExceptionGroup) as raised:
+                    await answer({"type": "http"}, gone, gone)
+                assert raised.group_contains(ConnectionError)  # and no refusal
+        finally:
+            desk.close()
+
+    asyncio.run(ask())
 
 
 def test_of_many_photos_each_has_its_time(index: Path) -> None:

@@ -16,11 +16,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect
 
 from browser import (
-    Service,
     Watched,
     canvas,
     choose,
-    chromium,
     colour_settings,
     look,
     parameter,
@@ -30,7 +28,7 @@ from browser import (
 from fitted import write_fitted
 from html_page import HOSTILE, parsed
 from lmm_classifier.service.app import PAGE
-from synthetic import COLOURS, picture
+from served import Served
 
 pytestmark = pytest.mark.slow
 
@@ -44,41 +42,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def service(settings: dict[str, Any]) -> Iterator[Service]:
+def service(settings: dict[str, Any]) -> Iterator[Served]:
     with serving(settings) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def opened(browser: Browser, service: Service) -> Iterator[Watched]:
-    with tab(browser, service.url) as once:
-        yield once
-
-
-@pytest.fixture
-def watched(opened: Watched, service: Service) -> Iterator[Watched]:
-    """The page, which in no test may ask strangers, break the rules it is sent with, or complain."""
-    opened.afresh(service.url)
-    yield opened
-    assert opened.origins == {service.url}
-    assert opened.complaints == []
-
-
-@pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.page
-
-
-@pytest.fixture
-def red(tmp_path: Path) -> Path:
-    picture(COLOURS["red"], 7).save(tmp_path / "red.png")
-    return tmp_path / "red.png"
 
 
 def test_the_keyboard_is_enough(page: Page, red: Path) -> None:
@@ -180,7 +146,7 @@ EVERYTHING = ("classify_hybrid", "segment_panoptic", "label_image", "describe_im
 
 
 @pytest.mark.parametrize("width", [1280, 360])
-def test_markup_is_shown_as_text(browser: Browser, service: Service, red: Path, width: int) -> None:
+def test_markup_is_shown_as_text(browser: Browser, service: Served, red: Path, width: int) -> None:
     with tab(browser, service.url, viewport={"width": width, "height": 740}) as watched:
         page, name = watched.page, f"{HOSTILE.replace('/', '')}.png"
         listed = page.evaluate("async () => (await fetch('available_operations/')).json()")
@@ -241,7 +207,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read(browser: Browser, service: Service, red: Path, scheme: str) -> None:
+def test_every_text_can_be_read(browser: Browser, service: Served, red: Path, scheme: str) -> None:
     with tab(browser, service.url, color_scheme=scheme) as watched:
         page = watched.page
         look(page, red, *EVERYTHING)
@@ -253,7 +219,7 @@ def test_every_text_can_be_read(browser: Browser, service: Service, red: Path, s
         assert (max(grounds) < 0.6) == (scheme == "dark")
 
 
-def test_a_phone_has_room_for_all_of_it(browser: Browser, service: Service, red: Path) -> None:
+def test_a_phone_has_room_for_all_of_it(browser: Browser, service: Served, red: Path) -> None:
     phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2}
     with tab(browser, service.url, **phone) as watched:
         page = watched.page

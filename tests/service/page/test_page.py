@@ -16,12 +16,8 @@ from playwright.sync_api import Browser, Page, expect
 from pycocotools import mask as coco
 
 from browser import (
-    FAKE,
-    Service,
-    Watched,
     canvas,
     choose,
-    chromium,
     colour_settings,
     look,
     parameter,
@@ -34,51 +30,20 @@ from lmm_classifier.collection.train import train
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.plan import Where
 from lmm_classifier.types import Sample
+from served import FAKE, Served
 from synthetic import COLOURS, picture
 
 TINT = 0.45  # of a mask's colour in its pixels
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """With a collection for each colour."""
     folder = tmp_path_factory.mktemp("page")
     settings = colour_settings(folder, store=folder / "store")
     train(read_source(str(folder / "corpus"), SourceOptions({"fake": FAKE}), []), folder / "store")
     with serving(settings) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def opened(browser: Browser, service: Service) -> Iterator[Watched]:
-    with tab(browser, service.url) as once:
-        yield once
-
-
-@pytest.fixture
-def watched(opened: Watched, service: Service) -> Iterator[Watched]:
-    """The page, which in no test may ask strangers, break the rules it is sent with, or complain."""
-    opened.afresh(service.url)
-    yield opened
-    assert opened.origins == {service.url}
-    assert opened.complaints == []
-
-
-@pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.page
-
-
-@pytest.fixture
-def red(tmp_path: Path) -> Path:
-    picture(COLOURS["red"], 7).save(tmp_path / "red.png")
-    return tmp_path / "red.png"
 
 
 def colour_of(page: Page, row: int = 0) -> np.ndarray:
@@ -262,7 +227,7 @@ def test_exactly_the_pixels_of_a_mask_are_tinted(page: Page, tmp_path: Path, ori
 
 
 def test_a_photo_that_the_browser_cannot_show_is_told_of_all_the_same(
-    page: Page, service: Service, tmp_path: Path
+    page: Page, service: Served, tmp_path: Path
 ) -> None:
     photo = Image.fromarray(skimage.data.astronaut()[:400])
     photo.save(tmp_path / "photo.tif")
