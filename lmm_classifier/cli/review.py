@@ -36,8 +36,13 @@ def run(
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
 ) -> int:
     """Review a labelling run in the browser, by keyboard. Every answer is stored at once; Ctrl-C stops it."""
-    from lmm_classifier.labelling.store import Run
     from lmm_classifier.service_settings import is_loopback
+
+    if not is_loopback(host):
+        raise ConfigError(
+            f"{host} can be reached from other machines, and a review has no keys: use 127.0.0.1"
+        )
+    from lmm_classifier.labelling.store import Run
 
     with extra("uvicorn", "service"):
         from lmm_classifier.labelling.review.app import SETTINGS, create_review

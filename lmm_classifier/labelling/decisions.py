@@ -52,8 +52,8 @@ class Decision:
         id: of the press; who sends one again with the same id has said it once.
         time: ISO 8601 with milliseconds, UTC.
         reviewer: who pressed.
-        action: `accept` the suggestion, `relabel` to another known label, give a `new` one, `reject` the photo
-            as not wanted, `skip` it, or `undo` an earlier decision of one's own.
+        action: `accept` the suggestion, `relabel` to another known label, give a `new` one, `reject` the
+            photo as not wanted, `skip` it, or `undo` an earlier decision of one's own.
         photos: what it is about: one, or those of a group; none for `undo`.
         label: given; None unless the action gives one.
         group: id of the proposal that was decided as a whole; else None.

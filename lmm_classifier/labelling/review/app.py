@@ -174,6 +174,6 @@ def _own_page(request: Request) -> None:
 
 
 async def _unusable(_: Request, error: Exception) -> JSONResponse:
-    """The disk refuses, or a file was damaged meanwhile. Which one is for the terminal: it has paths in it."""
+    """The disk refuses, or a file was damaged meanwhile. Which one the terminal tells: it has paths."""
     log.error("%s", error)
     return Refusal(503, "unusable", "the run cannot be read or written; the terminal says why").response()

@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 
@@ -174,7 +173,7 @@ class Desk:
         if key in self.known:
             return self.known[key]
         number = key.removeprefix("photo-")
-        if number == key or not number.isdecimal() or len(number) > 18:
+        if number == key or not (number.isascii() and number.isdecimal()) or len(number) > 18:
             raise Refusal(404, "no_item", "the queue has no such item")
         row = int(number)
         self.photo(row)

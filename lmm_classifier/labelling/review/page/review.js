@@ -9,7 +9,7 @@ import {
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 20; // questions that are fetched at once
-const LOOK_MS = 5000; // between two looks at what others have said
+const LOOK_MS = 3000; // between two looks at what others have said
 const TABS = { open: "To do", skipped: "Skipped", mine: "Mine", others: "Others’", conflict: "Conflicts" };
 const KEYS = [
   ["Enter", "accept the suggestion"], ["1 – 9", "give the label with that number"],
