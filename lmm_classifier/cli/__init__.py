@@ -26,6 +26,7 @@ from lmm_classifier.cli import (
     index,
     label,
     models,
+    review,
     serve,
     steps,
 )
@@ -50,6 +51,7 @@ app.command("classify")(classify.run)
 app.command("evaluate")(evaluate.run)
 app.command("caption")(caption.run)
 app.add_typer(label.app, name="label")
+app.command("review")(review.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)

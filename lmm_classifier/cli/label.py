@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lmm_classifier.cli import label_apply
+from lmm_classifier.cli import label_apply, label_propose, label_simulate
 from lmm_classifier.cli.output import first_lines, help_without_command, note, progress, warn_of_unanswerable
 from lmm_classifier.text import printable
 
@@ -38,7 +38,9 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(help_without_command)
 
 
+app.command("propose")(label_propose.propose)
 app.command("apply")(label_apply.apply)
+app.command("simulate")(label_simulate.simulate)
 
 
 @app.command(FOLDER)

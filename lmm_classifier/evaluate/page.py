@@ -7,14 +7,13 @@ forbids the rest.
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from lmm_classifier.corpus.images import open_image
+from lmm_classifier.corpus.pixels import as_webp
 from lmm_classifier.errors import ImageError
 from lmm_classifier.index.files import replace_file
 from lmm_classifier.text import printable
@@ -62,8 +61,5 @@ def thumbnail(path: Path) -> str:
     Raises:
         ImageError: the photo cannot be read.
     """
-    image = open_image(path, target_size=THUMBNAIL)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    webp = as_webp(open_image(path, target_size=THUMBNAIL), THUMBNAIL, QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()

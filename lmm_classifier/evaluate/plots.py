@@ -180,6 +180,25 @@ def reranked(description: str, curve: Curve, enough: tuple[float, str] | None) -
         return Plot(heading, description, _svg(figure, heading, description))
 
 
+def progress(heading: str, description: str, x: str, y: str, lines: Mapping[str, Curve]) -> Plot:
+    """How a share, in [0, 1], changes as something is counted.
+
+    Args:
+        heading: of the plot.
+        description: what it says in words.
+        x: title of the axis.
+        y: title of the axis.
+        lines: name in the legend -> curve, whose x are counts; at most two.
+    """
+    with _drawing() as (figure, axes):
+        for (name, curve), group in zip(lines.items(), ("known", "near"), strict=False):
+            points = _thinned(curve)
+            axes.plot(points.x, points.y, color=_COLOURS[group], ls=_DASHES[group], label=name)
+        axes.set(xlabel=x, ylabel=y, xlim=(0, None), ylim=(None, 1))
+        axes.legend(loc="best")
+        return Plot(heading, description, _svg(figure, heading, description))
+
+
 def dots(heading: str, description: str, x: str, rows: Mapping[str, Sequence[float]]) -> Plot:
     """A row of values per name, the first on top: a disc for each, a line at their mean.
 

@@ -151,6 +151,10 @@ class Log:
         self.standing: dict[str, Decision] = {}
         self._of_photo: dict[Photo, dict[str, Decision]] = {}
 
+    def __len__(self) -> int:
+        """Key presses, those that were taken back and those that did so included."""
+        return len(self._all)
+
     @property
     def cut_off(self) -> tuple[int, ...]:
         """Numbers of the lines that a crash cut off; nobody was told that they were stored."""

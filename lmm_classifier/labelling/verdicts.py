@@ -18,6 +18,7 @@ class Verdicts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._logs: dict[str, Log] = {}  # file name -> log
+        self._folded: tuple[list[int], dict[Photo, dict[str, Decision]]] = ([], {})  # for how many presses
 
     def read(self) -> None:
         """Take in what has been written since, by whomever.
@@ -44,11 +45,14 @@ class Verdicts:
 
     def photos(self) -> Mapping[Photo, Mapping[str, Decision]]:
         """Of each photo of which anything was said: reviewer -> what was last said and not taken back."""
-        found: dict[Photo, dict[str, Decision]] = {}
-        for log in self.logs:
-            for photo, decision in log.photos().items():
-                found.setdefault(photo, {})[log.reviewer] = decision
-        return found
+        presses = [len(log) for log in self.logs]
+        if self._folded[0] != presses:
+            found: dict[Photo, dict[str, Decision]] = {}
+            for log in self.logs:
+                for photo, decision in log.photos().items():
+                    found.setdefault(photo, {})[log.reviewer] = decision
+            self._folded = presses, found
+        return self._folded[1]
 
     def conflicts(self) -> Mapping[Photo, Mapping[str, Decision]]:
         """The photos of which reviewers say different things, as `photos`; they end when all agree."""
