@@ -111,7 +111,7 @@ ROW = "<row>"
         ({"label": None}, 400, "label"),
         ({"action": "reject"}, 400, "label"),
         ({"action": "undo"}, 422, "malformed"),
-        ({"action": "accept", "label": "blue"}, 409, "not_suggested"),
+        ({"action": "accept", "label": "tulip"}, 409, "not_suggested"),
         ({"label": "tulip"}, 409, "new_label"),
         ({"action": "new", "label": "Red"}, 409, "known_label"),
         ({"action": "new", "label": "../x"}, 400, "bad_label"),

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.labelling.review.items import Item, Order
-from lmm_classifier.labelling.simulate import EVERY
 
 log = logging.getLogger(__name__)
+
+EVERY = 4
+"""Photos decided, after which the queue is made anew. On flowers12 27 looks reach an accuracy of .93, mean of 6
+splits; with 8 instead of 4, 30 do."""
 
 
 class Learning:
