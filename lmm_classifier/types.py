@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -136,10 +137,16 @@ class EncoderContract:
     @property
     def fingerprint(self) -> str:
         """Short digest of what decides the vectors: `weights` and `revision` only say where from."""
-        identity = asdict(self)
-        if self.weights_digest:
-            del identity["weights"], identity["revision"]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return _fingerprint(self)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(contract: EncoderContract) -> str:
+    """Remembered, for every photo of a batch is asked for its vector by it."""
+    identity = asdict(contract)
+    if contract.weights_digest:
+        del identity["weights"], identity["revision"]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,6 +172,15 @@ class Neighbours:
             )
         self.similarity.setflags(write=False)
         self.rows.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, regions: slice) -> Neighbours:
+        """Those of some regions."""
+        return Neighbours(
+            self.similarity[regions], self.rows[regions], self.labels[regions], self.paths[regions]
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -114,21 +115,19 @@ def _column(answers: Sequence[Classification | None], name: str, kind: pa.DataTy
     if pa.types.is_map(kind):
         return pa.array([value and list(value.items()) for value in values], kind)
     if not pa.types.is_list(kind):
-        return pa.array([_stored(value) for value in values], kind)
-    starts = _starts(values)
-    flat = [item for value in values for item in value or ()]
+        return _flat(values, kind)
+    starts = pa.array([0, *accumulate(len(value or ()) for value in values)], pa.int32())
+    items = [item for value in values for item in value or ()]
     item = kind.value_type
-    if pa.types.is_struct(item):
-        fields = [item.field(i) for i in range(item.num_fields)]
-        parts = [pa.array([_stored(getattr(x, f.name)) for x in flat], f.type) for f in fields]
-        return pa.ListArray.from_arrays(starts, pa.StructArray.from_arrays(parts, fields=fields))
-    return pa.ListArray.from_arrays(starts, pa.array([_stored(x) for x in flat], item))
+    if not pa.types.is_struct(item):
+        return pa.ListArray.from_arrays(starts, _flat(items, item))
+    fields = [item.field(i) for i in range(item.num_fields)]
+    parts = [_flat(list(map(attrgetter(f.name), items)), f.type) for f in fields]
+    return pa.ListArray.from_arrays(starts, pa.StructArray.from_arrays(parts, fields=fields))
 
 
-def _starts(values: Iterable[Sequence[Any] | None]) -> pa.Array:
-    """Where each list starts, and where the last ends; a list that is None is empty."""
-    return pa.array([0, *accumulate(len(value or ()) for value in values)], pa.int32())
-
-
-def _stored(value: Any) -> Any:
-    return as_text(value) if isinstance(value, str) else value
+def _flat(values: list[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:  # a name that is no UTF-8 is among them: rare enough to try without first
+        return pa.array([as_text(value) if isinstance(value, str) else value for value in values], kind)
