@@ -3,7 +3,7 @@
     python benchmarks/label_run.py rate      # rates of both, one command each, and the memory of the run
     python benchmarks/label_run.py killed    # killed at 20 random times, compared with a run that was not
 
-The photos are made of scikit-learn's digits, 64 to 256 px, with noise; the model is the shipped tiny SigLIP,
+The photos are made of scikit-learn's digits, 64 to 512 px, with noise; the model is the shipped tiny SigLIP,
 the index that of `lmm-classifier demo`, calibrated; the reranker is off.
 """
 
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 
-SIDES = (64, 96, 128, 192, 256)  # px
+SIDES = (64, 128, 256, 384, 512)  # px
 POINTS = 20
 COMMAND = (sys.executable, "-m", "lmm_classifier")
 
