@@ -154,7 +154,7 @@ def _opened(path: str | Path, target_size: int | None, limits: ImageLimits) -> S
         loaded = load_image_file(path, target_size=target_size, limits=limits)
     except ImageError as error:
         return SkippedFile(str(path), error.code, error.reason)
-    return replace(Sample.from_image(str(path), loaded.image), sha256=loaded.sha256)
+    return Sample.from_image(str(path), loaded.image, sha256=loaded.sha256)
 
 
 def run_shared(

@@ -374,9 +374,12 @@ class Sample:
     arrived: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def from_image(cls, sample_id: str, image: Image.Image, truth: str | None = None) -> Sample:
+    def from_image(
+        cls, sample_id: str, image: Image.Image, truth: str | None = None, sha256: str | None = None
+    ) -> Sample:
         """Start a sample whose only region is the whole image."""
-        return cls(sample_id=sample_id, image=image, truth=truth, regions=(Region((0, 0, *image.size)),))
+        regions = (Region((0, 0, *image.size)),)
+        return cls(sample_id=sample_id, image=image, truth=truth, sha256=sha256, regions=regions)
 
     @property
     def n_looked_at(self) -> int:

@@ -159,7 +159,7 @@ class _Stream:
             unknown = skipped = 0
             for number, (path, item) in enumerate(zip(paths, finished, strict=True), start=before + 1):
                 if isinstance(item, Sample):
-                    answer = replace(summarise(item, cut), source=path)
+                    answer = summarise(item, cut)
                     unknown += answer.label == UNKNOWN
                     yield Row(path, item.sha256, answer), [item.embeddings[key][0] for key in keys]
                 else:
