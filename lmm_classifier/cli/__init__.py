@@ -39,8 +39,8 @@ from lmm_classifier.text import one_line
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 TERMINATED = 143  # and after SIGTERM
 IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
-"""Threads of a model that have nothing to do sleep. By default they spin, and take what decoding needs: on two
-cores a labelling run was a third slower."""
+"""Threads of a model that have nothing to do sleep. By default they spin, and take what decoding needs: on
+two cores a labelling run was a third slower."""
 
 
 app = typer.Typer(
