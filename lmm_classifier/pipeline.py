@@ -20,7 +20,7 @@ from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, load_image_file
 from lmm_classifier.errors import ConfigError, ImageError, StepError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.types import FloatArray, Neighbours, Sample, read_only
+from lmm_classifier.types import FloatArray, IntArray, Sample, read_only
 
 
 class Step(ABC):
@@ -61,7 +61,7 @@ class Step(ABC):
         """Process one batch."""
 
 
-S = TypeVar("S", bound="Sequence[object] | FloatArray | Neighbours")
+S = TypeVar("S", bound="Sequence[object] | FloatArray | IntArray")
 
 
 def crops_of(batch: Sequence[Sample]) -> list[Image.Image]:

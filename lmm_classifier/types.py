@@ -140,9 +140,8 @@ class EncoderContract:
         return _fingerprint(self)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # every photo is asked for its vector by it
 def _fingerprint(contract: EncoderContract) -> str:
-    """Remembered, for every photo of a batch is asked for its vector by it."""
     identity = asdict(contract)
     if contract.weights_digest:
         del identity["weights"], identity["revision"]
@@ -172,15 +171,6 @@ class Neighbours:
             )
         self.similarity.setflags(write=False)
         self.rows.setflags(write=False)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, regions: slice) -> Neighbours:
-        """Those of some regions."""
-        return Neighbours(
-            self.similarity[regions], self.rows[regions], self.labels[regions], self.paths[regions]
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

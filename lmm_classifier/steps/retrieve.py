@@ -15,7 +15,7 @@ from lmm_classifier.index.milvus import Milvus
 from lmm_classifier.index.search import FAISS, Backend, VectorIndex, open_index, open_matching
 from lmm_classifier.pipeline import Step, by_sample
 from lmm_classifier.ranges import SearchBackend, TopK
-from lmm_classifier.types import EncoderContract, Sample
+from lmm_classifier.types import EncoderContract, Neighbours, Sample
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -68,7 +68,13 @@ class Retrieve(Step):
         queries = [index.vectors_of(sample.embeddings) for sample in batch]  # batch x (r, d)
         found = index.search(np.concatenate(queries), self.k, self.labels)
         near = index.describe(found.similarity, found.rows)
+        parts = zip(
+            by_sample(batch, near.similarity),
+            by_sample(batch, near.rows),
+            by_sample(batch, near.labels),
+            by_sample(batch, near.paths),
+            strict=True,
+        )
         return [
-            replace(sample, neighbours=neighbours)
-            for sample, neighbours in zip(batch, by_sample(batch, near), strict=True)
+            replace(sample, neighbours=Neighbours(*own)) for sample, own in zip(batch, parts, strict=True)
         ]
