@@ -44,7 +44,7 @@ def attempt(config: Path, photos: Path, run: Path, shard_rows: int, die_at: int,
     """Label photos, in a process that a signal ends so many seconds after it has come to a photo."""
 
     def on_progress(progress: Progress) -> None:
-        if progress.seen == die_at:
+        if progress.seen >= die_at and not any(signal.getitimer(signal.ITIMER_REAL)):
             signal.setitimer(signal.ITIMER_REAL, after or 1e-6)
 
     classifier = HybridClassifier(PipelineConfig.from_yaml(config))

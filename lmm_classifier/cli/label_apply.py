@@ -40,8 +40,6 @@ def apply(
     exit code 2.
     """
     from lmm_classifier.labelling.accepted import accepted_photos
-    from lmm_classifier.labelling.drifted import drift_of
-    from lmm_classifier.labelling.facts import classifier_of
     from lmm_classifier.labelling.store import Run
 
     if sum(target is not None for target in (tree, imagefolder, csv)) > 1:
@@ -52,18 +50,29 @@ def apply(
     first_lines("left out: {}", [f"{photo.path}: {photo.reason}" for photo in found.gone])
     if not found.items:
         raise ConfigError(
-            f"nothing of {run} can be taken over: review it first, with `lmm-classifier review`"
+            f"nothing of {run} can be taken over: {found.rejected} photos were rejected, "
+            f"{len(found.conflicts)} are in conflict, {len(found.gone)} gone or changed; for the others see "
+            "`lmm-classifier review`"
         )
-    drift = drift_of(opened, classifier_of(opened.facts))  # before the index becomes another
-    if tree is imagefolder is csv is None:
+    elsewhere = not (tree is imagefolder is csv is None)
+    if not elsewhere or Path(opened.facts.index).is_dir():  # a table can be written without the index
+        _tell_of_drift(opened)  # before the index becomes another
+    if not elsewhere:
         _to_index(found, opened)
     else:
         _elsewhere(found, tree, imagefolder, csv, "link" if link else "copy")
-    if drift is not None and drift.recalibrate:
-        note(drift.advice)
     if found.rejected:
         note(f"{found.rejected} photos were rejected")
     return 2 if found.conflicts or found.gone else 0
+
+
+def _tell_of_drift(run: Run) -> None:
+    from lmm_classifier.labelling.drifted import drift_of
+    from lmm_classifier.labelling.facts import classifier_of
+
+    drift = drift_of(run, classifier_of(run.facts))
+    if drift is not None and drift.recalibrate:
+        note(drift.advice)
 
 
 def _to_index(found: Accepted, run: Run) -> None:

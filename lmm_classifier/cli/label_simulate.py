@@ -20,6 +20,7 @@ def simulate(
     looks: Annotated[int, typer.Option(min=1, help="Photos that are looked at.")] = 100,
     orders: Annotated[int, typer.Option(min=1, help="Random orders to compare with.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the random orders.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin the run anew.")] = False,
 ) -> int:
     """Say what a review would bring: accuracy against photos looked at, in the queue's order and at random.
 
@@ -29,11 +30,12 @@ def simulate(
     from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.index.progress import Progress
     from lmm_classifier.labelling.run import label_photos
-    from lmm_classifier.labelling.simulation import simulate_review, write_simulation
+    from lmm_classifier.labelling.simulation import check_source, simulate_review, write_simulation
 
     classifier = HybridClassifier.from_yaml(config)
+    check_source(source, classifier)
     with progress() as on_progress:
-        run = label_photos(source, classifier, output, on_progress=on_progress).run
+        run = label_photos(source, classifier, output, restart=restart, on_progress=on_progress).run
 
         def tell(done: int) -> None:
             on_progress(Progress("reviewing", done, orders + 1))

@@ -122,6 +122,10 @@ def _row(table: Path, line: int, found: Mapping[str, object]) -> _Row:
     for key, value in found.items():
         if not isinstance(value, str) or not value.strip():
             raise CorpusError(f"{table}:{line}: the {key} is missing, empty or not a text")
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError as error:  # a lone surrogate that stands for no byte
+            raise CorpusError(f"{table}:{line}: the {key} is no name that a file can have") from error
     return _Row(line, PurePath(str(found["path"])).as_posix(), str(found.get("label", "")).strip())
 
 

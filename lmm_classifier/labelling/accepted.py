@@ -22,7 +22,8 @@ class Accepted:
         items: photos and labels; paths are absolute.
         sha256: digest of each.
         rejected: how many photos were reviewed and are not wanted.
-        conflicts: one line each: photos that reviewers give different answers.
+        conflicts: one line each: photos that reviewers give different answers, or copies of one photo that
+            got different labels.
         gone: photos with a label that are not there any more, or not the same.
     """
 
@@ -62,11 +63,23 @@ def accepted_photos(run: Run, *, unreviewed: bool = False) -> Accepted:
             continue
         items.append(CorpusItem(str(path), label))
         digests.append(found["sha256"])
+    of_content: dict[str, set[str]] = {}
+    for item, sha256 in zip(items, digests, strict=True):
+        of_content.setdefault(sha256, set()).add(item.label)
+    twofold = {sha256 for sha256, labels in of_content.items() if len(labels) > 1}
+    copies = tuple(
+        f"{item.path}: {item.label}, and a copy of it another label"
+        for item, sha256 in zip(items, digests, strict=True)
+        if sha256 in twofold
+    )
+    kept = [(i, d) for i, d in zip(items, digests, strict=True) if d not in twofold]
     told = tuple(
         f"{path}: {', '.join(f'{who} says {said.label or said.action}' for who, said in sorted(by.items()))}"
         for (path, _), by in sorted(conflicts.items())
     )
-    return Accepted(tuple(items), tuple(digests), rejected, told, tuple(gone))
+    return Accepted(
+        tuple(item for item, _ in kept), tuple(d for _, d in kept), rejected, (*told, *copies), tuple(gone)
+    )
 
 
 def _changed(path: Path, sha256: str) -> SkippedFile | None:

@@ -31,7 +31,7 @@ from lmm_classifier.types import UNKNOWN
 DECISIONS = "decisions"
 SUFFIX = ".jsonl"
 LONGEST_NAME = 200  # bytes of a log's name without its suffix; a file system takes 255, our lock's has more
-LONGEST_LABEL = 200  # characters; a label becomes the name of a folder
+LONGEST_LABEL = 200  # bytes of UTF-8; a label becomes the name of a folder
 CUT_OFF = b"\x18\n"
 """Ends a line that a crash cut off. ASCII's CANCEL says that what stands before it is to be ignored."""
 PATIENCE_S = 10.0  # for another process of the same reviewer, which needs milliseconds
@@ -111,8 +111,8 @@ def checked_label(text: str) -> str:
         ConfigError: it is empty, too long, reserved, or can be no folder's name.
     """
     label = unicodedata.normalize("NFC", plain_line(text))
-    if not label or len(label) > LONGEST_LABEL:
-        raise ConfigError(f"a label has 1 to {LONGEST_LABEL} characters")
+    if not label or len(label.encode()) > LONGEST_LABEL:
+        raise ConfigError(f"a label has 1 to {LONGEST_LABEL} characters, fewer of some scripts")
     if label.casefold() == UNKNOWN:
         raise ConfigError(f"`{UNKNOWN}` is no label: it is said of photos that none fits")
     if label.startswith(".") or set(label) & set("/\\"):

@@ -21,6 +21,7 @@ from lmm_classifier.labelling.rows import as_text
 
 Way = Literal["copy", "link"]
 METADATA = "metadata.jsonl"
+LONGEST_NAME = 255  # bytes of a folder's name
 DIGITS = 12  # hex digits of a photo's digest that tell it from another of the same name
 
 
@@ -54,9 +55,11 @@ def write_csv(accepted: Accepted, path: Path) -> None:
     """Write a table of path, label and SHA-256, which `index build` reads.
 
     Raises:
-        ConfigError: a name is no UTF-8, and so cannot stand in a table.
+        ConfigError: there is a file already; or a name is no UTF-8, and so cannot stand in a table.
         IndexFolderError: it cannot be written.
     """
+    if path.exists():
+        raise ConfigError(f"{path} is there already; give --csv a new file")
     for item in accepted.items:
         _check_text(item.path)
         _check_text(item.label)
@@ -122,7 +125,8 @@ def _same(place: Path, source: Path) -> bool:
 
 
 def _check_folder(label: str) -> None:
-    if label.startswith(".") or set(label) & {"/", "\0"} or not label.strip():
+    too_long = len(os.fsencode(label)) > LONGEST_NAME
+    if too_long or label.startswith(".") or set(label) & {"/", "\0"} or not label.strip():
         raise ConfigError(f"label {label!r} can be no folder: relabel its photos, or export a table")
 
 

@@ -172,8 +172,8 @@ def refuse_changed(facts: Facts, folder: Path, classifier: HybridClassifier) -> 
     Raises:
         RunError: it was.
     """
-    now = read_manifest(Path(facts.index)).digest, _calibration(classifier)
-    if now != (facts.index_digest, facts.calibration):
+    same = read_manifest(Path(facts.index)).digest == facts.index_digest
+    if not same or _calibration(classifier) != facts.calibration:
         raise RunError(
             f"{facts.index} was changed while {folder} was being made: begin it anew with --restart"
         )

@@ -122,8 +122,8 @@ def read_groups(run: Run) -> tuple[Group, ...] | None:
 
 
 def _photos(run: Run) -> str:
-    """Names what the numbers of photos stand for."""
-    return digest_of({"sha256": run.columns("sha256")["sha256"].to_pylist()})
+    """Names what the numbers of photos stand for, and what was answered about them."""
+    return digest_of(run.columns("sha256", "label").to_pydict())
 
 
 def _name(digests: Sequence[str]) -> str:

@@ -19,12 +19,15 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.sole_writer import sole_writer
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refuse_changed, write_facts
+from lmm_classifier.labelling.report import REPORT
+from lmm_classifier.labelling.results import CSV, JSONL
 from lmm_classifier.labelling.rows import Row
-from lmm_classifier.labelling.store import Run, keep_beginning, write_shard
+from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, write_shard
 from lmm_classifier.result import summarise
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
 SHARD_ROWS = 1024
+OF_A_FINISHED_RUN = (RESULTS, CSV, JSONL, REPORT)
 SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
 
 
@@ -80,17 +83,26 @@ def label_photos(
     classifier.load()
     facts = facts_of(source, photos, classifier)
     with sole_writer(output, RUN, "a labelling run"):
+        batch_size = classifier.pipeline.batch_size
+        if (
+            restart
+        ):  # before run.json says anything else: what was answered otherwise must not be gone on with
+            keep_beginning(output, (), batch_size)
         if restart or not (output / RUN).exists():
             write_facts(output, facts)
         else:
             facts = continued(output, facts)
-        wanted = () if restart else photos.paths
-        before = keep_beginning(output, wanted, classifier.pipeline.batch_size)
+        before = keep_beginning(output, photos.paths, batch_size)
+        if facts.counts is not None and facts.counts["photos"] != before:
+            facts = replace(facts, counts=None, seconds=None)
+            write_facts(output, facts)
+            for name in OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
+                (output / name).unlink(missing_ok=True)
         started = time.monotonic()
         _go_on(_Stream(classifier, facts, photos, on_progress), output, before, shard_rows)
         refuse_changed(facts, output, classifier)
         run = Run(output)
-        if facts.counts is None or before < len(run):
+        if facts.counts is None:
             seconds = round(time.monotonic() - started, 3)
             write_facts(output, replace(facts, counts=counts_of(run), seconds=seconds))
             run = Run(output)
@@ -158,7 +170,11 @@ class _Stream:
         with closing(finished):
             unknown = skipped = 0
             for number, (path, item) in enumerate(zip(paths, finished, strict=True), start=before + 1):
-                if isinstance(item, Sample):
+                if isinstance(item, Sample) and item.skipped:
+                    skipped += 1
+                    error = SkippedFile(path, "not_answered", f"{item.skipped.reason} [{item.skipped.code}]")
+                    yield Row(path, item.sha256, None, error), []
+                elif isinstance(item, Sample):
                     answer = summarise(item, cut)
                     unknown += answer.label == UNKNOWN
                     yield Row(path, item.sha256, answer), [item.embeddings[key][0] for key in keys]

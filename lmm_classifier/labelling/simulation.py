@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate import plots
 from lmm_classifier.evaluate.columns import Curve
 from lmm_classifier.evaluate.page import write_page
+from lmm_classifier.evaluate.subject import subject_of
 from lmm_classifier.index.files import replace_file
 from lmm_classifier.labelling.rows import path_of
 from lmm_classifier.labelling.simulate import Review, looks_needed, simulate
@@ -23,6 +25,10 @@ from lmm_classifier.labelling.subject import learner_of, subject_of_run, vectors
 from lmm_classifier.types import UNKNOWN
 
 SIMULATION, PAGE = "simulation.json", "simulation.html"
+NEEDED = (
+    "a simulation needs a calibrated index, without a closed list of labels or a text prior: run "
+    "`lmm-classifier calibrate`"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,10 +97,7 @@ def simulate_review(
         raise CorpusError(f"no photo of {run.folder} has a label in {source}")
     learner = learner_of(subject_of_run(run))
     if learner is None:
-        raise ConfigError(
-            "a simulation needs a calibrated index, without a closed list of labels or a text prior: run "
-            "`lmm-classifier calibrate`"
-        )
+        raise ConfigError(NEEDED)
     vectors = [found[rows] for found in vectors_of(run)]
     labels = [str(truths[row]) for row in rows.tolist()]
     looks = min(looks, len(rows))
@@ -106,6 +109,18 @@ def simulate_review(
         tell(2 + i)
     names = tuple(sorted(set(labels)))
     return Simulation(queue, tuple(random), len(rows), names, tuple(sorted(set(names) - set(learner.labels))))
+
+
+def check_source(source: Path, classifier: HybridClassifier) -> None:
+    """See that a simulation is possible before any photo is looked at.
+
+    Raises:
+        CorpusError: no photo has a label.
+        ConfigError, IndexFolderError: the index is not calibrated, or cannot be used.
+    """
+    read_corpus(source)
+    if learner_of(subject_of(classifier)) is None:
+        raise ConfigError(NEEDED)
 
 
 def write_simulation(run: Run, found: Simulation) -> tuple[Path, Path]:

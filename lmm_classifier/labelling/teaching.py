@@ -49,9 +49,13 @@ class Teaching:
         place = self._place = {row: number for number, row in enumerate(self._readable.tolist())}
         self._groups = {min(group.members): group for group in groups}
         self._proposals = [_proposal(group, place) for group in groups]
+        self._grouped = {place[row] for group in groups for row in group.members}
 
     def __call__(self, decided: Mapping[int, str | None]) -> tuple[Item, ...]:
-        """The queue: every readable photo once, what was decided last of all.
+        """The queue: every readable photo once.
+
+        Groups stay, for an answer for a whole one can be taken back; photos by themselves that were decided
+        come last, and count for no other.
 
         Args:
             decided: number of the photo in the run -> its label; None if it is not wanted.
@@ -65,8 +69,13 @@ class Teaching:
                 [vectors[rows] for vectors in self._vectors], [str(labels[number]) for number in taught]
             )
             answers, reference = learned.answers(self._vectors), learned.references[0]
-        found = order(answers, self._vectors[0], reference, self._proposals)
-        return tuple(map(self._item, found))
+        everything = order(answers, self._vectors[0], reference, self._proposals)
+        open_ = order(answers, self._vectors[0], reference, decided={*labels, *self._grouped})
+        groups = [queued for queued in everything if queued.kind == "group"]
+        decided_alone = set(labels) - self._grouped
+        past = [q for q in everything if q.kind == "photo" and set(q.rows.tolist()) <= decided_alone]
+        ahead = sorted((*groups, *open_), key=lambda queued: (-queued.priority, int(queued.rows.min())))
+        return tuple(map(self._item, (*ahead, *past)))
 
     def _item(self, queued: Queued) -> Item:
         rows, shown = (tuple(self._readable[each].tolist()) for each in (queued.rows, queued.look_at))

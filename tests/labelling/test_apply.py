@@ -137,6 +137,26 @@ def test_a_table_can_be_indexed(opened: Run, tmp_path: Path) -> None:
     assert read_corpus(tmp_path / "out/more.csv").items == found.items
 
 
+def test_a_table_that_is_there_is_not_replaced(opened: Run, tmp_path: Path) -> None:
+    (tmp_path / "corpus.csv").write_text("somebody's")
+    with pytest.raises(ConfigError, match=r"corpus.csv is there already; give --csv a new file"):
+        write_csv(accepted_photos(opened, unreviewed=True), tmp_path / "corpus.csv")
+    assert (tmp_path / "corpus.csv").read_text() == "somebody's"
+
+
+def test_copies_of_a_photo_under_two_labels_contradict_each_other(
+    classifier: HybridClassifier, tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path / "photos", 1)
+    (photos / "copy.png").write_bytes((photos / "000-red.png").read_bytes())
+    opened = label_photos(photos, classifier, tmp_path / "run").run
+    for name, label in (("copy.png", "rose"), ("000-red.png", "red"), ("000-blue.png", "blue")):
+        log_of(opened.folder, "ann").say("relabel", [photo(opened, name)], label)
+    found = accepted_photos(opened)
+    assert [item.label for item in found.items] == ["blue"]
+    assert len(found.conflicts) == 2
+
+
 def test_hugging_face_reads_the_imagefolder(opened: Run, tmp_path: Path) -> None:
     review(opened)
     found = accepted_photos(opened)

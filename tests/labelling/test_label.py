@@ -14,6 +14,7 @@ import pytest
 from html_page import HOSTILE, parsed
 from labelled import table, write_photos
 from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError, RunError
 from lmm_classifier.indexing import add_photos
 from lmm_classifier.labelling.run import label_photos
@@ -157,6 +158,7 @@ def test_a_table_names_the_photos(config: Path, tmp_path: Path) -> None:
             "error: photos holds something else than a labelling run; give --output a new folder",
         ),
         ("photos", "config.yaml", "error: config.yaml is a file; give --output a folder"),
+        ("odd.jsonl", "one", "error: odd.jsonl:1: the path is no name that a file can have"),
         ("labels.csv", "one", "error: labels.csv:1: the header must name path once, it is ['label']"),
     ],
 )
@@ -166,6 +168,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     write_photos(tmp_path / "photos", 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "labels.csv").write_text("label\nred\n")
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"path": "a\ud800.png"}))
     done = run("label", source, "-c", config, "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{said}\n")
 
@@ -199,6 +202,24 @@ def test_an_index_that_changes_meanwhile_ends_the_run(classifier: HybridClassifi
     with pytest.raises(RunError, match="index was changed while .*one was being made"):
         label_photos(photos, classifier, tmp_path / "one", shard_rows=4, on_progress=change)
     assert len(Run(tmp_path / "one")) == 8
+
+
+def test_a_photo_in_which_a_step_finds_nothing_is_a_row_with_a_code(config: Path, tmp_path: Path) -> None:
+    """The fake finds faces where it is bright."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture((250, 250, 250), 1).save(photos / "bright.png")
+    picture((10, 10, 10), 1).save(photos / "dark.png")
+    detect = {"detect": {"model": {"family": "fake", "weights": "face"}}}
+    steps = [detect, {"focus": {"kind": "face"}}, {"embed": {"encoder": {"family": "fake"}}},
+             {"retrieve": {"index": str(tmp_path / "index")}}, {"vote": {}}, {"open_set": {}}]  # fmt: skip
+    classifier = HybridClassifier(PipelineConfig.model_validate({"pipeline": steps}))
+    done = label_photos(photos, classifier, tmp_path / "one").run
+    bright, dark = (done.row(number) for number in range(2))
+    assert bright.answer is not None
+    assert dark.error is not None
+    assert dark.error.code == "not_answered"
+    assert "no_face" in dark.error.reason
 
 
 def test_two_at_once_are_one_too_many(classifier: HybridClassifier, tmp_path: Path) -> None:

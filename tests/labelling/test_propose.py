@@ -84,6 +84,19 @@ def test_damaged_groups_are_refused_and_those_of_other_photos_left(made: Path) -
     assert read_groups(opened) is None
 
 
+def test_groups_of_what_was_answered_otherwise_are_not_shown(made: Path, tmp_path: Path) -> None:
+    """The same photos, by an index that has learned one of the colours meanwhile."""
+    opened = Run(made / "run")
+    write_groups(opened, propose_groups(opened))
+    index_corpus(made / "photos", tmp_path / "index", encoder=ModelSpec("fake"))
+    config = PipelineConfig.model_validate({**SETTINGS, "retrieval": {"index_path": tmp_path / "index"}})
+    again = label_photos(made / "photos", HybridClassifier(config), tmp_path / "run").run
+    (tmp_path / "run" / PROPOSALS).write_bytes((made / "run" / PROPOSALS).read_bytes())
+    assert read_groups(opened) is not None
+    assert read_groups(again) is None
+    (made / "run" / PROPOSALS).unlink()
+
+
 def test_the_queue_learns_what_a_group_is_called(made: Path) -> None:
     opened = Run(made / "run")
     teaching = Teaching(opened)
@@ -107,7 +120,10 @@ def test_without_a_calibration_the_runs_own_answers_make_the_order(config: Path,
         picture(NEW["yellow"], i).save(tmp_path / f"photos/{i}.png")
     opened = label_photos(tmp_path / "photos", HybridClassifier.from_yaml(config), tmp_path / "run").run
     teaching = Teaching(opened)
-    assert teaching({0: "yellow"}) == teaching({})
+    before, after = teaching({}), teaching({0: "yellow"})
+    assert sorted(item.rows for item in after) == sorted(item.rows for item in before)
+    assert after[-1].rows == (0,)  # it was decided
+    assert {item.rows: item.suggestion for item in after} == {item.rows: item.suggestion for item in before}
 
 
 def test_a_review_is_replayed(made: Path) -> None:

@@ -168,6 +168,7 @@ class Desk:
         with self._lock:
             undone = self.log.undo(press.id)
         with self.look() as now:
+            self._learns.heard(self.decided())
             if undone is None:
                 return Undone(None, None, 0, None, now.overview())
             item = self.known.get(f"group-{undone.group}")

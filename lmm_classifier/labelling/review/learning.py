@@ -37,15 +37,15 @@ class Learning:
 
     def heard(self, decided: Mapping[int, str | None]) -> None:
         """What is decided by now."""
-        if sum((row, label) not in self._known.items() for row, label in decided.items()) < EVERY:
+        if len(decided.items() ^ self._known.items()) < EVERY:
             return
         if self._busy.acquire(blocking=False):
-            self._known = decided
             threading.Thread(target=self._learn, args=(decided,), name="order").start()
 
     def _learn(self, decided: Mapping[int, str | None]) -> None:
         try:
             self._take(self._order(decided))
+            self._known = decided
             self.times += 1
         except LmmClassifierError as error:  # the queue that is there remains
             log.warning("the queue stays as it is: %s", error)
