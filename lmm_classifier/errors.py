@@ -9,6 +9,7 @@
     ├── CollectionError            a collection classifier, its store or its training data is wrong
     │   ├── UnknownCollectionError     the store has none for this collection; also a FileNotFoundError
     │   └── ClassifierFileError        it is damaged, foreign or a pickle; also a ValueError
+    ├── RunError                   a labelling run on disk cannot be used, or not for this
     ├── CaptionError               photos cannot be put into words, as things are
     ├── FetchError                 a URL cannot be fetched; carries a code from FETCH_ERROR_CODES
     ├── ModelError                 a model cannot be loaded or run
@@ -100,6 +101,10 @@ class UnknownCollectionError(CollectionError, FileNotFoundError):
 
 class ClassifierFileError(CollectionError, ValueError):
     """A stored classifier is damaged, contradicts itself, is foreign to this program or a pickle."""
+
+
+class RunError(LmmClassifierError):
+    """A labelling run on disk is missing, damaged or in use, or was made of something else."""
 
 
 class CaptionError(LmmClassifierError):

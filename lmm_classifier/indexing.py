@@ -108,9 +108,22 @@ def add_photos(
         LmmClassifierError: otherwise as `index_corpus` and `lmm_classifier.index.change.add_to_index`.
     """
     corpus = _corpus(source, index)
-    encoders = _opened([_spec_of(contract, device, cache_dir) for contract in encoders_of(Path(index))])
+    encoders = _encoders_of(Path(index), device, cache_dir)
     options = _options(encoders, batch_size, workers, max_bad_ratio, search)
     return add_to_index(Path(index), corpus, encoders, options, on_progress)
+
+
+def add_corpus(
+    corpus: Corpus, index: Path, cache_dir: Path | None = None, on_progress: OnProgress = unheard
+) -> BuildReport:
+    """Add photos whose labels are known already to an index, with the encoders that made it.
+
+    Raises:
+        LmmClassifierError: as `add_photos`.
+    """
+    encoders = _encoders_of(index, "auto", cache_dir)
+    options = _options(encoders, 32, None, MAX_BAD_RATIO, DEFAULT_SEARCH)
+    return add_to_index(index, corpus, encoders, options, on_progress)
 
 
 def build_index_from_directory(
@@ -147,6 +160,10 @@ def _corpus(source: str | Path, index: str | Path) -> Corpus:
             f"{index} lies inside the corpus {source} and would become a part of it; choose another output"
         )
     return corpus
+
+
+def _encoders_of(index: Path, device: Device, cache_dir: Path | None) -> list[Encoder]:
+    return _opened([_spec_of(contract, device, cache_dir) for contract in encoders_of(index)])
 
 
 def _spec_of(contract: EncoderContract, device: Device, cache_dir: Path | None) -> ModelSpec:

@@ -17,10 +17,10 @@ from PIL import Image
 
 from lmm_classifier.corpus.ahead import in_order
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
+from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, load_image_file
 from lmm_classifier.errors import ConfigError, ImageError, StepError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.types import FloatArray, Sample, read_only
+from lmm_classifier.types import FloatArray, IntArray, Sample, read_only
 
 
 class Step(ABC):
@@ -61,7 +61,7 @@ class Step(ABC):
         """Process one batch."""
 
 
-S = TypeVar("S", bound="Sequence[object] | FloatArray")
+S = TypeVar("S", bound="Sequence[object] | FloatArray | IntArray")
 
 
 def crops_of(batch: Sequence[Sample]) -> list[Image.Image]:
@@ -116,13 +116,11 @@ class Pipeline:
         """Yield finished samples in input order, `batch_size` at a time."""
         source = iter(samples)
         while batch := list(islice(source, self.batch_size)):
-            for step in self.steps:
-                batch = run_step(step, batch)
-            yield from batch
+            yield from run_steps(self.steps, batch)
 
     def run_files(
         self, paths: Iterable[str | Path], limits: ImageLimits = DEFAULT_LIMITS
-    ) -> Iterator[Sample | SkippedFile]:
+    ) -> Generator[Sample | SkippedFile, None, None]:
         """Yield finished samples of photos as they are read, a batch at a time, in the order of the paths.
 
         A photo that cannot be read yields its reason.
@@ -153,10 +151,10 @@ class Pipeline:
 
 def _opened(path: str | Path, target_size: int | None, limits: ImageLimits) -> Sample | SkippedFile:
     try:
-        image = open_image(path, target_size=target_size, limits=limits)
+        loaded = load_image_file(path, target_size=target_size, limits=limits)
     except ImageError as error:
         return SkippedFile(str(path), error.code, error.reason)
-    return Sample.from_image(str(path), image)
+    return Sample.from_image(str(path), loaded.image, sha256=loaded.sha256)
 
 
 def run_shared(
@@ -199,18 +197,31 @@ def run_step(step: Step, batch: list[Sample]) -> list[Sample]:
         StepError: it lost, added or reordered samples.
         LmmClassifierError: as the step raises it.
     """
-    active = [sample for sample in batch if sample.skipped is None]
-    started = time.perf_counter()
-    result = step.run(active)
-    seconds = (time.perf_counter() - started) / max(len(active), 1)
-    if [s.sample_id for s in result] != [s.sample_id for s in active]:
-        raise StepError(f"step {step.name!r} lost, added or reordered samples")
-    timed = iter(
-        replace(s, timings=read_only({**s.timings, step.name: _more(s, step, seconds)})) for s in result
-    )
-    return [sample if sample.skipped else next(timed) for sample in batch]
+    return run_steps((step,), batch)
 
 
-def _more(sample: Sample, step: Step, seconds: float) -> float:
-    """Seconds under a step's name: a line may hold a step twice, such as one detector after another."""
-    return sample.timings.get(step.name, 0.0) + seconds
+def run_steps(steps: Sequence[Step], batch: list[Sample]) -> list[Sample]:
+    """As `run_step`, one step after the other."""
+    seconds: list[tuple[str, float]] = []
+    passed = [0] * len(batch)  # steps that a sample went through: one that is skipped goes through no other
+    for step in steps:
+        active = [sample for sample in batch if sample.skipped is None]
+        started = time.perf_counter()
+        result = step.run(active)
+        seconds.append((step.name, (time.perf_counter() - started) / max(len(active), 1)))
+        if [s.sample_id for s in result] != [s.sample_id for s in active]:
+            raise StepError(f"step {step.name!r} lost, added or reordered samples")
+        passed = [n + (sample.skipped is None) for n, sample in zip(passed, batch, strict=True)]
+        done = iter(result)
+        batch = [sample if sample.skipped else next(done) for sample in batch]
+    return [_timed(sample, seconds[:n]) for sample, n in zip(batch, passed, strict=True)]
+
+
+def _timed(sample: Sample, seconds: Sequence[tuple[str, float]]) -> Sample:
+    """The sample, with the seconds of these steps; a line may hold a step twice, such as two detectors."""
+    if not seconds:
+        return sample
+    timings = dict(sample.timings)
+    for name, spent in seconds:
+        timings[name] = timings.get(name, 0.0) + spent
+    return replace(sample, timings=read_only(timings))

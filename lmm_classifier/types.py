@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -136,10 +137,15 @@ class EncoderContract:
     @property
     def fingerprint(self) -> str:
         """Short digest of what decides the vectors: `weights` and `revision` only say where from."""
-        identity = asdict(self)
-        if self.weights_digest:
-            del identity["weights"], identity["revision"]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return _fingerprint(self)
+
+
+@lru_cache(maxsize=64)  # every photo is asked for its vector by it
+def _fingerprint(contract: EncoderContract) -> str:
+    identity = asdict(contract)
+    if contract.weights_digest:
+        del identity["weights"], identity["revision"]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -324,6 +330,7 @@ class Sample:
         sample_id: unique within a run; a path for files.
         image: upright RGB.
         truth: the right label, where it is known.
+        sha256: of the file's bytes, where it was read from one.
         regions: all regions that were proposed, the whole image first.
         target: the one region to look at; None looks at all of them. The r of the fields below is the
             number of regions looked at.
@@ -341,6 +348,7 @@ class Sample:
     sample_id: str
     image: Image.Image
     truth: str | None = None
+    sha256: str | None = None
     regions: tuple[Region, ...]
     target: Target | None = None
     skipped: Skip | None = None
@@ -356,9 +364,12 @@ class Sample:
     arrived: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def from_image(cls, sample_id: str, image: Image.Image, truth: str | None = None) -> Sample:
+    def from_image(
+        cls, sample_id: str, image: Image.Image, truth: str | None = None, sha256: str | None = None
+    ) -> Sample:
         """Start a sample whose only region is the whole image."""
-        return cls(sample_id=sample_id, image=image, truth=truth, regions=(Region((0, 0, *image.size)),))
+        regions = (Region((0, 0, *image.size)),)
+        return cls(sample_id=sample_id, image=image, truth=truth, sha256=sha256, regions=regions)
 
     @property
     def n_looked_at(self) -> int:

@@ -109,13 +109,13 @@ class Watched:
 
 
 @contextmanager
-def tab(browser: Browser, url: str, **options: Any) -> Iterator[Watched]:
-    """A new tab with nothing remembered, 1280 x 800 unless told otherwise, at the page of the service."""
+def tab(browser: Browser, url: str, ready: str = "[name=operation]", **options: Any) -> Iterator[Watched]:
+    """A new tab with nothing remembered, 1280 x 800 unless told otherwise, at a page when it is ready."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
     context.set_default_timeout(20_000)
     watched = Watched(context.new_page())
     watched.page.goto(url)
-    watched.page.wait_for_selector("[name=operation]")
+    watched.page.wait_for_selector(ready)
     try:
         yield watched
     finally:

@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig
@@ -29,6 +30,7 @@ from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.service.app import create_app
 from lmm_classifier.service.server import bound
+from lmm_classifier.service_settings import ServiceSettings
 from synthetic import write_corpus
 
 REAL_CONNECT = socket.socket.connect  # before a fixture replaces it
@@ -159,23 +161,29 @@ def child(folder: Path, settings: HybridClassifier, **environment: str) -> Itera
     """The command itself, as a user starts it; it must end when it is told to."""
     yaml = folder / "service.yaml"
     settings.config.to_yaml(yaml)
-    command = [sys.executable, "-m", "lmm_classifier", "serve", "--config", str(yaml), "--port", "0"]
-    with (folder / "service.log").open("wb") as log:
+    command = ("serve", "--config", yaml, "--port", "0")
+    with started(folder / "service.log", *command, **environment) as (served, process):
+        while served.ask("GET", "/ready").status != 200:
+            time.sleep(0.1)
+        yield served, process
+
+
+@contextmanager
+def started(log: Path, *command: str | Path, **environment: str) -> Iterator[tuple[Served, Child]]:
+    """A command that prints the address at which it listens."""
+    with log.open("wb") as said_wrong:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "lmm_classifier", *map(str, command)],
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=said_wrong,
             env={**os.environ, **environment},
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
         )
     try:
         assert process.stdout is not None
         said = process.stdout.readline().decode()
-        assert said.startswith("http://127.0.0.1:"), (folder / "service.log").read_text()
-        served = Served(int(said.strip().rstrip("/").rpartition(":")[2]))
-        while served.ask("GET", "/ready").status != 200:
-            time.sleep(0.1)
-        yield served, Child(process, folder / "service.log")
+        assert said.startswith("http://127.0.0.1:"), log.read_text("utf-8")
+        yield Served(int(said.strip().rstrip("/").rpartition(":")[2])), Child(process, log)
     finally:
         process.kill()
         process.communicate()
@@ -208,9 +216,16 @@ class Child:
 
 @contextmanager
 def serving(served: HybridClassifier) -> Iterator[Served]:
-    server, listening = bound(create_app(served), served.config.service, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    service = Served(listening.getsockname()[1], served, server, thread)
+    with listening(create_app(served), served.config.service) as service:
+        yield replace(service, classifier=served)
+
+
+@contextmanager
+def listening(app: FastAPI, settings: ServiceSettings) -> Iterator[Served]:
+    """An app at a free port of this machine, in this process."""
+    server, at = bound(app, settings, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([at],), daemon=True)
+    service = Served(at.getsockname()[1], None, server, thread)
     thread.start()
     try:
         yield service

@@ -6,6 +6,7 @@ Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 fai
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from lmm_classifier.cli import (
     evaluate,
     experiment,
     index,
+    label,
     models,
+    review,
     serve,
     steps,
 )
@@ -35,6 +38,10 @@ from lmm_classifier.text import one_line
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 TERMINATED = 143  # and after SIGTERM
+IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
+"""Threads of a model that have nothing to do sleep. By default they spin, and take what decoding needs: on
+two cores a labelling run was a third slower."""
+
 
 app = typer.Typer(
     name="lmm-classifier",
@@ -48,6 +55,8 @@ app.command("calibrate")(calibrate.run)
 app.command("classify")(classify.run)
 app.command("evaluate")(evaluate.run)
 app.command("caption")(caption.run)
+app.add_typer(label.app, name="label")
+app.command("review")(review.run)
 app.command("run")(steps.run)
 app.command("pipeline")(steps.pipeline)
 app.command("steps")(steps.steps)
@@ -85,6 +94,8 @@ def common(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code; expected errors become one line."""
     signal.signal(signal.SIGTERM, _terminated)
+    for name, value in IDLE.items():  # the libraries read it when they are loaded, which commands do
+        os.environ.setdefault(name, value)
     try:
         code = app(args=arguments, prog_name="lmm-classifier", standalone_mode=False)
         sys.stdout.flush()

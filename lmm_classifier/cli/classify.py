@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmm_classifier.cli.output import note, progress, warn_of_unanswerable
-from lmm_classifier.corpus.corpus import NO_PHOTOS, SkippedFile
+from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
 
@@ -59,17 +59,16 @@ def run(
 
 def _expand(paths: Sequence[Path]) -> Iterator[Path]:
     """Files as given; of a folder, all images below it, and what could not be looked at."""
-    from lmm_classifier.corpus.folder import list_images
+    from lmm_classifier.corpus.photos import list_photos
 
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        images, skipped = list_images(path)
-        refused = [entry.path for entry in skipped if entry.code not in NO_PHOTOS]
-        if left_out := len(skipped) - len(refused):
-            note(f"{path}: {left_out} files that are not photos are left out")
-        yield from (path / name for name in (*images, *refused))
+        photos = list_photos(path)
+        if photos.left_out:
+            note(f"{path}: {photos.left_out} files that are not photos are left out")
+        yield from (path / name for name in photos.paths)
 
 
 def _logged(

@@ -62,21 +62,27 @@ def progress(as_json: bool = False) -> Iterator[OnProgress]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[skipped]} skipped"),
+        TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None, rate="", skipped=0)
+        task = bar.add_task("", total=None, rate="", told="")
 
         def update(state: Progress) -> None:
             if bar.tasks[0].description != state.stage:
-                bar.reset(task, description=state.stage, total=None, rate="", skipped=0)
-            per_second = state.seen / max(bar.tasks[0].elapsed or 0, 1e-3)
+                bar.reset(task, description=state.stage, total=None, rate="", told="")
+            per_second = (state.seen - state.before) / max(bar.tasks[0].elapsed or 0, 1e-3)
             rate = f"{per_second:.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
-            bar.update(task, completed=state.seen, total=state.total, skipped=state.skipped, rate=rate)
+            bar.update(task, completed=state.seen, total=state.total, rate=rate, told=_told(state))
 
         yield update
+
+
+def _told(state: Progress) -> str:
+    if state.unknown is None:
+        return f"{state.skipped} skipped"
+    return f"{state.unknown / max(state.seen - state.skipped, 1):.0%} unknown, {state.skipped} skipped"
 
 
 class _JsonLines:
@@ -94,7 +100,7 @@ class _JsonLines:
             return
         self._told = now
         seconds = now - self._started
-        rate = state.seen / seconds if seconds > FIRST_RATE_S else None
+        rate = (state.seen - state.before) / seconds if seconds > FIRST_RATE_S else None
         left = (state.total - state.seen) / rate if rate and state.total is not None else None
         body = asdict(state) | {
             "per_second": rate and round(rate, 2),

@@ -16,6 +16,7 @@ SkipCode = (
         "hidden",  # its name starts with a dot
         "linked_folder",  # a link to a folder inside the corpus: read where it really is
         "duplicate_row",  # a table names the same image again, with the same label
+        "not_answered",  # a step found nothing in it to look at
     ]
 )
 SKIP_CODES: tuple[SkipCode, ...] = tuple(code for part in get_args(SkipCode) for code in get_args(part))

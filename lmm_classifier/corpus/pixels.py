@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,20 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         rgb = image.copy()
     rgb.info = {}  # a second reader must not find the orientation and turn the image again
     return rgb
+
+
+def as_webp(image: Image.Image, side: int, quality: int) -> bytes:
+    """A WebP of an image of mode RGB, which is shrunk in place where it is larger.
+
+    Args:
+        image: an upright photo.
+        side: most pixels along the longest side.
+        quality: of 100.
+    """
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
 
 
 def image_from_array(array: NDArray[Any]) -> Image.Image:

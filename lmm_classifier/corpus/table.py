@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -18,7 +18,7 @@ from lmm_classifier.errors import CorpusError
 class _Row:
     line: int  # counted from 1, as editors do
     path: str
-    label: str
+    label: str  # "" where none is asked for
 
 
 def read_table(path: str | os.PathLike[str]) -> Corpus:
@@ -34,12 +34,9 @@ def read_table(path: str | os.PathLike[str]) -> Corpus:
             has no path or label, or contradicts the label of an earlier row.
     """
     table = Path(path)
-    parser = _PARSERS.get(table.suffix.lower())
-    if parser is None:
-        raise CorpusError(f"{table}: a table of images ends with {' or '.join(_PARSERS)}")
     lines: dict[str, _Row] = {}
     skipped: list[SkippedFile] = []
-    for row in parser(table, _text(table)):
+    for row in _rows(table, ("path", "label")):
         first = lines.setdefault(row.path, row)
         if first.label != row.label:
             raise CorpusError(
@@ -53,6 +50,22 @@ def read_table(path: str | os.PathLike[str]) -> Corpus:
         raise CorpusError(f"{table}: no row in it; give one image and its label per line")
     items = tuple(CorpusItem(row.path, row.label) for row in lines.values())
     return Corpus(items, tuple(skipped), empty_labels=(), root=table.parent)
+
+
+def read_paths(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The paths in a table, each once, in the order of the rows; else as `read_table`, without labels."""
+    table = Path(path)
+    paths = tuple(dict.fromkeys(row.path for row in _rows(table, ("path",))))
+    if not paths:
+        raise CorpusError(f"{table}: no row in it; give one image per line")
+    return paths
+
+
+def _rows(table: Path, keys: Sequence[str]) -> Iterator[_Row]:
+    parser = _PARSERS.get(table.suffix.lower())
+    if parser is None:
+        raise CorpusError(f"{table}: a table of images ends with {' or '.join(_PARSERS)}")
+    return parser(table, _text(table), keys)
 
 
 def _text(table: Path) -> str:
@@ -69,13 +82,14 @@ def _text(table: Path) -> str:
         raise CorpusError(f"{table}:{line}: the text is not UTF-8; save the table as UTF-8") from error
 
 
-def _csv_rows(table: Path, text: str) -> Iterator[_Row]:
+def _csv_rows(table: Path, text: str, keys: Sequence[str]) -> Iterator[_Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        if header.count("path") != 1 or header.count("label") != 1:
-            raise CorpusError(f"{table}:1: the header must name path and label once each, it is {header}")
-        path, label = header.index("path"), header.index("label")
+        if any(header.count(key) != 1 for key in keys):
+            named, each = " and ".join(keys), " each" if len(keys) > 1 else ""
+            raise CorpusError(f"{table}:1: the header must name {named} once{each}, it is {header}")
+        places = [header.index(key) for key in keys]
         for cells in reader:
             if not cells:
                 continue
@@ -84,12 +98,12 @@ def _csv_rows(table: Path, text: str) -> Iterator[_Row]:
                     f"{table}:{reader.line_num}: {len(cells)} cells under {len(header)} columns; "
                     "quote cells that hold a comma"
                 )
-            yield _row(table, reader.line_num, cells[path], cells[label])
+            yield _row(table, reader.line_num, {k: cells[i] for k, i in zip(keys, places, strict=True)})
     except csv.Error as error:
         raise CorpusError(f"{table}:{reader.line_num}: not valid CSV ({error})") from error
 
 
-def _jsonl_rows(table: Path, text: str) -> Iterator[_Row]:
+def _jsonl_rows(table: Path, text: str, keys: Sequence[str]) -> Iterator[_Row]:
     # Not splitlines(): it also splits at separators that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -99,16 +113,25 @@ def _jsonl_rows(table: Path, text: str) -> Iterator[_Row]:
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"{table}:{number}: not valid JSON; give one object per line") from error
         if not isinstance(record, dict):
-            raise CorpusError(f'{table}:{number}: not a JSON object; write {{"path": ..., "label": ...}}')
-        yield _row(table, number, record.get("path"), record.get("label"))
+            wanted = ", ".join(f'"{key}": ...' for key in keys)
+            raise CorpusError(f"{table}:{number}: not a JSON object; write {{{wanted}}}")
+        yield _row(table, number, {key: record.get(key) for key in keys})
 
 
-def _row(table: Path, line: int, path: object, label: object) -> _Row:
-    for key, value in (("path", path), ("label", label)):
+def _row(table: Path, line: int, found: Mapping[str, object]) -> _Row:
+    for key, value in found.items():
         if not isinstance(value, str) or not value.strip():
             raise CorpusError(f"{table}:{line}: the {key} is missing, empty or not a text")
-    return _Row(line, PurePath(str(path)).as_posix(), str(label).strip())
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError as error:  # a lone surrogate that stands for no byte
+            raise CorpusError(f"{table}:{line}: the {key} is no name that a file can have") from error
+    return _Row(line, PurePath(str(found["path"])).as_posix(), str(found.get("label", "")).strip())
 
 
-_PARSERS: dict[str, Callable[[Path, str], Iterator[_Row]]] = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+_Parser = Callable[[Path, str, Sequence[str]], Iterator[_Row]]
+_PARSERS: dict[str, _Parser] = {
+    ".csv": _csv_rows,
+    ".jsonl": _jsonl_rows,
+}
 TABLE_SUFFIXES = tuple(_PARSERS)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
-from lmm_classifier.decision.decider import Decider, encoders_needed
+from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.decision.heads import FUSION, HEADS, HeadSettings, head_probabilities
 from lmm_classifier.decision.novelty import SCORES
@@ -27,7 +27,7 @@ from lmm_classifier.evaluate.rehearsal import Part, Rehearsal
 from lmm_classifier.evaluate.rerank_trial import Photo, try_reranker
 from lmm_classifier.evaluate.subject import Subject, subject_of
 from lmm_classifier.evaluate.target import Calibrated, Target, fit_gates
-from lmm_classifier.evaluate.tuning import LEARNED, HeadScore, NoveltyChoice, choose_head, choose_novelty
+from lmm_classifier.evaluate.tuning import LEARNED, HeadScore, NoveltyChoice, tune
 from lmm_classifier.index.calibration import Calibration, RerankTrial, write_calibration
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.registry import did_you_mean
@@ -75,7 +75,7 @@ def calibrate(
     chosen = _chosen(subject, head, score, seed)
     seen = look_at_held_out(subject, chosen.decider, held_out) if held_out is not None else None
     scores, truths = (seen.scores, seen.truths) if seen else (chosen.as_known, chosen.truths)
-    gates = fit_gates(_calibrated(scores, truths, chosen.as_unknown), target, scores.labels)
+    gates = fit_gates(as_calibrated(scores, truths, chosen.as_unknown), target, scores.labels)
     trial = _trial(subject, chosen, gates, photos, seed) if photos is not None else None
     calibration = _document(subject, chosen, target, gates, scores, seen, trial, seed)
     if read_manifest(subject.retrieve.index).digest != subject.digest:
@@ -100,30 +100,33 @@ class _Chosen:
 
 def _chosen(subject: Subject, head: str | None, score: str | None, seed: int) -> _Chosen:
     rehearsal = subject.rehearsed(seed)
-    encoders = len(subject.spaces)
-    settings, heads = choose_head(rehearsal, encoders, head, subject.vote.temperature)
-    novelty = choose_novelty(rehearsal, settings, encoders, score)
-    used = encoders_needed([*settings.weights, *novelty.combination.names])
-    decider = Decider(
-        subject.references(used), settings, rehearsal.depth, novelty.combination, np.sort(novelty.known)
+    tuned = tune(
+        rehearsal,
+        len(subject.spaces),
+        subject.references,
+        head=head,
+        score=score,
+        temperature=subject.vote.temperature,
     )
+    settings, novelty = tuned.decider.settings, tuned.novelty
     vectors = subject.spaces[subject.named_by].vectors.take(subject.rows[rehearsal.rows])
     as_known, as_unknown = (
-        subject.scores(_head(rehearsal, parts, settings), closeness, vectors)
+        subject.scores(rehearsed_head(rehearsal, parts, settings), closeness, vectors)
         for parts, closeness in ((rehearsal.known, novelty.known), (rehearsal.unknown, novelty.unknown))
     )
     truths = tuple(subject.index.labels[code] for code in rehearsal.truths.tolist())
-    return _Chosen(rehearsal, heads, novelty, decider, truths, as_known, as_unknown)
+    return _Chosen(rehearsal, tuned.heads, novelty, tuned.decider, truths, as_known, as_unknown)
 
 
-def _head(rehearsal: Rehearsal, parts: Sequence[Part], settings: HeadSettings) -> FloatArray:
+def rehearsed_head(rehearsal: Rehearsal, parts: Sequence[Part], settings: HeadSettings) -> FloatArray:
     """Probabilities (m, c) of the chosen head; (0, c) where nothing was rehearsed."""
     if not parts:
         return np.empty((0, len(rehearsal.counts)), np.float32)
     return rehearsal.gather(parts, lambda part: head_probabilities(part.queries, part.references, settings))
 
 
-def _calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> Calibrated:
+def as_calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> Calibrated:
+    """What known images of these labels and unknown ones look like."""
     columns = {label: j for j, label in enumerate(known.labels)}
     true = np.asarray([columns[truth] for truth in truths], np.int64)
     return Calibrated(

@@ -80,7 +80,7 @@ class Drift:
         if not self.recalibrate:
             return "no sign of drift: keep the calibration"
         found = self.latest if self.latest.alarm else self.whole
-        photos = f"the {'last ' if self.latest.alarm else ''}{found.photos} photos"
+        photos = f"the {'last ' if found.photos < self.whole.photos else ''}{found.photos} photos"
         if found.direction == "smaller":
             return (
                 f"{photos} look less known than those calibrated on: novel material, or drift; look at the "

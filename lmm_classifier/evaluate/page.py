@@ -7,38 +7,50 @@ forbids the rest.
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from lmm_classifier.corpus.images import open_image
+from lmm_classifier.corpus.pixels import as_webp
+from lmm_classifier.errors import ImageError
 from lmm_classifier.index.files import replace_file
 from lmm_classifier.text import printable
 
+HERE = "lmm_classifier.evaluate"
 THUMBNAIL = 96  # px, longest side
 QUALITY = 90  # of 100
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template of this folder, which extends frame.html.jinja, and write it as UTF-8.
+def write_page(path: Path, template: str, *, package: str = HERE, **values: Any) -> None:
+    """Render a template, which extends frame.html.jinja of this folder, and write it as UTF-8.
 
     Args:
         path: the HTML file.
         template: name of the file.
+        package: whose folder it lies in.
         values: what the template reads; each is escaped, and a missing one is an error.
 
     Raises:
         IndexFolderError: it cannot be written there.
     """
     environment = Environment(
-        loader=PackageLoader("lmm_classifier.evaluate", "."), autoescape=True, undefined=StrictUndefined
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(HERE, ".")]),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     environment.filters["printable"] = printable
     page = environment.get_template(template).render(**values)
     replace_file(path, page.encode("utf-8", "replace"))
+
+
+def picture_of(photo: Path) -> tuple[str | None, str | None]:
+    """The photo as a data URL, or why there is none: it may be gone since it was looked at."""
+    try:
+        return thumbnail(photo), None
+    except ImageError as error:
+        return None, error.reason
 
 
 def thumbnail(path: Path) -> str:
@@ -49,8 +61,5 @@ def thumbnail(path: Path) -> str:
     Raises:
         ImageError: the photo cannot be read.
     """
-    image = open_image(path, target_size=THUMBNAIL)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    webp = as_webp(open_image(path, target_size=THUMBNAIL), THUMBNAIL, QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()

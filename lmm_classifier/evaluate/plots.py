@@ -119,9 +119,22 @@ def reliability(description: str, bins: Iterable[ReliabilityBin]) -> Plot:
         return Plot(heading, description, _svg(figure, heading, description))
 
 
-def histogram(description: str, scores: Mapping[str, Floats], names: Mapping[str, str]) -> Plot:
-    """How the known scores of each group are distributed, in SCORE_BINS steps of equal width over [0, 1]."""
-    heading = "Known scores"
+def histogram(
+    description: str,
+    scores: Mapping[str, Floats],
+    names: Mapping[str, str],
+    heading: str = "Known scores",
+    x: str = "known score (0 to 1)",
+) -> Plot:
+    """How the scores of each group are distributed, in SCORE_BINS steps of equal width over [0, 1].
+
+    Args:
+        description: what it says in words.
+        scores: group -> float64 (n,), n at least 1.
+        names: group -> what the legend calls it.
+        heading: of the plot.
+        x: title of the axis.
+    """
     edges = np.linspace(0, 1, SCORE_BINS + 1)
     with _drawing() as (figure, axes):
         for group, values in scores.items():
@@ -130,7 +143,7 @@ def histogram(description: str, scores: Mapping[str, Floats], names: Mapping[str
                 100 * counts / len(values), edges, color=_COLOURS[group], ls=_DASHES[group],
                 label=names[group], lw=1.5,
             )  # fmt: skip
-        axes.set(xlabel="known score (0 to 1)", ylabel="photos of the group (%)", xlim=(0, 1), ylim=(0, None))
+        axes.set(xlabel=x, ylabel="photos of the group (%)", xlim=(0, 1), ylim=(0, None))
         axes.legend(loc="best")
         return Plot(heading, description, _svg(figure, heading, description))
 
@@ -163,6 +176,25 @@ def reranked(description: str, curve: Curve, enough: tuple[float, str] | None) -
         axes.set(
             xlabel="photos shown to the reranker (%)", ylabel="accuracy over all photos (%)", xlim=(0, None)
         )
+        axes.legend(loc="best")
+        return Plot(heading, description, _svg(figure, heading, description))
+
+
+def progress(heading: str, description: str, x: str, y: str, lines: Mapping[str, Curve]) -> Plot:
+    """How a share, in [0, 1], changes as something is counted.
+
+    Args:
+        heading: of the plot.
+        description: what it says in words.
+        x: title of the axis.
+        y: title of the axis.
+        lines: name in the legend -> curve, whose x are counts; at most two.
+    """
+    with _drawing() as (figure, axes):
+        for (name, curve), group in zip(lines.items(), ("known", "near"), strict=False):
+            points = _thinned(curve)
+            axes.plot(points.x, points.y, color=_COLOURS[group], ls=_DASHES[group], label=name)
+        axes.set(xlabel=x, ylabel=y, xlim=(0, None), ylim=(None, 1))
         axes.legend(loc="best")
         return Plot(heading, description, _svg(figure, heading, description))
 

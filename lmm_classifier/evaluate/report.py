@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmm_classifier.errors import ImageError
 from lmm_classifier.evaluate.label_metrics import LabelRow
 from lmm_classifier.evaluate.metrics import confusion
-from lmm_classifier.evaluate.page import thumbnail, write_page
+from lmm_classifier.evaluate.page import picture_of, write_page
 from lmm_classifier.evaluate.plots import Plot
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.tables import BRACKETS, Table
@@ -99,7 +98,7 @@ def write_report(
         labels=labels,
         open_labels=OPEN_LABELS,
         galleries=_by_kind(queries, per_kind) if galleries is None else galleries,
-        picture=_picture,
+        picture=picture_of,
         near=lambda answer: _near(answer, corpus_root),
         shown_candidates=SHOWN_CANDIDATES,
         shown_pairs=SHOWN_PAIRS,
@@ -144,16 +143,8 @@ def _by_kind(queries: Sequence[Query], per_kind: int) -> Iterator[Gallery]:
         yield Gallery(heading, len(members), spread(members, per_kind))
 
 
-def _picture(photo: Path) -> tuple[str | None, str | None]:
-    """The photo as a data URL, or why there is none: it may be gone since it was classified."""
-    try:
-        return thumbnail(photo), None
-    except ImageError as error:
-        return None, error.reason
-
-
 def _near(answer: Classification, root: Path | None) -> list[_Near]:
     nearest = answer.neighbours[:SHOWN_NEIGHBOURS]
     if root is None:
         return [_Near(neighbour, None, None) for neighbour in nearest]
-    return [_Near(neighbour, *_picture(root / neighbour.path)) for neighbour in nearest]
+    return [_Near(neighbour, *picture_of(root / neighbour.path)) for neighbour in nearest]

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
@@ -38,6 +36,7 @@ from lmm_classifier.evaluate.experiment import Experiment, Plan, plans
 from lmm_classifier.evaluate.parts import Parts, Sources
 from lmm_classifier.evaluate.run_figures import figures_of, milliseconds
 from lmm_classifier.evaluate.shared_indexes import SharedIndexes, index_key, link_files
+from lmm_classifier.evaluate.sole_writer import sole_writer
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.files import explained, replace_file
 from lmm_classifier.index.progress import OnProgress, Progress, unheard
@@ -113,7 +112,7 @@ def run_experiment(
         CorpusError: a source of photos is missing or wrong.
     """
     planned = plans(experiment, folder)
-    with _sole_writer(output):
+    with sole_writer(output, RUNS, "an experiment"):
         runs = _runs(experiment, planned, Sources(experiment, on_progress))
         _announce(experiment, runs, output)
         outcome, indexes, answering = Outcome(), SharedIndexes(output / SHARED), EmbeddedOnce()
@@ -130,30 +129,6 @@ def run_experiment(
                 body = {"status": "failed", "error": outcome.failed[run.name], **run.entry()}
                 _write_json(output / run.name / RUN, {"schema_version": SCHEMA_VERSION, **body})
     return outcome
-
-
-@contextmanager
-def _sole_writer(output: Path) -> Iterator[None]:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file; give --output a folder")
-    there = [path.name for path in output.iterdir()] if output.is_dir() else []
-    if RUNS not in there and not all(name.startswith(".") for name in there):  # our lock, a temporary file
-        raise ConfigError(f"{output} holds something else than an experiment; give --output a new folder")
-    with explained(output):
-        output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{output} is in use by another experiment; wait, or give another --output"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _runs(experiment: Experiment, planned: Sequence[Plan], sources: Sources) -> list[Run]:

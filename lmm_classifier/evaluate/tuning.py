@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
 
+from lmm_classifier.decision.decider import Decider, encoders_needed
 from lmm_classifier.decision.heads import (
     FUSION,
     HEADS,
@@ -27,6 +28,7 @@ from lmm_classifier.decision.novelty import (
     Combination,
     novelty_scores,
 )
+from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.rehearsal import Part, Rehearsal
 from lmm_classifier.types import Float64Array, FloatArray, IntArray
@@ -160,6 +162,51 @@ def choose_novelty(
     combination = _fitted([names[j] for j in columns], known[:, columns], unknown[:, columns])
     crossed = _crossed(known[:, columns], unknown[:, columns], rehearsal.groups)
     return NoveltyChoice(combination, *crossed, auroc, chosen)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuned:
+    """Head and novelty score as chosen on a rehearsal.
+
+    Attributes:
+        heads: how each head did.
+        novelty: the chosen score.
+        decider: both, with the references of all images.
+    """
+
+    heads: dict[str, HeadScore]
+    novelty: NoveltyChoice
+    decider: Decider
+
+
+def tune(
+    rehearsal: Rehearsal,
+    encoders: int,
+    references: Callable[[int], tuple[Reference, ...]],
+    *,
+    head: str | None = None,
+    score: str | None = None,
+    temperature: float | None = None,
+) -> Tuned:
+    """Choose the head, then the novelty score.
+
+    Args:
+        rehearsal: the queries.
+        encoders: of the index.
+        references: gives those of the first so many encoders, fitted on all images.
+        head: as `choose_head` takes `only`.
+        score: as `choose_novelty` takes `only`.
+        temperature: of the vote; None chooses.
+
+    Raises:
+        CorpusError: as both.
+    """
+    settings, heads = choose_head(rehearsal, encoders, head, temperature)
+    novelty = choose_novelty(rehearsal, settings, encoders, score)
+    used = encoders_needed([*settings.weights, *novelty.combination.names])
+    calibrated = np.sort(novelty.known)
+    decider = Decider(references(used), settings, rehearsal.depth, novelty.combination, calibrated)
+    return Tuned(heads, novelty, decider)
 
 
 def _numbered(name: str, encoder: int) -> str:

@@ -98,12 +98,17 @@ class VectorIndex:
 
     def describe(self, similarity: FloatArray, rows: IntArray) -> Neighbours:
         """Add labels and paths to rows (r, k) that a search found."""
-        near = [row[row >= 0] for row in rows]
+        found = rows >= 0
+        ends = np.cumsum(found.sum(axis=1)).tolist()
+        near = rows[found]  # all of them at once: it is asked for every photo
+        labels = [self.labels[code] for code in self.records.codes[near].tolist()]
+        paths = self.records.paths(near)
+        spans = list(zip([0, *ends], ends, strict=False))
         return Neighbours(
             similarity=similarity,
             rows=rows,
-            labels=tuple(tuple(self.labels[code] for code in self.records.codes[row]) for row in near),
-            paths=tuple(tuple(self.records.paths(row)) for row in near),
+            labels=tuple(tuple(labels[start:end]) for start, end in spans),
+            paths=tuple(tuple(paths[start:end]) for start, end in spans),
         )
 
     def vectors_of(self, embeddings: Mapping[str, FloatArray]) -> FloatArray:

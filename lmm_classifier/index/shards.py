@@ -43,11 +43,12 @@ def write_shard(
     files = {name: replace_file(folder / name, parquet.getvalue(), len(records))}
     for space, rows in enumerate(vectors):
         name = f"{FOLDER}/{number:06d}{_suffix(space)}"
-        files[name] = replace_large_file(folder / name, partial(_save, rows), len(records))
+        files[name] = replace_large_file(folder / name, partial(save_vectors, rows), len(records))
     return files
 
 
-def _save(vectors: FloatArray, path: Path) -> None:
+def save_vectors(vectors: FloatArray, path: Path) -> None:
+    """Write vectors (n, d) as an .npy file, without pickle."""
     with path.open("wb") as file:
         np.lib.format.write_array(file, vectors, allow_pickle=False)
 

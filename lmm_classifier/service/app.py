@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from pydantic import ValidationError
 
 from lmm_classifier.classifier import HybridClassifier
@@ -20,6 +19,7 @@ from lmm_classifier.service.desk import Desk
 from lmm_classifier.service.guards import Guards
 from lmm_classifier.service.many import ManyAnswers
 from lmm_classifier.service.metrics import Metrics
+from lmm_classifier.service.pages import PAGE, page
 from lmm_classifier.service.refusals import Refusal, explain_refusals, first_problem
 from lmm_classifier.service.schemas import (
     Analysis,
@@ -32,7 +32,7 @@ from lmm_classifier.service.schemas import (
 from lmm_classifier.service.warm import Readiness
 from lmm_classifier.text import one_line
 
-PAGE = Path(__file__).with_name("page")
+FILES = ("index.html", "page.css", "page.js", "photo.js", "results.js", "elements.js")
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure} for status in (400, 401, 403, 408, 413, 422, 429, 503)
 }
@@ -67,7 +67,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
     explain_refusals(app)
     app.include_router(_analysis(desk))
     app.include_router(_about(desk, readiness, metrics))
-    app.include_router(_page())
+    app.include_router(page(PAGE / name for name in FILES))
     return app
 
 
@@ -140,22 +140,6 @@ def _about(desk: Desk, readiness: Readiness, metrics: Metrics) -> APIRouter:
         """Counts and times, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return routes
-
-
-def _page() -> APIRouter:
-    routes = APIRouter(include_in_schema=False)
-
-    def add(path: str, name: str, media_type: str) -> None:
-        async def send() -> FileResponse:
-            return FileResponse(PAGE / name, media_type=media_type)
-
-        routes.add_api_route(path, send)
-
-    add("/", "index.html", "text/html")
-    add("/page.css", "page.css", "text/css")
-    for name in ("page.js", "photo.js", "results.js"):  # a machine's own table of types may call them text
-        add(f"/{name}", name, "text/javascript")
     return routes
 
 

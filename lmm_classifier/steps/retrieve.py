@@ -13,9 +13,9 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier.index.milvus import Milvus
 from lmm_classifier.index.search import FAISS, Backend, VectorIndex, open_index, open_matching
-from lmm_classifier.pipeline import Step
+from lmm_classifier.pipeline import Step, by_sample
 from lmm_classifier.ranges import SearchBackend, TopK
-from lmm_classifier.types import EncoderContract, Sample
+from lmm_classifier.types import EncoderContract, Neighbours, Sample
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -67,10 +67,14 @@ class Retrieve(Step):
         index = open_matching(self.index, batch[0].embeddings, self._backend)
         queries = [index.vectors_of(sample.embeddings) for sample in batch]  # batch x (r, d)
         found = index.search(np.concatenate(queries), self.k, self.labels)
-        ends = np.cumsum([len(vectors) for vectors in queries])
+        near = index.describe(found.similarity, found.rows)
+        parts = zip(
+            by_sample(batch, near.similarity),
+            by_sample(batch, near.rows),
+            by_sample(batch, near.labels),
+            by_sample(batch, near.paths),
+            strict=True,
+        )
         return [
-            replace(sample, neighbours=index.describe(similarity, rows))
-            for sample, similarity, rows in zip(
-                batch, np.split(found.similarity, ends[:-1]), np.split(found.rows, ends[:-1]), strict=True
-            )
+            replace(sample, neighbours=Neighbours(*own)) for sample, own in zip(batch, parts, strict=True)
         ]

@@ -1,7 +1,8 @@
 // A photo and operations go to analyze_image_upload/; photo.js draws what comes back, results.js tells it.
 
+import { make, words } from "./elements.js";
 import { draw, photo, placeOf, take } from "./photo.js";
-import { card, make, words } from "./results.js";
+import { card } from "./results.js";
 
 const $ = (id) => document.getElementById(id);
 const FIRST = "classify_hybrid"; // listed first, and chosen where nothing is remembered

@@ -1,16 +1,7 @@
 // What the service says, as elements. Whatever it says is put in as text, never as markup.
 
+import { chip, decimal, facts, gauge, make, table, words } from "./elements.js";
 import { draw, light, regionOf } from "./photo.js";
-
-const ROWS = 5; // of a long table that are shown at once
-
-export function make(name, properties, ...children) {
-  const element = Object.assign(document.createElement(name), properties);
-  element.append(...children.flat().filter((child) => child !== null));
-  return element;
-}
-
-export const words = (name) => String(name).replaceAll("_", " ");
 
 export function card(name, result) {
   const done = result.status === "success";
@@ -87,13 +78,6 @@ function decision(data) {
     times(data.timings));
 }
 
-const chip = (label) => make("span", { className: "chip" }, label);
-
-function facts(pairs) {
-  const told = pairs.filter(([, value]) => value);
-  return make("dl", {}, told.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
-}
-
 function times(timings) {
   const all = Object.values(timings).reduce((sum, seconds) => sum + seconds, 0);
   const ms = (seconds) => `${(1000 * seconds).toFixed(1)} ms`;
@@ -118,26 +102,4 @@ function vector(numbers, { name, dim, normalized, fingerprint }) {
   const length = normalized ? ", of length 1" : "";
   return make("div", {}, make("p", {}, `${dim} numbers${length}: `, make("code", {}, `${first}, …`)),
     make("p", {}, `Encoder ${name}, `, make("code", {}, fingerprint)));
-}
-
-// Numbers and tables --------------------------------------------------------------------------------------
-
-const decimal = (value) => (typeof value === "number" ? value.toFixed(3) : null);
-
-function gauge(share, text = decimal(share)) {
-  if (typeof share !== "number") return "";
-  const bar = make("span", { className: "bar" });
-  bar.setAttribute("aria-hidden", "true"); // the number says the same
-  bar.style.setProperty("--share", `${100 * Math.min(Math.max(share, 0), 1)}%`);
-  return make("span", { className: "gauge" }, make("span", {}, text), bar);
-}
-
-function table(caption, head, rows, most = ROWS) {
-  const cells = (line, kind) => make("tr", {}, line.map((cell) => make(kind, {}, cell)));
-  const part = (title, some) => make("table", {}, title ? make("caption", {}, title) : null,
-    make("thead", {}, cells(head, "th")), make("tbody", {}, some.map((line) => cells(line, "td"))));
-  if (rows.length <= most + 1) return part(caption, rows);
-  const rest = `${rows.length - most} more`;
-  const more = make("details", {}, make("summary", {}, rest), part("", rows.slice(most)));
-  return make("div", {}, part(caption, rows.slice(0, most)), more);
 }

@@ -180,7 +180,7 @@ def test_nothing_in_the_markup_needs_an_exception_from_the_rules(watched: Watche
     assert first is not None
     assert first.headers["content-security-policy"].startswith("default-src 'self';")
     names = [request.url.rpartition("/")[2] for request in watched.requests if request.method == "GET"]
-    assert {"page.css", "page.js", "photo.js", "results.js"} <= set(names)
+    assert {"page.css", "page.js", "photo.js", "results.js", "elements.js"} <= set(names)
 
 
 LUMINANCE = np.asarray([0.2126, 0.7152, 0.0722])

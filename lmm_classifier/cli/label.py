@@ -1,0 +1,107 @@
+"""`label FOLDER`, and what is done with the run that it makes: `label propose`, `apply` and `simulate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lmm_classifier.cli import label_apply, label_propose, label_simulate
+from lmm_classifier.cli.output import first_lines, help_without_command, note, progress, warn_of_unanswerable
+from lmm_classifier.text import printable
+
+if TYPE_CHECKING:
+    from lmm_classifier.evaluate.drift import Drift
+    from lmm_classifier.labelling.run import Labelled
+
+FOLDER = "FOLDER"  # what the list of commands shows for the one that has no name of its own
+
+
+class _FolderUnlessNamed(TyperGroup):
+    """`label FOLDER` needs no command; a folder that has the name of one is given as ./propose."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands} - {FOLDER} and args != ["--help"]:
+            args = [FOLDER, *args]
+        found: list[str] = super().parse_args(ctx, args)
+        return found
+
+
+app = typer.Typer(
+    cls=_FolderUnlessNamed,
+    subcommand_metavar="FOLDER -c CONFIG -o RUN | COMMAND ...",
+    help="Label a folder of photos; propose labels for the unknowns; take what was reviewed into the corpus.",
+)
+app.callback(invoke_without_command=True)(help_without_command)
+
+
+app.command("propose")(label_propose.propose)
+app.command("apply")(label_apply.apply)
+app.command("simulate")(label_simulate.simulate)
+
+
+@app.command(FOLDER)
+def label(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of photos, or a .csv or .jsonl with a column `path`.", readable=False),
+    ],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run, such as runs/holiday.")],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Also write results.csv.")] = False,
+    as_jsonl: Annotated[bool, typer.Option("--jsonl", help="Also write results.jsonl.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew instead of going on.")] = False,
+    json_progress: Annotated[
+        bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")
+    ] = False,
+) -> int:
+    """Label photos: results.parquet, run.json and report.html in the folder of the run.
+
+    A run that was interrupted goes on with the same command. What cannot be read is a row with a code.
+    """
+    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.labelling.drifted import drift_of
+    from lmm_classifier.labelling.report import write_report
+    from lmm_classifier.labelling.results import write_results
+    from lmm_classifier.labelling.run import label_photos
+
+    started = time.perf_counter()
+    classifier = HybridClassifier.from_yaml(config)
+    with progress(json_progress) as on_progress:
+        done = label_photos(source, classifier, output, restart=restart, on_progress=on_progress)
+        drift = drift_of(done.run, classifier)
+        files = write_results(done.run, as_csv=as_csv, as_jsonl=as_jsonl)
+        page = write_report(done.run, drift.advice if drift else None)
+    warn_of_unanswerable(classifier.unanswerable_labels)
+    return _tell(done, drift, (*files, page), time.perf_counter() - started)
+
+
+def _tell(done: Labelled, drift: Drift | None, files: tuple[Path, ...], seconds: float) -> int:
+    """What a person should know of a run; returns the exit code."""
+    counts, folder = done.counts, printable(str(done.run.folder))
+    status, errors = counts["status"], counts["errors"]
+    failed, labelled = sum(errors.values()), counts["photos"] - done.before
+    if done.left_out:
+        note(f"{done.left_out} files that are not photos are left out")
+    first_lines("could not be read: {}", [f"{n} [{code}]" for code, n in errors.items()])
+    if counts["degraded"]:
+        note(f"{counts['degraded']} answers are degraded: the reranker could not be asked")
+    parts = [
+        f"{counts['photos']} photos",
+        *(f"{status[kind]} {kind}" for kind in ("known", "uncertain", "unknown") if kind in status),
+        *([f"{counts['reranked']} by the reranker"] if counts["reranked"] else []),
+        *([f"{failed} could not be read"] if failed else []),
+        *([f"{done.before} of them before"] if done.before else []),
+        f"{labelled} in {seconds:.1f} s",
+    ]
+    typer.echo(f"{folder}: {', '.join(parts)}")
+    for file in files:
+        typer.echo(printable(str(file)))
+    if drift is not None and drift.recalibrate:
+        typer.echo(drift.advice)
+    if failed == counts["photos"]:
+        return 1
+    return 2 if failed or counts["degraded"] else 0

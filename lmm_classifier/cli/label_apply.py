@@ -1,0 +1,108 @@
+"""`label apply`: what was reviewed becomes a part of the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmm_classifier.cli.output import first_lines, note, progress
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.text import printable
+
+if TYPE_CHECKING:
+    from lmm_classifier.labelling.accepted import Accepted
+    from lmm_classifier.labelling.export import Way
+    from lmm_classifier.labelling.store import Run
+
+
+def apply(
+    run: Annotated[Path, typer.Argument(help="Folder of a labelling run.")],
+    tree: Annotated[
+        Path | None, typer.Option(help="Instead of the index: a folder per label below this one.")
+    ] = None,
+    imagefolder: Annotated[
+        Path | None, typer.Option(help="Instead: a folder that Hugging Face's `imagefolder` reads.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Instead: a table of path, label and digest.")] = None,
+    link: Annotated[
+        bool, typer.Option("--link/--copy", help="Put hard links into a folder instead of copies.")
+    ] = False,
+    unreviewed: Annotated[
+        bool,
+        typer.Option("--unreviewed", help="Also photos that nobody reviewed and the classifier is sure of."),
+    ] = False,
+) -> int:
+    """Add the reviewed photos to the run's index, or write them elsewhere; nothing there is replaced.
+
+    Photos that reviewers give different labels, that have changed or are gone, are listed and left out:
+    exit code 2.
+    """
+    from lmm_classifier.labelling.accepted import accepted_photos
+    from lmm_classifier.labelling.store import Run
+
+    if sum(target is not None for target in (tree, imagefolder, csv)) > 1:
+        raise ConfigError("give one of --tree, --imagefolder and --csv")
+    opened = Run(run)
+    found = accepted_photos(opened, unreviewed=unreviewed)
+    first_lines("reviewers disagree: {}", found.conflicts)
+    first_lines("left out: {}", [f"{photo.path}: {photo.reason}" for photo in found.gone])
+    if not found.items:
+        raise ConfigError(
+            f"nothing of {run} can be taken over: {found.rejected} photos were rejected, "
+            f"{len(found.conflicts)} are in conflict, {len(found.gone)} gone or changed; for the others see "
+            "`lmm-classifier review`"
+        )
+    elsewhere = not (tree is imagefolder is csv is None)
+    if not elsewhere or Path(opened.facts.index).is_dir():  # a table can be written without the index
+        _tell_of_drift(opened)  # before the index becomes another
+    if not elsewhere:
+        _to_index(found, opened)
+    else:
+        _elsewhere(found, tree, imagefolder, csv, "link" if link else "copy")
+    if found.rejected:
+        note(f"{found.rejected} photos were rejected")
+    return 2 if found.conflicts or found.gone else 0
+
+
+def _tell_of_drift(run: Run) -> None:
+    from lmm_classifier.labelling.drifted import drift_of
+    from lmm_classifier.labelling.facts import classifier_of
+
+    drift = drift_of(run, classifier_of(run.facts))
+    if drift is not None and drift.recalibrate:
+        note(drift.advice)
+
+
+def _to_index(found: Accepted, run: Run) -> None:
+    from lmm_classifier.corpus.corpus import Corpus
+    from lmm_classifier.indexing import add_corpus
+
+    index, cache_dir = Path(run.facts.index), run.facts.settings.get("cache_dir")
+    corpus = Corpus(found.items, (), empty_labels=(), root=run.root)
+    with progress() as on_progress:
+        report = add_corpus(corpus, index, cache_dir and Path(cache_dir), on_progress)
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    typer.echo(
+        f"{printable(str(index))}: {report.indexed} images of {len(report.labels)} labels, "
+        f"{len(found.items)} of them of this run, {report.encoded} encoded now"
+    )
+    note("they stay until `index build` makes the index of its corpus again: put them there too, with --tree")
+
+
+def _elsewhere(
+    found: Accepted, tree: Path | None, imagefolder: Path | None, csv: Path | None, way: Way
+) -> None:
+    from lmm_classifier.labelling.export import write_csv, write_imagefolder, write_tree
+
+    if csv is not None:
+        write_csv(found, csv)
+        typer.echo(f"{printable(str(csv))}: {len(found.items)} photos")
+    for folder, write in ((tree, write_tree), (imagefolder, write_imagefolder)):
+        if folder is not None:
+            added = write(found, folder, way)
+            typer.echo(
+                f"{printable(str(folder))}: {added} photos added, {len(found.items) - added} were there"
+            )

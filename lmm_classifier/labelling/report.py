@@ -1,0 +1,150 @@
+"""A self-contained HTML page of a run: figures, plots, labels, and galleries of what got which answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from lmm_classifier.evaluate import plots
+from lmm_classifier.evaluate.page import picture_of, write_page
+from lmm_classifier.evaluate.plots import Plot
+from lmm_classifier.labelling.facts import Facts
+from lmm_classifier.labelling.rows import Row
+from lmm_classifier.labelling.store import Run
+from lmm_classifier.types import UNKNOWN, Float64Array, IntArray, required
+
+REPORT = "report.html"
+PER_LABEL, OF_UNKNOWNS = 8, 48  # photos of a gallery
+GALLERIES = 40  # labels with one, those of the most photos: a page of more loads slowly
+LEAST = 20  # photos of fewer have no distribution to draw
+GROUPS = {"known": "known", "uncertain": "all", "unknown": "near"}  # status -> colour of a plot
+SHOWN_FAILURES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A photo on the page."""
+
+    row: Row
+    picture: str | None
+    trouble: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Gallery:
+    heading: str
+    meaning: str
+    total: int
+    shown: tuple[_Shown, ...]
+
+
+def write_report(run: Run, advice: str | None) -> Path:
+    """Write the page of a finished run; returns it.
+
+    Args:
+        run: the run.
+        advice: what the test of drift says; None where there is no calibration.
+
+    Raises:
+        RunError: a shard is damaged.
+        IndexFolderError: the page cannot be written.
+    """
+    path = run.folder / REPORT
+    counts = required(run.facts.counts)
+    known = {label: n for label, n in counts["labels"].items() if label != UNKNOWN}
+    by_count = sorted(known, key=lambda label: (-known[label], label))
+    write_page(
+        path,
+        "run.html.jinja",
+        package="lmm_classifier.labelling",
+        title=f"Labelling run {run.folder.name}",
+        figures=_figures(run.facts, advice),
+        plots=tuple(_plots(run)),
+        labels=[(label, known[label], known[label] / max(known.values())) for label in by_count],
+        galleries=tuple(_galleries(run, by_count)),
+        failures=tuple(_failures(run)),
+        failed=sum(counts["errors"].values()),
+        unknown=UNKNOWN,
+    )
+    return path
+
+
+def _figures(facts: Facts, advice: str | None) -> dict[str, str]:
+    counts = required(facts.counts)
+    read = counts["photos"] - sum(counts["errors"].values())
+
+    def part(n: int) -> str:
+        return f"{n}" + (f" ({100 * n / read:.1f} %)" if read else "")
+
+    found = {"photos": f"{counts['photos']}", "from": facts.source}
+    for status, name in (("known", "labelled"), ("uncertain", "labelled, uncertain"), ("unknown", "unknown")):
+        found[name] = part(counts["status"].get(status, 0))
+    found["decided by the reranker"] = part(counts["reranked"])
+    if counts["degraded"]:
+        found["reranker could not be asked"] = part(counts["degraded"])
+    if failed := counts["photos"] - read:
+        found["could not be read"] = f"{failed}"
+    if advice is not None:
+        found["photos like those calibrated on?"] = advice
+    encoders = " and ".join(f"{encoder.name} {encoder.weights}".strip() for encoder in facts.encoders)
+    return found | {"index": facts.index, "encoder": encoders, "started": facts.started}
+
+
+def _plots(run: Run) -> Iterator[Plot]:
+    columns = run.columns("status", "closeness", "score")
+    status = np.asarray(columns["status"].to_pylist(), object)
+    for name, heading, x, meaning in (
+        ("closeness", "How known the photos look", "closeness (0 to 1)", "How known the photos look to the "
+         "classifier, as shares of those with the same outcome."),
+        ("score", "How sure the answers are", "score of the answer (0 to 1)", "Scores of the answers, as "
+         "shares of those with the same outcome."),
+    ):  # fmt: skip
+        values = columns[name].to_numpy().astype(np.float64)
+        groups: dict[str, Float64Array] = {
+            group: values[status == kind] for kind, group in GROUPS.items() if np.sum(status == kind) >= LEAST
+        }
+        if groups:
+            names = {GROUPS[kind]: f"{kind} ({int(np.sum(status == kind))})" for kind in GROUPS}
+            yield plots.histogram(meaning, groups, names, heading=heading, x=x)
+
+
+def _galleries(run: Run, labels: Sequence[str]) -> Iterator[_Gallery]:
+    columns = run.columns("label", "score", "certainty", "status", "closeness")
+    label = np.asarray(columns["label"].to_pylist(), object)
+    score = columns["score"].to_numpy().astype(np.float64)
+    unknown = np.flatnonzero(label == UNKNOWN)
+    near = columns["closeness"].to_numpy()[unknown].astype(np.float64)
+    yield _gallery(run, "Unknown", "Photos that no label fits, the least known first.",
+                   unknown[np.argsort(near, kind="stable")], OF_UNKNOWNS)  # fmt: skip
+    doubtful = np.flatnonzero(np.asarray(columns["status"].to_pylist(), object) == "uncertain")
+    yield _gallery(run, "Uncertain", "Best guesses, the least sure first.",
+                   doubtful[np.argsort(score[doubtful], kind="stable")], PER_LABEL * 2)  # fmt: skip
+    for name in labels[:GALLERIES]:
+        members = np.flatnonzero(label == name)
+        members = members[np.argsort(score[members], kind="stable")]
+        meaning = "From the least sure answer to the surest."
+        yield _gallery(run, name, meaning, members, PER_LABEL, spread=True)
+
+
+def _gallery(
+    run: Run, heading: str, meaning: str, rows: IntArray, most: int, *, spread: bool = False
+) -> _Gallery:
+    """The first rows, or rows spread over all of them."""
+    places = np.linspace(0, len(rows) - 1, most).round().astype(int) if spread else np.arange(most)
+    shown = rows if len(rows) <= most else rows[places]
+    return _Gallery(heading, meaning, len(rows), tuple(_shown(run, int(number)) for number in shown))
+
+
+def _shown(run: Run, number: int) -> _Shown:
+    row = run.row(number)
+    return _Shown(row, *picture_of(run.root / row.path))
+
+
+def _failures(run: Run) -> Iterator[Row]:
+    errors = run.columns("error_code")["error_code"]
+    for number in np.flatnonzero(pc.is_valid(errors).to_numpy())[:SHOWN_FAILURES]:
+        yield run.row(int(number))

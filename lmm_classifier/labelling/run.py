@@ -1,0 +1,201 @@
+"""Unlabelled photos through a classifier, onto the disk as they come."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.corpus.corpus import SkippedFile
+from lmm_classifier.corpus.photos import Photos, list_photos
+from lmm_classifier.errors import CorpusError
+from lmm_classifier.evaluate.sole_writer import sole_writer
+from lmm_classifier.index.progress import OnProgress, Progress, unheard
+from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refuse_changed, write_facts
+from lmm_classifier.labelling.report import REPORT
+from lmm_classifier.labelling.results import CSV, JSONL
+from lmm_classifier.labelling.rows import Row
+from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, write_shard
+from lmm_classifier.result import summarise
+from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
+
+SHARD_ROWS = 1024
+OF_A_FINISHED_RUN = (RESULTS, CSV, JSONL, REPORT)
+SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What a run did.
+
+    Attributes:
+        run: as far as it has come: to the end.
+        before: photos that an earlier attempt had done.
+        left_out: files that are no photos by their name or kind.
+    """
+
+    run: Run
+    before: int
+    left_out: int
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """How many photos there are of each kind, as `counts_of` has them."""
+        return required(self.run.facts.counts)
+
+
+def label_photos(
+    source: Path,
+    classifier: HybridClassifier,
+    output: Path,
+    *,
+    restart: bool = False,
+    shard_rows: int = SHARD_ROWS,
+    on_progress: OnProgress = unheard,
+) -> Labelled:
+    """Classify all photos of a folder or table; go on where an attempt that was interrupted had come to.
+
+    Args:
+        source: a folder of photos, or a .csv or .jsonl table with a column `path`.
+        classifier: what decides; its index must be a folder.
+        output: folder of the run, made if missing.
+        restart: begin anew, whatever is there.
+        shard_rows: photos after which what is done is put on the disk; after SHARD_SECONDS at the latest.
+        on_progress: called after each photo.
+
+    Raises:
+        CorpusError: the source is missing or wrong, or there is no photo in it.
+        RunError: the run there was made of something else, or is damaged; or the index has changed
+            meanwhile.
+        ConfigError: the output is something else or in use, or settings and index do not fit.
+        IndexFolderError, ModelError: as their messages say.
+    """
+    photos = list_photos(source)
+    if not photos.paths:
+        raise CorpusError(f"there is no photo in {source}")
+    classifier.load()
+    facts = facts_of(source, photos, classifier)
+    with sole_writer(output, RUN, "a labelling run"):
+        batch_size = classifier.pipeline.batch_size
+        if (
+            restart
+        ):  # before run.json says anything else: what was answered otherwise must not be gone on with
+            keep_beginning(output, (), batch_size)
+        if restart or not (output / RUN).exists():
+            write_facts(output, facts)
+        else:
+            facts = continued(output, facts)
+        before = keep_beginning(output, photos.paths, batch_size)
+        if facts.counts is not None and facts.counts["photos"] != before:
+            facts = replace(facts, counts=None, seconds=None)
+            write_facts(output, facts)
+            for name in OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
+                (output / name).unlink(missing_ok=True)
+        started = time.monotonic()
+        _go_on(_Stream(classifier, facts, photos, on_progress), output, before, shard_rows)
+        refuse_changed(facts, output, classifier)
+        run = Run(output)
+        if facts.counts is None:
+            seconds = round(time.monotonic() - started, 3)
+            write_facts(output, replace(facts, counts=counts_of(run), seconds=seconds))
+            run = Run(output)
+    return Labelled(run, before, photos.left_out)
+
+
+def counts_of(run: Run) -> dict[str, Any]:
+    """How many photos there are: in all, and of each status, label, deciding stage and kind of error."""
+    columns = run.columns("status", "label", "stage", "error_code", "degraded", "used_reranker")
+
+    def counted(name: str) -> dict[str, int]:
+        return dict(sorted(Counter(v for v in columns[name].to_pylist() if v is not None).items()))
+
+    return {
+        "photos": len(run),
+        "status": counted("status"),
+        "labels": counted("label"),
+        "stages": counted("stage"),
+        "errors": counted("error_code"),
+        "degraded": len(columns) - columns["degraded"].null_count,
+        "reranked": sum(columns["used_reranker"].drop_null().to_pylist()),
+    }
+
+
+@dataclass(slots=True)
+class _Shard:
+    """Rows on their way to the disk, and the vectors of those that have some, per encoder."""
+
+    start: int
+    spaces: int
+    rows: list[Row] = field(default_factory=list)
+    vectors: list[list[FloatArray]] = field(init=False)
+    begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.vectors = [[] for _ in range(self.spaces)]
+
+    def due(self, shard_rows: int) -> bool:
+        return len(self.rows) >= shard_rows or time.monotonic() - self.begun > SHARD_SECONDS
+
+    def write(self, output: Path, encoders: tuple[EncoderContract, ...]) -> None:
+        vectors = [
+            np.stack(found) if found else np.empty((0, encoder.dim), np.float32)
+            for found, encoder in zip(self.vectors, encoders, strict=True)
+        ]
+        write_shard(output, self.start, self.rows, vectors)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Photos on their way through the classifier."""
+
+    classifier: HybridClassifier
+    facts: Facts
+    photos: Photos
+    on_progress: OnProgress
+
+    def rows(self, before: int) -> Generator[tuple[Row, list[FloatArray]], None, None]:
+        """Of each photo that is left, its row and its vectors, (d,) per encoder; none where it has none."""
+        keys = [encoder.fingerprint for encoder in self.facts.encoders]
+        paths, cut = self.photos.paths[before:], self.classifier.thresholds
+        finished = self.classifier.pipeline.run_files(
+            (self.photos.root / path for path in paths), self.classifier.limits
+        )
+        with closing(finished):
+            unknown = skipped = 0
+            for number, (path, item) in enumerate(zip(paths, finished, strict=True), start=before + 1):
+                if isinstance(item, Sample) and item.skipped:
+                    skipped += 1
+                    error = SkippedFile(path, "not_answered", f"{item.skipped.reason} [{item.skipped.code}]")
+                    yield Row(path, item.sha256, None, error), []
+                elif isinstance(item, Sample):
+                    answer = summarise(item, cut)
+                    unknown += answer.label == UNKNOWN
+                    yield Row(path, item.sha256, answer), [item.embeddings[key][0] for key in keys]
+                else:
+                    skipped += 1
+                    yield Row(path, None, None, SkippedFile(path, item.code, item.reason)), []
+                total = len(self.photos.paths)
+                self.on_progress(Progress("labelling", number, total, skipped, before, unknown))
+
+
+def _go_on(stream: _Stream, output: Path, before: int, shard_rows: int) -> None:
+    """Label what is left. Shards end where a batch does: what a batch holds depends on no interruption."""
+    encoders, last = stream.facts.encoders, len(stream.photos.paths)
+    batch_size = stream.classifier.pipeline.batch_size
+    shard = _Shard(before, len(encoders))
+    with closing(stream.rows(before)) as rows:
+        for number, (row, vectors) in enumerate(rows, start=before + 1):
+            shard.rows.append(row)
+            for found, vector in zip(shard.vectors, vectors, strict=False):  # of a bad file there is none
+                found.append(vector)
+            if number == last or (shard.due(shard_rows) and number % batch_size == 0):
+                refuse_changed(stream.facts, output, stream.classifier)
+                shard.write(output, encoders)
+                shard = _Shard(number, len(encoders))
