@@ -22,7 +22,7 @@ from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refu
 from lmm_classifier.labelling.report import REPORT
 from lmm_classifier.labelling.results import CSV, JSONL
 from lmm_classifier.labelling.rows import Row
-from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, write_shard
+from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, rows_in, write_shard
 from lmm_classifier.result import summarise
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
@@ -39,11 +39,13 @@ class Labelled:
         run: as far as it has come: to the end.
         before: photos that an earlier attempt had done.
         left_out: files that are no photos by their name or kind.
+        forgotten: photos that had been done and were done again, for the list of photos is another.
     """
 
     run: Run
     before: int
     left_out: int
+    forgotten: int
 
     @property
     def counts(self) -> Mapping[str, Any]:
@@ -92,6 +94,7 @@ def label_photos(
             write_facts(output, facts)
         else:
             facts = continued(output, facts)
+        done = 0 if restart else rows_in(output)
         before = keep_beginning(output, photos.paths, batch_size)
         if facts.counts is not None and facts.counts["photos"] != before:
             facts = replace(facts, counts=None, seconds=None)
@@ -106,7 +109,7 @@ def label_photos(
             seconds = round(time.monotonic() - started, 3)
             write_facts(output, replace(facts, counts=counts_of(run), seconds=seconds))
             run = Run(output)
-    return Labelled(run, before, photos.left_out)
+    return Labelled(run, before, photos.left_out, done - before)
 
 
 def counts_of(run: Run) -> dict[str, Any]:
