@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from typer.core import TyperGroup
 
 from lmm_classifier.cli import label_apply, label_propose, label_simulate
 from lmm_classifier.cli.output import first_lines, help_without_command, note, progress, warn_of_unanswerable
+from lmm_classifier.errors import ConfigError
+from lmm_classifier.registry import did_you_mean
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ class _FolderUnlessNamed(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands} - {FOLDER} and args != ["--help"]:
+            commands = tuple(sorted({*self.commands} - {FOLDER}))
+            if get_close_matches(args[0], commands) and not Path(args[0]).exists():
+                raise ConfigError(f"there is no folder {args[0]}{did_you_mean(args[0], commands)}")
             args = [FOLDER, *args]
         found: list[str] = super().parse_args(ctx, args)
         return found
@@ -87,6 +93,8 @@ def _tell(done: Labelled, drift: Drift | None, files: tuple[Path, ...], seconds:
     if done.left_out:
         note(f"{done.left_out} files that are not photos are left out")
     first_lines("could not be read: {}", [f"{n} [{code}]" for code, n in errors.items()])
+    if done.forgotten:
+        note(f"{done.forgotten} photos were done again: others were added or removed before them")
     if counts["degraded"]:
         note(f"{counts['degraded']} answers are degraded: the reranker could not be asked")
     parts = [

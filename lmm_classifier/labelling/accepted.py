@@ -61,7 +61,7 @@ def accepted_photos(run: Run, *, unreviewed: bool = False) -> Accepted:
         if problem := _changed(path, found["sha256"]):
             gone.append(problem)
             continue
-        items.append(CorpusItem(str(path), label))
+        items.append(CorpusItem(str(path), run.facts.label_of(label)))
         digests.append(found["sha256"])
     of_content: dict[str, set[str]] = {}
     for item, sha256 in zip(items, digests, strict=True):

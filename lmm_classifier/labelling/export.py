@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmm_classifier.corpus.corpus import CorpusItem
 from lmm_classifier.errors import ConfigError
@@ -74,22 +74,45 @@ def write_csv(accepted: Accepted, path: Path) -> None:
 def write_imagefolder(accepted: Accepted, folder: Path, way: Way) -> int:
     """Put the photos into folder/photos and say what they show in folder/metadata.jsonl.
 
-    `datasets.load_dataset("imagefolder", data_dir=folder)` gives them with the column `label`, of texts.
+    `datasets.load_dataset("imagefolder", data_dir=folder)` gives them with the column `label`, of texts. What
+    the file says of other photos stays.
 
     Returns:
         how many were added.
 
     Raises:
-        ConfigError, IndexFolderError: as `write_tree`.
+        ConfigError: the file gives one of the photos another label, or is none; or as `write_tree`.
+        IndexFolderError: as `write_tree`.
     """
-    lines, added = [], 0
+    lines, added = _metadata(folder / METADATA), 0
+    for item, sha256 in zip(accepted.items, accepted.sha256, strict=True):
+        before = next((line["label"] for line in lines.values() if line.get("sha256") == sha256), None)
+        if before not in {None, as_text(item.label)}:
+            now = as_text(item.label)
+            raise ConfigError(
+                f"{folder / METADATA} calls {item.path} {before!r}, the review {now!r}: mend one of them"
+            )
     for item, sha256 in zip(accepted.items, accepted.sha256, strict=True):
         place, new = _place(item, sha256, folder / "photos", way, named=f"{sha256[:DIGITS]}")
-        lines.append({"file_name": f"photos/{place.name}", "label": as_text(item.label), "sha256": sha256})
+        name = f"photos/{place.name}"
+        lines[name] = {"file_name": name, "label": as_text(item.label), "sha256": sha256}
         added += new
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
     replace_file(folder / METADATA, text.encode())
     return added
+
+
+def _metadata(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a metadata.jsonl by the files they are about; none where there is no such file."""
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return {line["file_name"]: line for line in lines}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is no metadata of an imagefolder; give --imagefolder a new folder"
+        ) from error
 
 
 def _place(

@@ -22,6 +22,7 @@ from lmm_classifier.index.files import is_single_file, replace_file
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.sealed import seal, unseal
 from lmm_classifier.index.search import encoders_of
+from lmm_classifier.labelling.rows import as_text
 from lmm_classifier.models.base import load_encoder
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.retrieve import Retrieve
@@ -49,6 +50,7 @@ class Facts:
         index: folder of the index that answered, absolute.
         index_digest: state of that index.
         calibration: digest of the calibrated scores in force; None without a calibration.
+        odd_labels: labels of that index that are no UTF-8, as the run's tables have them -> as they are.
         encoders: what made the vectors, one space each.
         settings: of the classifier, all of them.
         versions: of what decides an answer: package -> version.
@@ -62,12 +64,17 @@ class Facts:
     index: str
     index_digest: str
     calibration: str | None
+    odd_labels: Mapping[str, Any]  # str; but pydantic takes none with lone surrogates
     encoders: tuple[EncoderContract, ...]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     started: str
     counts: Mapping[str, Any] | None = None
     seconds: float | None = None
+
+    def label_of(self, text: str) -> str:
+        """The label that a table of the run, or a reviewer, means by a text."""
+        return str(self.odd_labels.get(text, text))
 
 
 _FACTS: TypeAdapter[Facts] = TypeAdapter(Facts)
@@ -112,6 +119,7 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Fact
     if len(retrieve) != 1 or is_single_file(retrieve[0].index):
         raise ConfigError("a labelling run needs one `retrieve`, and an index that is a folder")
     index = retrieve[0].index
+    manifest = read_manifest(index)
     embeds = [step for step in classifier.steps_of(Embed) if step.normalize]
     seen = {load_encoder(step.encoder).contract.fingerprint for step in embeds}
     settings = yaml.safe_load(classifier.config.to_yaml())
@@ -119,7 +127,8 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Fact
         source=str(source.absolute()),
         root=str(photos.root.absolute()),
         index=str(index.absolute()),
-        index_digest=read_manifest(index).digest,
+        index_digest=manifest.digest,
+        odd_labels={as_text(label): label for label in manifest.labels if as_text(label) != label},
         calibration=_calibration(classifier),
         encoders=tuple(encoder for encoder in encoders_of(index) if encoder.fingerprint in seen),
         settings={key: value for key, value in settings.items() if key != "service"},

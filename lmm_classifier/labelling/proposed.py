@@ -64,7 +64,7 @@ def propose_groups(run: Run, smallest: int = SMALLEST) -> tuple[Group, ...]:
     readable = run.readable()
     is_unknown = np.asarray([columns["label"][row] == UNKNOWN for row in readable], bool)
     rows = readable[is_unknown]
-    vectors = run.vectors().take(np.flatnonzero(is_unknown).astype(np.int64))
+    vectors = run.vectors()[is_unknown]
     found = propose(vectors, references_of(subject)[0], subject.index.labels, smallest=smallest)
     return tuple(
         Group(

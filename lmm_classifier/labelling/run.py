@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refu
 from lmm_classifier.labelling.report import REPORT
 from lmm_classifier.labelling.results import CSV, JSONL
 from lmm_classifier.labelling.rows import Row
-from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, write_shard
+from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, rows_in, write_shard
 from lmm_classifier.result import summarise
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
@@ -39,11 +39,13 @@ class Labelled:
         run: as far as it has come: to the end.
         before: photos that an earlier attempt had done.
         left_out: files that are no photos by their name or kind.
+        forgotten: photos that had been done and were done again, for the list of photos is another.
     """
 
     run: Run
     before: int
     left_out: int
+    forgotten: int
 
     @property
     def counts(self) -> Mapping[str, Any]:
@@ -83,21 +85,7 @@ def label_photos(
     classifier.load()
     facts = facts_of(source, photos, classifier)
     with sole_writer(output, RUN, "a labelling run"):
-        batch_size = classifier.pipeline.batch_size
-        if (
-            restart
-        ):  # before run.json says anything else: what was answered otherwise must not be gone on with
-            keep_beginning(output, (), batch_size)
-        if restart or not (output / RUN).exists():
-            write_facts(output, facts)
-        else:
-            facts = continued(output, facts)
-        before = keep_beginning(output, photos.paths, batch_size)
-        if facts.counts is not None and facts.counts["photos"] != before:
-            facts = replace(facts, counts=None, seconds=None)
-            write_facts(output, facts)
-            for name in OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
-                (output / name).unlink(missing_ok=True)
+        facts, done, before = _begun(output, facts, photos.paths, classifier.pipeline.batch_size, restart)
         started = time.monotonic()
         _go_on(_Stream(classifier, facts, photos, on_progress), output, before, shard_rows)
         refuse_changed(facts, output, classifier)
@@ -106,7 +94,27 @@ def label_photos(
             seconds = round(time.monotonic() - started, 3)
             write_facts(output, replace(facts, counts=counts_of(run), seconds=seconds))
             run = Run(output)
-    return Labelled(run, before, photos.left_out)
+    return Labelled(run, before, photos.left_out, done - before)
+
+
+def _begun(
+    output: Path, facts: Facts, paths: Sequence[str], batch_size: int, restart: bool
+) -> tuple[Facts, int, int]:
+    """What the run is to say of itself, how many photos had been done, and how many of these still count."""
+    if restart:  # first of all: what was answered otherwise must not be gone on with
+        keep_beginning(output, (), batch_size)
+    if restart or not (output / RUN).exists():
+        write_facts(output, facts)
+    else:
+        facts = continued(output, facts)
+    done = rows_in(output)
+    before = keep_beginning(output, paths, batch_size)
+    if facts.counts is not None and facts.counts["photos"] != before:
+        facts = replace(facts, counts=None, seconds=None)
+        write_facts(output, facts)
+        for name in OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
+            (output / name).unlink(missing_ok=True)
+    return facts, done, before
 
 
 def counts_of(run: Run) -> dict[str, Any]:

@@ -26,9 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmm_classifier.errors import IndexFolderError, RunError
-from lmm_classifier.index.files import FileRecord, replace_file, replace_large_file, verify
-from lmm_classifier.index.shards import map_vectors, save_vectors, vector_files
-from lmm_classifier.index.vectors import Vectors
+from lmm_classifier.index.files import FileRecord, read_verified, replace_file, replace_large_file, verify
+from lmm_classifier.index.shards import save_vectors, vector_files
 from lmm_classifier.labelling.facts import REMEDY, read_facts
 from lmm_classifier.labelling.rows import SCHEMA, Row, as_table, path_of, row_of
 from lmm_classifier.types import FloatArray, IntArray
@@ -103,19 +102,32 @@ class Run:
         errors = self.columns("error_code")["error_code"]
         return np.flatnonzero(errors.is_null().to_numpy()).astype(np.int64)
 
-    def vectors(self, space: int = 0) -> Vectors:
-        """The m vectors of an encoder, mapped from disk, their bytes verified.
+    def vectors(self, space: int = 0) -> FloatArray:
+        """float32 (m, d), in memory: the vectors of an encoder, of the m readable photos.
+
+        Read file by file: a long run has more of them than a process may have open.
 
         Raises:
             RunError: a file is missing or damaged.
         """
+        files = {name: record for shard in self._shards for name, record in shard.files.items()}
+        parts = [np.empty((0, self.facts.encoders[space].dim), np.float32)]
         try:
-            files = {name: record for shard in self._shards for name, record in shard.files.items()}
             for name in vector_files(files, space):
-                verify(self.folder, name, files[name])
-            return map_vectors(self.folder, files, self.facts.encoders[space].dim, space)
-        except IndexFolderError as error:
-            raise RunError(f"{str(error).rpartition(';')[0]}; {REMEDY}") from error
+                content = read_verified(self.folder, name, files[name])
+                parts.append(np.load(io.BytesIO(content), allow_pickle=False))
+            return np.concatenate(parts)
+        except (IndexFolderError, ValueError) as error:
+            raise RunError(f"{str(error).rpartition(';')[0] or error}; {REMEDY}") from error
+
+
+def rows_in(folder: Path) -> int:
+    """How many photos a run holds, up to the first shard that is damaged."""
+    rows = 0
+    with suppress(RunError):
+        for shard in _in_a_row(folder):
+            rows += shard.rows
+    return rows
 
 
 def keep_beginning(folder: Path, paths: Sequence[str], batch_size: int) -> int:

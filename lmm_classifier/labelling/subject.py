@@ -40,8 +40,7 @@ def references_of(subject: Subject) -> tuple[Reference, ...]:
 
 def vectors_of(run: Run) -> tuple[FloatArray, ...]:
     """Per encoder float32 (m, d), of the m readable photos, in memory."""
-    everything = np.arange(len(run.readable()))
-    return tuple(run.vectors(space).take(everything) for space in range(len(run.facts.encoders)))
+    return tuple(run.vectors(space) for space in range(len(run.facts.encoders)))
 
 
 def answers_of(run: Run, vectors: Sequence[FloatArray], references: Sequence[Reference]) -> Answers:

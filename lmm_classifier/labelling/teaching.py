@@ -11,6 +11,7 @@ from lmm_classifier.labelling.proposed import Group, propose_groups, read_groups
 from lmm_classifier.labelling.queue import Item as Queued
 from lmm_classifier.labelling.queue import order
 from lmm_classifier.labelling.review.items import Item
+from lmm_classifier.labelling.rows import as_text
 from lmm_classifier.labelling.store import Run
 from lmm_classifier.labelling.subject import (
     answers_of,
@@ -24,8 +25,8 @@ from lmm_classifier.labelling.subject import (
 class Teaching:
     """What teaches most about a run, first.
 
-    It learns where the index is calibrated, without a closed list of labels or a text prior; else the order
-    is that of the run's own answers. Head, novelty score and gates stay as calibrated.
+    It learns where the index is calibrated and that of the run, without a closed list of labels or a text
+    prior; else the order is that of the run's own answers. Head, novelty score and gates stay as calibrated.
 
     Args:
         run: what is reviewed. Where no groups were proposed, they are now.
@@ -36,11 +37,12 @@ class Teaching:
     """
 
     def __init__(self, run: Run) -> None:
-        self._readable = run.readable()
+        self._readable, self._label_of = run.readable(), run.facts.label_of
         self._vectors = vectors_of(run)
         subject = subject_of_run(run)
         self._reference = references_of(subject)
-        self._learner = learner_of(subject)
+        # an index that has grown since may have learned these photos already, and has another calibration
+        self._learner = learner_of(subject) if subject.digest == run.facts.index_digest else None
         self._answers = answers_of(run, self._vectors, self._reference)
         groups = read_groups(run)
         if groups is None:
@@ -65,9 +67,8 @@ class Teaching:
         taught = sorted(number for number, label in labels.items() if label is not None)
         if self._learner is not None and taught:
             rows = np.asarray(taught, np.int64)
-            learned = self._learner.learned(
-                [vectors[rows] for vectors in self._vectors], [str(labels[number]) for number in taught]
-            )
+            given = [self._label_of(str(labels[number])) for number in taught]
+            learned = self._learner.learned([vectors[rows] for vectors in self._vectors], given)
             answers, reference = learned.answers(self._vectors), learned.references[0]
         everything = order(answers, self._vectors[0], reference, self._proposals)
         open_ = order(answers, self._vectors[0], reference, decided={*labels, *self._grouped})
@@ -85,9 +86,9 @@ class Teaching:
             queued.kind,
             shown,
             rows,
-            queued.suggestion,
+            None if queued.suggestion is None else as_text(queued.suggestion),
             queued.priority,
-            queued.reason + said,
+            as_text(queued.reason) + said,
             group.id if group else None,
         )
 

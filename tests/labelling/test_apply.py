@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,18 @@ from PIL import Image
 
 from labelled import write_photos
 from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.search import open_index
+from lmm_classifier.indexing import index_corpus
 from lmm_classifier.labelling.accepted import accepted_photos
 from lmm_classifier.labelling.decisions import log_of
 from lmm_classifier.labelling.export import write_csv, write_imagefolder, write_tree
 from lmm_classifier.labelling.run import label_photos
 from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.teaching import Teaching
+from lmm_classifier.models.base import ModelSpec
 from shell import run
 from synthetic import COLOURS, picture
 
@@ -167,6 +173,40 @@ def test_hugging_face_reads_the_imagefolder(opened: Run, tmp_path: Path) -> None
     assert sorted(rows["label"]) == ["red", "yellow", "yellow", "yellow"]
     pixels = {(row["label"], row["image"].convert("RGB").tobytes()) for row in rows}
     assert pixels == {(item.label, Image.open(item.path).convert("RGB").tobytes()) for item in found.items}
+
+
+def test_an_imagefolder_grows(opened: Run, tmp_path: Path) -> None:
+    review(opened)
+    write_imagefolder(accepted_photos(opened), tmp_path / "hf", "copy")
+    log_of(opened.folder, "ann").say("accept", [photo(opened, "001-green.png")], "green")
+    write_imagefolder(accepted_photos(opened), tmp_path / "hf", "copy")
+    lines = [json.loads(line) for line in (tmp_path / "hf/metadata.jsonl").read_text().splitlines()]
+    assert sorted(line["label"] for line in lines) == ["green", "red", "yellow", "yellow", "yellow"]
+    assert all((tmp_path / "hf" / line["file_name"]).is_file() for line in lines)
+    log_of(opened.folder, "ann").say("relabel", [photo(opened, "001-green.png")], "blue")
+    with pytest.raises(ConfigError, match=r"metadata.jsonl calls .*001-green.png 'green', the review 'blue'"):
+        write_imagefolder(accepted_photos(opened), tmp_path / "hf", "copy")
+
+
+def test_a_label_that_is_no_utf8_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Folders of old systems have such names; Parquet has none."""
+    name = os.fsdecode(b"caf\xe9")
+    for i in range(4):
+        for label, colour in ((name, YELLOW), ("red", COLOURS["red"])):
+            (tmp_path / "corpus" / label).mkdir(parents=True, exist_ok=True)
+            picture(colour, i).save(os.fsencode(tmp_path / "corpus" / label / f"{i}.png"))
+    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
+    config = {"encoder": {"family": "fake"}, "rerank": {"enabled": False}}
+    settings = PipelineConfig.model_validate({**config, "retrieval": {"index_path": tmp_path / "index"}})
+    (tmp_path / "photos").mkdir()
+    picture(YELLOW, 77).save(tmp_path / "photos/a.png")
+    opened = label_photos(tmp_path / "photos", HybridClassifier(settings), tmp_path / "run").run
+    row = opened.row(0)
+    assert row.answer is not None
+    assert row.answer.label == "caf\\udce9"  # as its tables have it
+    log_of(opened.folder, "ann").say("accept", [photo(opened, "a.png")], row.answer.label)
+    assert [item.label for item in accepted_photos(opened).items] == [name]
+    assert Teaching(opened)({0: row.answer.label})[0].suggestion == row.answer.label
 
 
 def test_a_label_that_can_be_no_folder_is_refused(opened: Run, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_a_table_names_the_photos(config: Path, tmp_path: Path) -> None:
         ),
         ("photos", "config.yaml", "error: config.yaml is a file; give --output a folder"),
         ("odd.jsonl", "one", "error: odd.jsonl:1: the path is no name that a file can have"),
+        ("propos", "one", "error: there is no folder propos; did you mean 'propose'?"),
         ("labels.csv", "one", "error: labels.csv:1: the header must name path once, it is ['label']"),
     ],
 )

@@ -144,9 +144,12 @@ def _pictures(desk: Desk, corpus: Path | None) -> APIRouter:
         desk.photo(row)
         found = await to_thread.run_sync(desk.run.row, row)
         near = required(found.answer).neighbours
-        if corpus is None or not 0 <= number < len(near):
+        path = near[number].path if 0 <= number < len(near) else ""
+        # what an earlier review brought into the index lies where the run's photos do
+        folder = desk.run.root if Path(path).is_absolute() else corpus
+        if folder is None or not path:
             raise Refusal(404, "gone", "there is no such picture")
-        return await sent(below(corpus, near[number].path), size)
+        return await sent(below(folder, path), size)
 
     return routes
 

@@ -50,7 +50,8 @@ class Desk:
 
     def __init__(self, run: Run, order: Order, reviewer: str, labels: Iterable[str]) -> None:
         self.run, self.labels = run, frozenset(labels)
-        columns = run.columns("path", "sha256").to_pydict()
+        columns = run.columns("path", "sha256", "label", "reason").to_pydict()
+        self._answers = list(zip(columns["label"], columns["reason"], strict=True))
         self.photos: list[Photo | None] = [
             None if digest is None else (path, digest)
             for path, digest in zip(columns["path"], columns["sha256"], strict=True)
@@ -198,11 +199,11 @@ class Desk:
             raise Refusal(404, "no_item", "the queue has no such item")
         row = int(number)
         self.photo(row)
-        answer = required(self.run.row(row).answer)
+        label, reason = self._answers[row]
         group = self.groups.get(row)
         suggestion = None if group is None else group.suggestion
-        suggestion = suggestion if answer.label == UNKNOWN else answer.label
-        return Item("photo", (row,), (row,), suggestion, 0.0, answer.reason)
+        suggestion = suggestion if label == UNKNOWN else label
+        return Item("photo", (row,), (row,), suggestion, 0.0, reason)
 
     def _check_review(self, review: str) -> None:
         if review != self.review:
