@@ -104,7 +104,7 @@ class ClassifierFileError(CollectionError, ValueError):
 
 
 class RunError(LmmClassifierError):
-    """A labelling run on disk is missing, damaged or in use, or was made of something else."""
+    """A labelling run on disk is missing or damaged, or was made of something else."""
 
 
 class CaptionError(LmmClassifierError):

@@ -42,7 +42,8 @@ def apply(
     from lmm_classifier.labelling.accepted import accepted_photos
     from lmm_classifier.labelling.store import Run
 
-    if sum(target is not None for target in (tree, imagefolder, csv)) > 1:
+    elsewhere = [target for target in (tree, imagefolder, csv) if target is not None]
+    if len(elsewhere) > 1:
         raise ConfigError("give one of --tree, --imagefolder and --csv")
     opened = Run(run)
     found = accepted_photos(opened, unreviewed=unreviewed)
@@ -54,7 +55,6 @@ def apply(
             f"{len(found.conflicts)} are in conflict, {len(found.gone)} gone or changed; for the others see "
             "`lmm-classifier review`"
         )
-    elsewhere = not (tree is imagefolder is csv is None)
     if not elsewhere or Path(opened.facts.index).is_dir():  # a table can be written without the index
         _tell_of_drift(opened)  # before the index becomes another
     if not elsewhere:

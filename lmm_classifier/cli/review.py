@@ -100,6 +100,5 @@ def _open(url: str) -> None:
     """Show the page where there is a screen; a browser for the terminal would take it from us."""
     if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in SCREENS):
         return
-    threading.Thread(
-        target=webbrowser.open, args=(url,), daemon=True
-    ).start()  # some wait until they are shut
+    # a thread, for some wait until they are shut
+    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

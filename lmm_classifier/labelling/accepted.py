@@ -63,16 +63,16 @@ def accepted_photos(run: Run, *, unreviewed: bool = False) -> Accepted:
             continue
         items.append(CorpusItem(str(path), run.facts.label_of(label)))
         digests.append(found["sha256"])
-    of_content: dict[str, set[str]] = {}
-    for item, sha256 in zip(items, digests, strict=True):
-        of_content.setdefault(sha256, set()).add(item.label)
-    twofold = {sha256 for sha256, labels in of_content.items() if len(labels) > 1}
-    copies = tuple(
+    pairs = list(zip(items, digests, strict=True))
+    labels_of: dict[str, set[str]] = {}
+    for item, sha256 in pairs:
+        labels_of.setdefault(sha256, set()).add(item.label)
+    kept = [(item, sha256) for item, sha256 in pairs if len(labels_of[sha256]) == 1]
+    copies = [
         f"{item.path}: {item.label}, and a copy of it another label"
-        for item, sha256 in zip(items, digests, strict=True)
-        if sha256 in twofold
-    )
-    kept = [(i, d) for i, d in zip(items, digests, strict=True) if d not in twofold]
+        for item, sha256 in pairs
+        if len(labels_of[sha256]) > 1
+    ]
     told = tuple(
         f"{path}: {', '.join(f'{who} says {said.label or said.action}' for who, said in sorted(by.items()))}"
         for (path, _), by in sorted(conflicts.items())

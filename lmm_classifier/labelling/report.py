@@ -113,35 +113,37 @@ def _plots(run: Run) -> Iterator[Plot]:
 
 
 def _galleries(run: Run, labels: Sequence[str]) -> Iterator[_Gallery]:
-    columns = run.columns("label", "score", "certainty", "status", "closeness")
-    label = np.asarray(columns["label"].to_pylist(), object)
-    score = columns["score"].to_numpy().astype(np.float64)
-    unknown = np.flatnonzero(label == UNKNOWN)
-    near = columns["closeness"].to_numpy()[unknown].astype(np.float64)
-    yield _gallery(run, "Unknown", "Photos that no label fits, the least known first.",
-                   unknown[np.argsort(near, kind="stable")], OF_UNKNOWNS)  # fmt: skip
-    doubtful = np.flatnonzero(np.asarray(columns["status"].to_pylist(), object) == "uncertain")
-    yield _gallery(run, "Uncertain", "Best guesses, the least sure first.",
-                   doubtful[np.argsort(score[doubtful], kind="stable")], PER_LABEL * 2)  # fmt: skip
+    chosen = list(_chosen(run, labels))
+    rows = run.rows(int(row) for _, _, _, shown in chosen for row in shown)
+    for heading, meaning, total, shown in chosen:
+        photos = (rows[int(row)] for row in shown)
+        yield _Gallery(
+            heading, meaning, total, tuple(_Shown(p, *picture_of(run.root / p.path)) for p in photos)
+        )
+
+
+def _chosen(run: Run, labels: Sequence[str]) -> Iterator[tuple[str, str, int, IntArray]]:
+    """Heading and meaning of each gallery, how many photos belong to it, and numbers of those to be shown."""
+    columns = run.columns("label", "score", "status", "closeness")
+    label, status = (np.asarray(columns[name].to_pylist(), object) for name in ("label", "status"))
+    score, closeness = (columns[name].to_numpy().astype(np.float64) for name in ("score", "closeness"))
+
+    def rising(members: IntArray, by: Float64Array) -> IntArray:
+        return members[np.argsort(by[members], kind="stable")]
+
+    unknown = rising(np.flatnonzero(label == UNKNOWN), closeness)
+    yield (
+        "Unknown",
+        "Photos that no label fits, the least known first.",
+        len(unknown),
+        unknown[:OF_UNKNOWNS],
+    )
+    doubtful = rising(np.flatnonzero(status == "uncertain"), score)
+    yield ("Uncertain", "Best guesses, the least sure first.", len(doubtful), doubtful[: 2 * PER_LABEL])
     for name in labels[:GALLERIES]:
-        members = np.flatnonzero(label == name)
-        members = members[np.argsort(score[members], kind="stable")]
-        meaning = "From the least sure answer to the surest."
-        yield _gallery(run, name, meaning, members, PER_LABEL, spread=True)
-
-
-def _gallery(
-    run: Run, heading: str, meaning: str, rows: IntArray, most: int, *, spread: bool = False
-) -> _Gallery:
-    """The first rows, or rows spread over all of them."""
-    places = np.linspace(0, len(rows) - 1, most).round().astype(int) if spread else np.arange(most)
-    shown = rows if len(rows) <= most else rows[places]
-    return _Gallery(heading, meaning, len(rows), tuple(_shown(run, int(number)) for number in shown))
-
-
-def _shown(run: Run, number: int) -> _Shown:
-    row = run.row(number)
-    return _Shown(row, *picture_of(run.root / row.path))
+        members = rising(np.flatnonzero(label == name), score)
+        spread = np.linspace(0, len(members) - 1, min(PER_LABEL, len(members))).round().astype(int)
+        yield name, "From the least sure answer to the surest.", len(members), members[spread]
 
 
 def _failures(run: Run) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -92,6 +92,10 @@ class Run:
         """What became of a photo; errors as `columns`."""
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         return row_of(self._read(self._shards[shard]), number - int(self._starts[shard]))
+
+    def rows(self, numbers: Iterable[int]) -> dict[int, Row]:
+        """What became of some photos, by their numbers; each shard is read once. Errors as `columns`."""
+        return {number: self.row(number) for number in sorted(set(numbers))}
 
     def tables(self) -> Iterator[pa.Table]:
         """All columns, shard by shard; errors as `columns`."""

@@ -70,11 +70,12 @@ class Teaching:
             given = [self._label_of(str(labels[number])) for number in taught]
             learned = self._learner.learned([vectors[rows] for vectors in self._vectors], given)
             answers, reference = learned.answers(self._vectors), learned.references[0]
-        everything = order(answers, self._vectors[0], reference, self._proposals)
-        open_ = order(answers, self._vectors[0], reference, decided={*labels, *self._grouped})
-        groups = [queued for queued in everything if queued.kind == "group"]
-        decided_alone = set(labels) - self._grouped
-        past = [q for q in everything if q.kind == "photo" and set(q.rows.tolist()) <= decided_alone]
+        alone = set(range(len(answers))) - self._grouped
+        groups = order(answers, self._vectors[0], reference, self._proposals, decided=alone)
+        open_, past = (
+            order(answers, self._vectors[0], reference, decided=set(range(len(answers))) - rows)
+            for rows in (alone - labels.keys(), alone & labels.keys())
+        )
         ahead = sorted((*groups, *open_), key=lambda queued: (-queued.priority, int(queued.rows.min())))
         return tuple(map(self._item, (*ahead, *past)))
 
