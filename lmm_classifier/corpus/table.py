@@ -130,8 +130,5 @@ def _row(table: Path, line: int, found: Mapping[str, object]) -> _Row:
 
 
 _Parser = Callable[[Path, str, Sequence[str]], Iterator[_Row]]
-_PARSERS: dict[str, _Parser] = {
-    ".csv": _csv_rows,
-    ".jsonl": _jsonl_rows,
-}
+_PARSERS: dict[str, _Parser] = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
 TABLE_SUFFIXES = tuple(_PARSERS)

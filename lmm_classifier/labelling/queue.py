@@ -106,7 +106,6 @@ def order(
     proposals: Sequence[Proposal] = (),
     *,
     decided: Collection[int] = (),
-    skipped: Collection[int] = (),
 ) -> tuple[Item, ...]:
     """What is left to look at, best first.
 
@@ -116,10 +115,9 @@ def order(
         answers: about n photos, the latest.
         vectors: float32 (n, d), unit rows of the first encoder.
         reference: of the corpus, by the same encoder.
-        proposals: groups; their rows are those of `answers`. One of which any photo was decided or skipped
-            has had its turn: what is left of it comes photo by photo.
+        proposals: groups; their rows are those of `answers`. One of which any photo was decided has had its
+            turn: what is left of it comes photo by photo.
         decided: rows that have an answer by a person, or were rejected: they are in no item.
-        skipped: rows to be asked about again when all else is done, in the same order.
 
     Returns:
         items that hold each undecided row once; equal priorities in the order of their first rows.
@@ -129,22 +127,16 @@ def order(
     """
     if vectors.shape != (len(answers), len(reference.mean)):
         raise ValueError(f"vectors must be {(len(answers), len(reference.mean))}, got {vectors.shape}")
-    state = np.zeros(len(answers), np.int64)  # 0 open, 1 skipped, 2 decided
-    state[np.fromiter(skipped, np.int64)] = 1
-    state[np.fromiter(decided, np.int64)] = 2
+    closed, grouped = np.zeros(len(answers), bool), np.zeros(len(answers), bool)
+    closed[np.fromiter(decided, np.int64)] = True
     doubts = answers.doubts
-    items, grouped = [], np.zeros(len(answers), bool)
+    items = []
     for proposal in proposals:
-        if not state[proposal.members].any() and not grouped[proposal.members].any():
+        if not (closed | grouped)[proposal.members].any():
             items.append(_group(proposal, answers, doubts))
             grouped[proposal.members] = True
-    for wanted in (0, 1):
-        rows = np.flatnonzero((state == wanted) & ~grouped)
-        singles = _singles(rows, answers, doubts, vectors, reference)
-        found = [*items, *singles] if wanted == 0 else singles
-        found.sort(key=lambda item: (-item.priority, int(item.rows.min())))
-        items = found if wanted == 0 else [*items, *found]
-    return tuple(items)
+    items += _singles(np.flatnonzero(~(closed | grouped)), answers, doubts, vectors, reference)
+    return tuple(sorted(items, key=lambda item: (-item.priority, int(item.rows.min()))))
 
 
 def disagreement(vectors: Sequence[FloatArray], references: Sequence[Reference]) -> Float64Array:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from clusters import clusters
 from lmm_classifier.labelling.learner import Learner
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 
 def photos(labels: int, n: int, seed: int) -> tuple[FloatArray, list[str]]:
-    random = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).normal(size=(8, 16))
-    codes = np.repeat(np.arange(labels), n)
-    vectors = centres[codes] + 0.4 * random.normal(size=(len(codes), 16))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors.astype(np.float32), [f"{'dbca'[code % 4]}{code}" for code in codes]
+    """The later labels sort among the others."""
+    vectors, codes = clusters(labels, n, 0.4, seed)
+    return vectors, [f"{'dbca'[code % 4]}{code}" for code in codes]
 
 
 def test_learning_is_building_with_all_photos() -> None:

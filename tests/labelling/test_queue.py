@@ -98,12 +98,6 @@ def test_a_group_that_had_its_turn_comes_photo_by_photo() -> None:
     assert [(item.kind, item.rows.tolist()) for item in items] == [("photo", [0]), ("photo", [2])]
 
 
-def test_skipped_photos_come_last() -> None:
-    said = answers((UNKNOWN, 0.0), ("a", 0.9), ("a", 0.8))
-    items = order(said, axes(0, 1, 2), IDENTITY, skipped=[0])
-    assert [item.rows.tolist() for item in items] == [[2], [1], [0]]
-
-
 def test_encoders_that_differ_raise_the_doubt() -> None:
     said = replace(answers(("a", 0.9), ("a", 0.9)), disagreement=np.asarray([0.0, 0.5]))
     assert said.doubts.tolist() == pytest.approx([0.1, 0.55])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from clusters import clusters
 from flower_splits import Flowers, FlowerSplit, flower_split
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.labelling.learner import Learner
@@ -13,12 +14,8 @@ from lmm_classifier.types import UNKNOWN, FloatArray
 
 
 def photos(labels: int, n: int, seed: int) -> tuple[FloatArray, list[str]]:
-    random = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).normal(size=(8, 16))
-    codes = np.repeat(np.arange(labels), n)
-    vectors = centres[codes] + 0.25 * random.normal(size=(len(codes), 16))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors.astype(np.float32), [f"l{code}" for code in codes]
+    vectors, codes = clusters(labels, n, 0.25, seed)
+    return vectors, [f"l{code}" for code in codes]
 
 
 @pytest.fixture(scope="module")
