@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
 
@@ -71,9 +71,8 @@ def crops_of(batch: Sequence[Sample]) -> list[Image.Image]:
 
 def by_sample(batch: Sequence[Sample], rows: S) -> list[S]:
     """What was made of `crops_of(batch)`, a row per crop, handed out again per sample."""
-    counts = [sample.n_looked_at for sample in batch]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    return [cast("S", rows[start : start + n]) for start, n in zip(starts, counts, strict=True)]
+    ends = [0, *accumulate(sample.n_looked_at for sample in batch)]
+    return [cast("S", rows[start:end]) for start, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 fai
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -41,6 +42,10 @@ TERMINATED = 143  # and after SIGTERM
 IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 """Threads of a model that have nothing to do sleep. By default they spin, and take what decoding needs: on
 two cores a labelling run was a third slower."""
+FULL_COLLECTION = 100
+"""Collections of younger objects before Python's collector goes through all there are; its own figure is 10.
+The half million objects of torch and transformers never become garbage: to go through them took most of a
+second of every start, and a twentieth of a labelling run."""
 
 
 app = typer.Typer(
@@ -94,6 +99,7 @@ def common(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code; expected errors become one line."""
     signal.signal(signal.SIGTERM, _terminated)
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
     for name, value in IDLE.items():  # the libraries read it when they are loaded, which commands do
         os.environ.setdefault(name, value)
     try:

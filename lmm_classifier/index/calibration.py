@@ -25,7 +25,7 @@ from lmm_classifier.decision.novelty import Combination
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.files import FileRecord, explained, read_verified, replace_file
-from lmm_classifier.index.manifest import read_manifest
+from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.sealed import seal, unseal
 
 CALIBRATION = "calibration.json"
@@ -168,26 +168,31 @@ def carry_calibration(old: Path, new: Path) -> bool:
 def read_calibration(folder: Path) -> Fitted | None:
     """The calibration of an index folder; None where it was never calibrated.
 
-    It is kept, and read anew when the file on disk has been replaced.
+    It is kept, and read anew when it or the index's manifest has been replaced on disk.
 
     Raises:
         IndexFolderError: damaged, or fitted for another state of the index.
     """
+    states = [_state_of(folder / name) for name in (CALIBRATION, MANIFEST)]
+    return None if states[0] is None else _read_fitted(folder, *states)
+
+
+def _state_of(path: Path) -> tuple[int, int] | None:
     try:
-        status = (folder / CALIBRATION).stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise IndexFolderError(f"{folder / CALIBRATION}: {error.strerror}") from error
-    return _read_fitted(folder, read_manifest(folder).digest, status.st_ino, status.st_mtime_ns)
+        raise IndexFolderError(f"{path}: {error.strerror}") from error
+    return status.st_ino, status.st_mtime_ns
 
 
 @lru_cache(maxsize=4)
-def _read_fitted(folder: Path, index_digest: str, *_state: int) -> Fitted | None:
+def _read_fitted(folder: Path, *_states: tuple[int, int] | None) -> Fitted | None:
     calibration = _read(folder / CALIBRATION)
     if calibration is None:
         return None
-    if calibration.index_digest != index_digest:
+    if calibration.index_digest != read_manifest(folder).digest:
         raise IndexFolderError(f"{folder / CALIBRATION} was fitted for another state of this index; {REMEDY}")
     content = read_verified(folder, _name(calibration.arrays), calibration.arrays)
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import SkippedFile
@@ -21,12 +22,13 @@ from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refuse_changed, write_facts
 from lmm_classifier.labelling.report import REPORT
 from lmm_classifier.labelling.results import CSV, JSONL
-from lmm_classifier.labelling.rows import Row
+from lmm_classifier.labelling.rows import Row, as_table
 from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, rows_in, write_shard
 from lmm_classifier.result import summarise
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
-SHARD_ROWS = 1024
+SHARD_ROWS = 4096
+PACKED_ROWS = 256  # held as objects: the thousands of a whole shard keep Python's collector busy
 OF_A_FINISHED_RUN = (RESULTS, CSV, JSONL, REPORT)
 SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
 
@@ -142,21 +144,33 @@ class _Shard:
     start: int
     spaces: int
     rows: list[Row] = field(default_factory=list)
+    packed: list[pa.Table] = field(default_factory=list)
     vectors: list[list[FloatArray]] = field(init=False)
     begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.vectors = [[] for _ in range(self.spaces)]
 
+    def __len__(self) -> int:
+        return PACKED_ROWS * len(self.packed) + len(self.rows)
+
+    def add(self, row: Row, vectors: Sequence[FloatArray]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == PACKED_ROWS:
+            self.packed.append(as_table(self.rows))
+            self.rows = []
+        for found, vector in zip(self.vectors, vectors, strict=False):  # of a bad file there is none
+            found.append(vector)
+
     def due(self, shard_rows: int) -> bool:
-        return len(self.rows) >= shard_rows or time.monotonic() - self.begun > SHARD_SECONDS
+        return len(self) >= shard_rows or time.monotonic() - self.begun > SHARD_SECONDS
 
     def write(self, output: Path, encoders: tuple[EncoderContract, ...]) -> None:
         vectors = [
             np.stack(found) if found else np.empty((0, encoder.dim), np.float32)
             for found, encoder in zip(self.vectors, encoders, strict=True)
         ]
-        write_shard(output, self.start, self.rows, vectors)
+        write_shard(output, self.start, pa.concat_tables([*self.packed, as_table(self.rows)]), vectors)
 
 
 @dataclass(slots=True)
@@ -200,9 +214,7 @@ def _go_on(stream: _Stream, output: Path, before: int, shard_rows: int) -> None:
     shard = _Shard(before, len(encoders))
     with closing(stream.rows(before)) as rows:
         for number, (row, vectors) in enumerate(rows, start=before + 1):
-            shard.rows.append(row)
-            for found, vector in zip(shard.vectors, vectors, strict=False):  # of a bad file there is none
-                found.append(vector)
+            shard.add(row, vectors)
             if number == last or (shard.due(shard_rows) and number % batch_size == 0):
                 refuse_changed(stream.facts, output, stream.classifier)
                 shard.write(output, encoders)

@@ -29,20 +29,20 @@ from lmm_classifier.errors import IndexFolderError, RunError
 from lmm_classifier.index.files import FileRecord, read_verified, replace_file, replace_large_file, verify
 from lmm_classifier.index.shards import save_vectors, vector_files
 from lmm_classifier.labelling.facts import REMEDY, read_facts
-from lmm_classifier.labelling.rows import SCHEMA, Row, as_table, path_of, row_of
+from lmm_classifier.labelling.rows import SCHEMA, Row, path_of, row_of
 from lmm_classifier.types import FloatArray, IntArray
 
 SHARDS, RESULTS = "shards", "results.parquet"
 _VECTORS = b"lmm_classifier.vectors"  # key in a shard's metadata: its files of vectors, as JSON
 
 
-def write_shard(folder: Path, start: int, rows: Sequence[Row], vectors: Sequence[FloatArray]) -> None:
+def write_shard(folder: Path, start: int, rows: pa.Table, vectors: Sequence[FloatArray]) -> None:
     """Append a shard: its vectors, then the rows that vouch for them.
 
     Args:
         folder: of the run.
         start: number of its first photo.
-        rows: of its photos.
+        rows: of its photos, of SCHEMA.
         vectors: per encoder, float32 (m, d) of the m photos that could be read.
 
     Raises:
@@ -53,7 +53,7 @@ def write_shard(folder: Path, start: int, rows: Sequence[Row], vectors: Sequence
         name = f"{SHARDS}/{start:09d}{f'.{space}' if space else ''}.npy"
         record = replace_large_file(folder / name, partial(save_vectors, found), len(found))
         files[name] = asdict(record)
-    table = as_table(rows).replace_schema_metadata({_VECTORS: json.dumps(files)})
+    table = rows.replace_schema_metadata({_VECTORS: json.dumps(files)})
     parquet = io.BytesIO()
     pq.write_table(table, parquet, compression="zstd", write_page_checksum=True)
     replace_file(folder / f"{SHARDS}/{start:09d}.parquet", parquet.getvalue())
