@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fitted import write_fitted
 from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.calibration import CALIBRATION, read_calibration
+from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.shards import read_failures
@@ -263,6 +265,20 @@ def test_calibration_round_trip_and_its_binding_to_the_index(index: Path) -> Non
     assert np.array_equal(fitted.decider.calibrated, np.linspace(0.4, 0.7, 60))
     write_fitted(index, index_digest="another")
     with pytest.raises(IndexFolderError, match="another state of this index"):
+        read_calibration(index)
+
+
+def test_a_calibration_that_is_kept_is_refused_once_the_index_is_another(index: Path) -> None:
+    write_fitted(index)
+    assert read_calibration(index) is not None
+    manifest = read_manifest(index)
+    replace_file(index / MANIFEST, replace(manifest, skipped={"truncated": 7}).to_json())
+    with pytest.raises(IndexFolderError, match="another state of this index"):
+        read_calibration(index)
+    replace_file(index / MANIFEST, manifest.to_json())
+    assert read_calibration(index) is not None
+    (index / MANIFEST).unlink()
+    with pytest.raises(IndexFolderError, match=r"has no manifest\.json"):
         read_calibration(index)
 
 
