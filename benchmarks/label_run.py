@@ -3,7 +3,7 @@
     python benchmarks/label_run.py rate      # rates of both, one command each, and the memory of the run
     python benchmarks/label_run.py killed    # killed at 20 random times, compared with a run that was not
 
-The photos are made of scikit-learn's digits, 64 to 512 px, with noise; the model is the shipped tiny SigLIP,
+The photos are the demo's digits, 64 to 512 px, with noise; the model is the shipped tiny SigLIP,
 the index that of `lmm-classifier demo`, calibrated; the reranker is off.
 """
 
@@ -24,7 +24,8 @@ from statistics import median
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
-from sklearn.datasets import load_digits
+
+from lmm_classifier.corpus.digits import load_digit_scans
 
 SIDES = (64, 128, 256, 384, 512)  # px
 POINTS = 20
@@ -55,10 +56,10 @@ def main() -> None:
 def write_photos(folder: Path, n: int) -> None:
     """Write n JPEGs of digits."""
     folder.mkdir(parents=True)
-    digits, noise = load_digits().images, np.random.default_rng(0)
+    scans, noise = load_digit_scans(), np.random.default_rng(0)
     for i in range(n):
         side = SIDES[i % len(SIDES)]
-        digit = Image.fromarray((digits[i % len(digits)] * 15.9).astype(np.uint8)).resize((side, side), 3)
+        digit = Image.fromarray(scans[i % len(scans)].pixels).resize((side, side), Image.Resampling.BICUBIC)
         pixels = np.asarray(digit) + noise.normal(0, 8, (side, side))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:06}.jpg", quality=90)
 
