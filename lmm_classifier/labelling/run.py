@@ -27,7 +27,7 @@ from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, rows_in
 from lmm_classifier.result import summarise
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
-SHARD_ROWS = 4096
+SHARD_ROWS = 1024
 PACKED_ROWS = 256  # held as objects: the thousands of a whole shard keep Python's collector busy
 OF_A_FINISHED_RUN = (RESULTS, CSV, JSONL, REPORT)
 SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
