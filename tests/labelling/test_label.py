@@ -9,7 +9,9 @@ from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from html_page import HOSTILE, parsed
 from labelled import table, write_photos
@@ -17,8 +19,9 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError, RunError
 from lmm_classifier.indexing import add_photos
-from lmm_classifier.labelling.run import label_photos
+from lmm_classifier.labelling.run import PACKED_ROWS, label_photos
 from lmm_classifier.labelling.store import Run
+from lmm_classifier.models.base import ModelSpec, load_encoder
 from shell import run
 from synthetic import COLOURS, picture, write_corpus
 
@@ -62,6 +65,27 @@ def test_each_photo_is_a_row_with_its_answer_and_evidence(config: Path, tmp_path
     assert about["encoders"][0]["name"] == "fake"
     page = parsed(tmp_path / "runs/one/report.html")
     assert Counter(tag for tag, _ in page.seen)["img"] == 15
+
+
+def test_rows_stay_in_order_where_they_are_more_than_are_held_as_objects(
+    config: Path, tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path / "photos", (PACKED_ROWS + 60) // 3)
+    (photos / "020-cut.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    label_photos(photos, HybridClassifier(PipelineConfig.from_yaml(config)), tmp_path / "one")
+    made = Run(tmp_path / "one")
+    rows = [row for columns in made.tables() for row in columns.to_pylist()]
+    assert len(list((tmp_path / "one/shards").glob("*.parquet"))) == 1
+    assert [row["path"] for row in rows] == sorted(path.name for path in photos.iterdir())
+    answered = [row for row in rows if row["error_code"] is None]
+    assert len(answered) == len(rows) - 1 > PACKED_ROWS
+    assert [row["label"] for row in answered] == [row["path"][4:-4] for row in answered]
+    assert [row["sha256"] for row in answered] == [
+        sha256((photos / row["path"]).read_bytes()).hexdigest() for row in answered
+    ]
+    encode = load_encoder(ModelSpec("fake")).encode
+    expected = encode([Image.open(photos / row["path"]).convert("RGB") for row in answered])
+    assert np.allclose(made.vectors(), expected, atol=1e-6)
 
 
 def test_a_second_time_nothing_is_done_again(config: Path, tmp_path: Path) -> None:
