@@ -27,8 +27,8 @@ class _FolderUnlessNamed(TyperGroup):
     """`label FOLDER` needs no command; a folder that has the name of one is given as ./propose."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands} - {FOLDER} and args != ["--help"]:
-            commands = tuple(sorted({*self.commands} - {FOLDER}))
+        commands = tuple(sorted({*self.commands} - {FOLDER}))
+        if args and args[0] not in commands and args != ["--help"]:
             if get_close_matches(args[0], commands) and not Path(args[0]).exists():
                 raise ConfigError(f"there is no folder {args[0]}{did_you_mean(args[0], commands)}")
             args = [FOLDER, *args]

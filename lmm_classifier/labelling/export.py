@@ -85,10 +85,10 @@ def write_imagefolder(accepted: Accepted, folder: Path, way: Way) -> int:
         IndexFolderError: as `write_tree`.
     """
     lines, added = _metadata(folder / METADATA), 0
+    said = {str(line.get("sha256")): line.get("label") for line in lines.values()}
     for item, sha256 in zip(accepted.items, accepted.sha256, strict=True):
-        before = next((line["label"] for line in lines.values() if line.get("sha256") == sha256), None)
-        if before not in {None, as_text(item.label)}:
-            now = as_text(item.label)
+        before, now = said.get(sha256), as_text(item.label)
+        if before is not None and before != now:
             raise ConfigError(
                 f"{folder / METADATA} calls {item.path} {before!r}, the review {now!r}: mend one of them"
             )
