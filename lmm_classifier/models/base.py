@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError
+from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError, ModelUnavailableError
 from lmm_classifier.ranges import Device, Dtype, Flag
 from lmm_classifier.types import EncoderContract, FloatArray, Sample
 
@@ -173,7 +173,7 @@ class Chooser(Protocol):
 
 _opened: dict[tuple[registry.Kind, ModelSpec], Any] = {}
 _failed: dict[tuple[registry.Kind, ModelSpec], tuple[float, ModelError]] = {}
-_opening: dict[tuple[registry.Kind, ModelSpec], threading.Lock] = {}
+_being_opened: dict[tuple[registry.Kind, ModelSpec], threading.Lock] = {}
 _used: dict[tuple[registry.Kind, ModelSpec], float] = {}
 _budget: list[int] = []
 _lock = threading.Lock()
@@ -242,8 +242,31 @@ def answering(kind: registry.Kind, spec: ModelSpec) -> Iterator[None]:
     except LmmClassifierError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise ModelError(f"{kind} {spec.family!r} failed: {type(error).__name__}: {said}") from error
+        raise ModelError(f"{kind} {spec.family!r} failed: {_said(error)}") from error
+
+
+@contextmanager
+def _opening(kind: registry.Kind, spec: ModelSpec) -> Iterator[None]:
+    """Whatever a model of any package raises while it is opened becomes an error of ours.
+
+    Raises:
+        ModelUnavailableError: files or a connection failed.
+        ModelError: anything else did.
+    """
+    try:
+        yield
+    except LmmClassifierError:
+        raise
+    except OSError as error:
+        raise ModelUnavailableError(f"{kind} {spec.family!r} cannot be opened: {_said(error)}") from error
+    except Exception as error:
+        log.info("%s %r cannot be opened", kind, spec.family, exc_info=True)
+        raise ModelError(f"{kind} {spec.family!r} cannot be opened: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """Kind and text of an error in one line."""
+    return " ".join([f"{type(error).__name__}:", *str(error).split()])
 
 
 def embedded(sample: Sample, spec: ModelSpec, step: str) -> FloatArray:
@@ -306,8 +329,8 @@ def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
     if (found := _opened.get(key)) is not None:  # nobody waits for another one that is being opened
         return found
     with _lock:
-        opening = _opening.setdefault(key, threading.Lock())
-    with opening:  # two first requests must not open a model twice
+        alone = _being_opened.setdefault(key, threading.Lock())
+    with alone:  # two first requests must not open a model twice
         if (found := _opened.get(key)) is not None:
             return found
         failed_at, error = _failed.get(key, (float("-inf"), None))
@@ -315,7 +338,9 @@ def open_model(kind: registry.Kind, spec: ModelSpec) -> Any:
             raise _afresh(error)
         started = time.monotonic()
         try:
-            model = registry.resolve(kind, spec.family)(spec)
+            open_new = registry.resolve(kind, spec.family)
+            with _opening(kind, spec):
+                model = open_new(spec)
         except ModelError as new_error:
             _failed[key] = (time.monotonic(), _afresh(new_error))
             raise

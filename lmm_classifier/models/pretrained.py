@@ -15,8 +15,9 @@ from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
@@ -187,22 +188,31 @@ def _multiplies_bfloat16() -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    private = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in private)
 
 
-def checkpoint_state(weights: str, config: Any) -> str:
-    """What tells a checkpoint from its successor without reading gigabytes.
+def checkpoint_state(spec: ModelSpec, weights: str) -> str:
+    """What tells an opened checkpoint from its successor without reading gigabytes.
 
     Args:
-        weights: as in the spec.
-        config: transformers' configuration of it.
+        spec: says which revision, and in which cache.
+        weights: local folder or hub id.
 
     Returns:
         the commit of one from the hub; of a folder, a digest of the names, sizes and times of its files.
+
+    Raises:
+        ModelUnavailableError: it is neither a folder nor in the cache.
     """
-    if commit := getattr(config, "_commit_hash", None):
-        return f"{weights} {commit}"
-    files = [(path, path.stat()) for path in sorted(Path(locate(weights)).iterdir()) if path.is_file()]
+    with opening(spec, weights):
+        folder = Path(locate(weights))
+        if not folder.is_dir():
+            cached = try_to_load_from_cache(weights, "config.json", cache_of(spec), spec.revision)
+            if not isinstance(cached, str):
+                raise FileNotFoundError(f"no config.json of revision {spec.revision!r} in the cache")
+            return f"{weights} {Path(cached).parent.name}"
+        files = [(path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     state = [(path.name, stat.st_size, stat.st_mtime_ns) for path, stat in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
@@ -235,7 +245,7 @@ _speaking = threading.RLock()  # what is silenced is the process's: models are o
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No bars in files and pipes, no retries one by one, no list of the text tower's unused weights.
+    """No bars but of a download on a terminal, no retries one by one, no list of the unused weights.
 
     open_clip logs to the root logger, to which Python would then add a handler of its own.
     """
@@ -246,9 +256,10 @@ def _quietly() -> Iterator[None]:
 def _silenced() -> Iterator[None]:
     root, nowhere = logging.getLogger(), logging.NullHandler()
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    hub_verbosity = hub_logging.get_verbosity()
-    if not sys.stderr.isatty():  # a person waiting for gigabytes wants to see them come
-        transformers_logging.disable_progress_bar()
+    hub_verbosity, downloads_shown = hub_logging.get_verbosity(), not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()  # and the hub's with them
+    if downloads_shown and sys.stderr.isatty():  # a person waiting for gigabytes wants to see them come
+        enable_progress_bars()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
     root.addHandler(nowhere)
@@ -259,4 +270,5 @@ def _silenced() -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         transformers_logging.set_verbosity(verbosity)
         if shown:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # and the hub's with them
+        (enable_progress_bars if downloads_shown else disable_progress_bars)()

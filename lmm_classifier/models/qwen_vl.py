@@ -57,9 +57,7 @@ class QwenVLChooser:
             )
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
         self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
-        self.fingerprint = (
-            f"{config.model_type} {checkpoint_state(self._weights, config)} {self._model.dtype}"
-        )
+        self.fingerprint = f"{config.model_type} {checkpoint_state(spec, self._weights)} {self._model.dtype}"
         self._image_token = config.image_token_id
         self._tokens: dict[str, list[int]] = {}
         encode = partial(self._processor.tokenizer.encode, add_special_tokens=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import zip_longest
 from typing import Any
 
@@ -148,7 +149,7 @@ def _read(model: Any, rows: Sequence[Sequence[Asked]], begins: Sequence[int]) ->
         mask[i, place] = 1
         pictures += [p for p, start in zip(shown.pictures, shown.starts, strict=True) if start < begin]
     read = _forward(model, tokens, positions, mask, pictures, None, torch.tensor([longest - 1]))
-    return read.past_key_values, mask
+    return getattr(read, _cache_name(model)), mask
 
 
 def _parts(row: Sequence[Asked], begin: int, most: int) -> Iterator[list[_Continuation]]:
@@ -250,8 +251,13 @@ def _forward(
         input_ids=tokens.to(device),
         position_ids=positions.to(device),
         attention_mask=mask.to(device),
-        past_key_values=memory,
         logits_to_keep=columns.to(device),
         use_cache=True,
+        **{_cache_name(model): memory},
         **seen,
     )
+
+
+def _cache_name(model: Any) -> str:
+    """What the installed transformers calls the keys and values, as an argument and in what is returned."""
+    return "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"

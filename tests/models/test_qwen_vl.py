@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class TestSharing:
         passes: list[tuple[bool, tuple[int, ...]]] = []
         forward = MODELS[family].forward
 
+        @wraps(forward)
         def counting(self: Any, **inputs: Any) -> Any:
             passes.append(("pixel_values" in inputs, tuple(inputs["input_ids"].shape)))
             return forward(self, **inputs)
@@ -135,6 +137,7 @@ class TestSharing:
         passes: list[bool] = []
         forward = MODELS[family].forward
 
+        @wraps(forward)
         def counting(self: Any, **inputs: Any) -> Any:
             passes.append("pixel_values" in inputs)
             return forward(self, **inputs)

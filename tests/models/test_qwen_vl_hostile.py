@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def sent(family: str, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     question: list[int] = []
     forward = MODELS[family].forward
 
+    @wraps(forward)
     def recording(self: Any, **inputs: Any) -> Any:
         ids, mask = inputs["input_ids"][0], inputs["attention_mask"][0]
         if "pixel_values" in inputs:

@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -364,6 +365,7 @@ class TestHostileLabels:
         prompts: set[tuple[int, ...]] = set()
         forward = Qwen2VLForConditionalGeneration.forward
 
+        @wraps(forward)
         def watching(self: Any, **inputs: Any) -> Any:
             for row in inputs["input_ids"].tolist() if "pixel_values" in inputs else ():
                 prompts.add(tuple(token for token in row if token in special and token))  # 0 pads
