@@ -58,6 +58,8 @@ class Disk:
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
             if not writes or self.folder not in str(path) or str(path).endswith("lock"):
                 return
+            if Path(str(path)).is_dir():
+                return  # filelock asks whether the file system has files without a name, and can do without
         elif event not in ("os.rename", "os.mkdir") or self.folder not in str(arguments[0]):
             return
         elif event == "os.mkdir" and Path(str(arguments[0])).is_dir():
