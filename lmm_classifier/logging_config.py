@@ -1,9 +1,13 @@
-"""Log lines of this package, plain or as JSON; the loggers of the host program stay as they are."""
+"""Lines on standard error, plain or as JSON: the log of this package, and what commands tell the person.
+
+As a library it touches no logger but its own; what commands do to those of others is `silence_libraries`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -11,6 +15,10 @@ from datetime import UTC, datetime
 from typing import IO, Literal
 
 PACKAGE = "lmm_classifier"
+PYTHON_WARNINGS = "py.warnings"
+"""The logger of what any library warns of in a command."""
+_LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
+"""Environment variables of libraries that show their warnings by handlers of their own."""
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that the service is at; every record that is made then bears it."""
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -34,6 +42,27 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             body["error"] = self.formatException(record.exc_info)
         return json.dumps(body, default=str)
+
+
+def silence_libraries() -> None:
+    """For a program whose standard error is ours alone: keep off it what libraries warn of and log.
+
+    Their Python warnings become records of the logger PYTHON_WARNINGS, shown by those who show that.
+    """
+    for name, value in _LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(logging.NullHandler())  # without any, Python shows what has no handler
+
+
+def tell(text: str) -> None:
+    """Write one line for the person who runs a command; where log lines are JSON, it is one of them."""
+    handlers = [h for h in logging.getLogger(PACKAGE).handlers if isinstance(h, _OurHandler)]
+    if handlers and isinstance(handlers[0].formatter, JsonFormatter):
+        level = {"error": logging.ERROR, "warning": logging.WARNING}.get(text.partition(":")[0], logging.INFO)
+        handlers[0].handle(logging.LogRecord(PACKAGE, level, "", 0, text, None, None))
+    else:
+        sys.stderr.write(f"{text}\n")
 
 
 class _OurHandler(logging.StreamHandler[IO[str]]):

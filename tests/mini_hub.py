@@ -1,22 +1,28 @@
-"""A hub on this machine: what the hub's own library asks for when it downloads a checkpoint, and no more."""
+"""A hub on this machine: what the hub's library and transformers ask for when they download a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from hub_cache import git_id
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+LARGE = (".safetensors", ".onnx")
+"""Files that are named by their SHA-256; others by git's digest."""
+Repositories = Mapping[str, Mapping[str, bytes]]
+"""owner/name -> file name -> content."""
 
 
 class MiniHub(ThreadingHTTPServer):
-    """Serves one repository, and remembers what it was asked: method, path and headers.
+    """Serves repositories, and remembers what it was asked: method, path and headers.
 
     Attributes:
         asked: the requests so far.
@@ -25,9 +31,9 @@ class MiniHub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, repo: str, files: Mapping[str, bytes], cut: int = 0) -> None:
+    def __init__(self, repositories: Repositories, cut: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repo, self.files, self.cut = repo, files, cut
+        self.repositories, self.cut = repositories, cut
         self.asked: list[tuple[str, str, dict[str, str]]] = []
 
     @property
@@ -36,9 +42,9 @@ class MiniHub(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(repo: str, files: Mapping[str, bytes], cut: int = 0) -> Iterator[MiniHub]:
-    """A hub with one repository, whose files are named by git's digest, or by SHA-256 if safetensors."""
-    hub = MiniHub(repo, files, cut)
+def serving(repositories: Repositories, cut: int = 0) -> Iterator[MiniHub]:
+    """A hub while the block runs."""
+    hub = MiniHub(repositories, cut)
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     yield hub
@@ -64,29 +70,29 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server
         hub.asked.append((self.command, self.path, dict(self.headers)))
         path = self.path.partition("?")[0]
-        if path.startswith(f"/api/models/{hub.repo}/"):
-            return self._send(self._listing(path))
-        name = path.partition(f"/{hub.repo}/resolve/{COMMIT}/")[2]
-        if name not in hub.files:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.send_header("X-Error-Code", "RepoNotFound")
-            return self.end_headers()
-        content = hub.files[name]
-        large = name.endswith(".safetensors")
-        digest = hashlib.sha256(content).hexdigest() if large else git_id(content)
-        return self._send(content, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
+        for repo, files in hub.repositories.items():
+            if path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/main"):
+                siblings = [{"rfilename": name} for name in files]
+                described = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False}
+                return self._send(json.dumps(described).encode())
+            if found := re.fullmatch(rf"/api/models/{re.escape(repo)}/tree/(?:{COMMIT}|main)(/.*)?", path):
+                rows = _listing(files, (found[1] or "").strip("/"))
+                return self._send(json.dumps(rows).encode()) if rows else self._refuse("EntryNotFound")
+            if found := re.fullmatch(rf"/{re.escape(repo)}/resolve/(?:{COMMIT}|main)/(.+)", path):
+                name = found[1]
+                if name not in files:
+                    return self._refuse("EntryNotFound")
+                etag = f'"{_digest(name, files[name])}"'
+                return self._send(files[name], {"ETag": etag, "X-Repo-Commit": COMMIT})
+        return self._refuse("RepoNotFound")
 
-    def _listing(self, path: str) -> bytes:
-        hub = self.server
-        if "/tree/" in path:
-            rows = [
-                {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
-                for name, content in hub.files.items()
-            ]
-            return json.dumps(rows).encode()
-        siblings = [{"rfilename": name} for name in hub.files]
-        return json.dumps({"id": hub.repo, "sha": COMMIT, "siblings": siblings, "private": False}).encode()
+    def _refuse(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.send_header("X-Error-Code", code)
+        if code == "EntryNotFound":
+            self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
 
     def _send(self, content: bytes, headers: Mapping[str, str] | None = None) -> None:
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
@@ -107,3 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.wfile.write(body)
+
+
+def _listing(files: Mapping[str, bytes], folder: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
+        for name, content in files.items()
+        if not folder or name.startswith(f"{folder}/")
+    ]
+
+
+@cache
+def _digest(name: str, content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if name.endswith(LARGE) else git_id(content)

@@ -34,8 +34,7 @@ from lmm_classifier.cli import (
 )
 from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.logging_config import setup_logging
-from lmm_classifier.text import one_line
+from lmm_classifier.logging_config import PACKAGE, PYTHON_WARNINGS, setup_logging, silence_libraries
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 TERMINATED = 143  # and after SIGTERM
@@ -82,7 +81,10 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log what goes well.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Also log what goes well, and what libraries warn of."),
+    ] = False,
     log_json: Annotated[bool, typer.Option(help="Log one JSON object per line.")] = False,
     version: Annotated[  # noqa: ARG001 -- its callback does the work
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -92,13 +94,15 @@ def common(
 
     Exit codes: 0 all good; 2 finished, but something was skipped or degraded; 1 failed.
     """
-    setup_logging("INFO" if verbose else "WARNING", json=log_json)
+    shown = (PACKAGE, PYTHON_WARNINGS) if verbose else (PACKAGE,)
+    setup_logging("INFO" if verbose else "WARNING", json=log_json, loggers=shown)
     help_without_command(context)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code; expected errors become one line."""
     signal.signal(signal.SIGTERM, _terminated)
+    silence_libraries()
     gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
     for name, value in IDLE.items():  # the libraries read it when they are loaded, which commands do
         os.environ.setdefault(name, value)
@@ -127,5 +131,5 @@ def _terminated(_number: int, _frame: object) -> NoReturn:
 
 
 def _failed(message: str) -> int:
-    sys.stderr.write(f"error: {one_line(message)}\n")
+    note(f"error: {message}")
     return 1

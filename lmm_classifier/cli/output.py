@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lmm_classifier.logging_config import tell
 from lmm_classifier.text import one_line
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ FIRST_RATE_S = 0.1  # seconds before which a rate says nothing
 
 def note(text: str) -> None:
     """Tell the person something, on standard error."""
-    sys.stderr.write(f"{one_line(text)}\n")
+    tell(one_line(text))
 
 
 def first_lines(template: str, lines: Sequence[str]) -> None:
@@ -67,11 +68,13 @@ def progress(as_json: bool = False) -> Iterator[OnProgress]:
     )
     console = Console(stderr=True)
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None, rate="", told="")
 
         def update(state: Progress) -> None:
-            if bar.tasks[0].description != state.stage:
-                bar.reset(task, description=state.stage, total=None, rate="", told="")
+            if not bar.tasks or bar.tasks[0].description != state.stage:
+                for former in bar.task_ids:  # reset, it would keep the total of the last stage
+                    bar.remove_task(former)
+                bar.add_task(state.stage, total=None, rate="", told="")
+            task = bar.task_ids[0]
             per_second = (state.seen - state.before) / max(bar.tasks[0].elapsed or 0, 1e-3)
             rate = f"{per_second:.0f}/s" if per_second >= 10 else f"{per_second:.1f}/s"
             bar.update(task, completed=state.seen, total=state.total, rate=rate, told=_told(state))

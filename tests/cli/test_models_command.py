@@ -141,7 +141,7 @@ class TestFetch:
 
     def test_C15_and_K2_and_K4_a_default_is_downloaded_and_not_loaded(self, tmp_path: Path) -> None:
         """What is downloaded is no model at all; pickles and other frameworks' files are left there."""
-        with serving(CONVNEXT, {**FILES, "pytorch_model.bin": b"pickle", "tf_model.h5": b"tf"}) as hub:
+        with serving({CONVNEXT: {**FILES, "pytorch_model.bin": b"pickle", "tf_model.h5": b"tf"}}) as hub:
             result = self.online(hub, "--classify", cache=tmp_path)
             assert result.returncode == 0, result.stderr
             folder = tmp_path / "models--facebook--convnext-tiny-224/snapshots" / SERVED
@@ -162,7 +162,7 @@ class TestFetch:
             f"cache_dir: kept\npipeline: [label: {{model: {{family: image-classifier, weights: a/b, "
             f"revision: {SERVED}}}}}]"
         )
-        with serving("a/b", FILES) as hub:
+        with serving({"a/b": FILES}) as hub:
             result = self.online(hub, "-c", tmp_path / "s.yaml", cache=tmp_path / "unused")
         assert result.returncode == 0, result.stderr
         assert str(tmp_path / "kept/models--a--b/snapshots" / SERVED) in result.stdout
@@ -170,7 +170,7 @@ class TestFetch:
 
     def test_K2_a_broken_connection_is_taken_up_where_it_was(self, tmp_path: Path) -> None:
         weights = bytes(range(256)) * 80_000  # 20 MB; the library writes 10 MiB at a time
-        with serving(CONVNEXT, {"model.safetensors": weights}, cut=15_000_000) as hub:
+        with serving({CONVNEXT: {"model.safetensors": weights}}, cut=15_000_000) as hub:
             result = self.online(hub, "--classify", cache=tmp_path)
             ranges = [headers.get("Range") for method, _, headers in hub.asked if method == "GET"]
         assert result.returncode == 0, result.stderr
@@ -179,7 +179,7 @@ class TestFetch:
         assert file.read_bytes() == weights
 
     def test_K2_what_the_hub_refuses_is_one_line_and_leaves_nothing(self, tmp_path: Path) -> None:
-        with serving("some/other", FILES) as hub:
+        with serving({"some/other": FILES}) as hub:
             result = self.online(hub, "--detect", cache=tmp_path)
         assert (result.returncode, result.stderr.count("\n")) == (1, 1)
         assert result.stderr.startswith(
@@ -193,7 +193,7 @@ def test_K4_a_repository_id_is_no_path(weights: str, tmp_path: Path) -> None:
     """Refused by name even where a hub answers; a path is the user's own folder, and nothing is fetched."""
     model = {"family": "image-classifier", "weights": weights}
     (tmp_path / "s.yaml").write_text(json.dumps({"pipeline": [{"label": {"model": model}}]}))
-    with serving(weights, FILES) as hub:
+    with serving({weights: FILES}) as hub:
         environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
         result = models("fetch", "-c", tmp_path / "s.yaml", cache=tmp_path / "cache", **environment)
         assert [path for _, path, _ in hub.asked if weights in path] == []
