@@ -1,4 +1,4 @@
-"""`caption` as a shell runs it, with a model here and with a service. F1 to F7 are rows of the contract."""
+"""`caption` as a shell runs it, with a model here and with a service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def door(request: pytest.FixtureRequest, service: CaptionServer) -> tuple[str, .
     return MODEL if request.param == "model" else ("--server", service.url)
 
 
-def test_f1_every_photo_below_the_folder_whatever_the_case_of_its_suffix(
+def test_every_photo_below_the_folder_is_captioned_whatever_the_case_of_its_suffix(
     tmp_path: Path, door: tuple[str, ...]
 ) -> None:
     names = ["a.jpg", "b.JPG", "c.jpeg", "d.Png", "e.webp", "f.tif", "g.TIFF", "h.gif", "i.bmp", "s/t/k.png"]
@@ -46,7 +46,7 @@ def test_f1_every_photo_below_the_folder_whatever_the_case_of_its_suffix(
     assert texts(folder) == {**captions, "notes.md": "mine"}
 
 
-def test_f2_the_text_is_utf8_and_no_two_photos_share_one(tmp_path: Path) -> None:
+def test_the_text_is_utf8_and_no_two_photos_share_one(tmp_path: Path) -> None:
     folder = write_photos(
         tmp_path / "photos", "a.jpg", "sub/a.png", "b.JPG", "b.jpg", "B.png", "c.png", "c.png.gif"
     )
@@ -61,9 +61,7 @@ def test_f2_the_text_is_utf8_and_no_two_photos_share_one(tmp_path: Path) -> None
         assert len(server.asked) == 7
 
 
-def test_f3_what_has_a_caption_keeps_it(
-    tmp_path: Path, door: tuple[str, ...], service: CaptionServer
-) -> None:
+def test_what_has_a_caption_keeps_it(tmp_path: Path, door: tuple[str, ...], service: CaptionServer) -> None:
     folder = write_photos(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
     (folder / "a.txt").write_text("my own words")
     (folder / "b.txt").touch()  # empty: of a program that was stopped
@@ -79,7 +77,7 @@ def test_f3_what_has_a_caption_keeps_it(
 
 
 @pytest.mark.parametrize("option", ["--force", "-f"])
-def test_f4_force_describes_again(tmp_path: Path, option: str, door: tuple[str, ...]) -> None:
+def test_force_describes_again(tmp_path: Path, option: str, door: tuple[str, ...]) -> None:
     folder = write_photos(tmp_path / "photos", "a.jpg")
     (folder / "a.txt").write_text("former words, longer than the ones that take their place")
     result = run("caption", "photos", *door, option, cwd=tmp_path)
@@ -87,7 +85,7 @@ def test_f4_force_describes_again(tmp_path: Path, option: str, door: tuple[str, 
     assert texts(folder) == {"a.txt": SAYS}
 
 
-def test_f5_the_length_is_50_tokens_or_as_told(
+def test_a_caption_has_at_most_50_tokens_or_as_many_as_told(
     tmp_path: Path, door: tuple[str, ...], service: CaptionServer
 ) -> None:
     folder = write_photos(tmp_path / "photos", "a.jpg")
@@ -126,7 +124,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize(("options", "at_once"), [([], 4), (["--concurrency", "7"], 7)])
-def test_f6_the_service_is_asked_at_its_address_several_photos_at_a_time(
+def test_the_service_is_asked_at_its_address_several_photos_at_a_time(
     tmp_path: Path, options: list[str], at_once: int
 ) -> None:
     folder = write_photos(tmp_path / "photos", *(f"{n:02}.jpg" for n in range(16)))
@@ -139,7 +137,9 @@ def test_f6_the_service_is_asked_at_its_address_several_photos_at_a_time(
     assert crowd.most == at_once
 
 
-def test_f6_a_photo_goes_there_as_it_is_under_its_own_type(tmp_path: Path, service: CaptionServer) -> None:
+def test_a_photo_goes_to_the_service_as_it_is_under_its_own_type(
+    tmp_path: Path, service: CaptionServer
+) -> None:
     types = {"jpg": "jpeg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp", "tif": "tiff"}
     folder = write_photos(tmp_path / "photos", *(f"sub/of {suffix}.{suffix}" for suffix in types))
     write_photos(folder, "x.png").joinpath("x.png").rename(folder / "wrong.jpg")  # bytes tell, not names
@@ -154,7 +154,7 @@ def test_f6_a_photo_goes_there_as_it_is_under_its_own_type(tmp_path: Path, servi
         assert "Authorization" not in asked.headers
 
 
-def test_f7_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, door: tuple[str, ...]) -> None:
+def test_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, door: tuple[str, ...]) -> None:
     folder = write_photos(tmp_path / "photos", "a.jpg", "e.jpg")
     (folder / "b.jpg").write_bytes(b"\xff\xd8\xffno photo")
     (folder / "c.jpg").touch()
@@ -172,7 +172,7 @@ def test_f7_what_fails_is_told_and_the_rest_goes_on(tmp_path: Path, door: tuple[
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t ", "\x00\x1b", "\u202e\ufeff", None])
-def test_f7_an_empty_caption_is_a_failure_and_no_file(tmp_path: Path, empty: str | None) -> None:
+def test_an_empty_caption_is_a_failure_and_no_file(tmp_path: Path, empty: str | None) -> None:
     folder = write_photos(tmp_path / "photos", "a.jpg", "b.jpg")
     (folder / "b.txt").write_text("is there")
     with captioning(says(empty)) as server:
@@ -181,7 +181,7 @@ def test_f7_an_empty_caption_is_a_failure_and_no_file(tmp_path: Path, empty: str
     assert texts(folder) == {"b.txt": "is there"}
 
 
-def test_f7_where_nothing_could_be_done_the_code_is_1(tmp_path: Path, door: tuple[str, ...]) -> None:
+def test_where_nothing_could_be_captioned_the_exit_code_is_1(tmp_path: Path, door: tuple[str, ...]) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     empty = run("caption", "photos", *door, cwd=tmp_path)

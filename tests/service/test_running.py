@@ -1,4 +1,4 @@
-"""The service as it runs: environment, readiness, overload, time, logs, and its end. E1 to E5 are rows."""
+"""The service as it runs: environment, readiness, overload, time, logs, and its end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def counted(service: Served, name: str) -> float:
     return float(dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE)).get(name, 0))
 
 
-def test_e2_it_does_not_start_without_the_gpu_that_is_required(index: Path, tmp_path: Path) -> None:
+def test_it_does_not_start_without_the_gpu_that_is_required(index: Path, tmp_path: Path) -> None:
     classifier(index).config.to_yaml(tmp_path / "service.yaml")
     hidden = {"CUDA_VISIBLE_DEVICES": "", "IMAGE_EMBED_REQUIRE_GPU": "1"}  # also where there is one
     result = run("serve", "-c", "service.yaml", "--port", "0", cwd=tmp_path, **hidden)
@@ -53,7 +53,7 @@ def test_e2_it_does_not_start_without_the_gpu_that_is_required(index: Path, tmp_
     )
 
 
-def test_e1_the_processor_can_be_forced(index: Path, tmp_path: Path) -> None:
+def test_the_processor_can_be_forced(index: Path, tmp_path: Path) -> None:
     with child(tmp_path, classifier(index), IMAGE_EMBED_DEVICE="CPU", IMAGE_EMBED_REQUIRE_GPU="0") as (
         service,
         _,
@@ -61,7 +61,7 @@ def test_e1_the_processor_can_be_forced(index: Path, tmp_path: Path) -> None:
         assert service.ask("GET", "/health").json == {"status": "ok", "device": "cpu"}
 
 
-def test_e4_models_are_opened_with_the_first_request_or_before_it(index: Path, tmp_path: Path) -> None:
+def test_models_are_opened_with_the_first_request_or_before_it(index: Path, tmp_path: Path) -> None:
     captioner = {"describe_image": {"model": {"family": "fake", "weights": "of this test"}}}
 
     def loaded(service: Served) -> bool:
@@ -76,7 +76,7 @@ def test_e4_models_are_opened_with_the_first_request_or_before_it(index: Path, t
         assert loaded(warm)
 
 
-def test_e5_a_port_that_is_taken_is_said(index: Path, tmp_path: Path, service: Served) -> None:
+def test_a_port_that_is_taken_is_said(index: Path, tmp_path: Path, service: Served) -> None:
     classifier(index).config.to_yaml(tmp_path / "service.yaml")
     result = run("serve", "-c", "service.yaml", "--port", str(service.port), cwd=tmp_path)
     assert result.returncode == 1
@@ -290,7 +290,7 @@ def test_the_log_tells_of_each_request_under_its_number(index: Path, tmp_path: P
     *others, request = [r for r in records if r.get("request_id") == number]
     assert any(r["level"] == "WARNING" and "told to fail" in r["message"] for r in others)
     assert (request["route"], request["status"]) == ("/analyze_image_upload/", 200)
-    assert request["tasks"] == {"classify_hybrid": 1, "label_image": 1}  # A20
+    assert request["tasks"] == {"classify_hybrid": 1, "label_image": 1}
     assert {"decode", "embed", "retrieve", "vote", "open_set"} <= set(request["stages"])
     assert 0 < sum(request["stages"].values()) <= request["seconds"] * 1.5
     assert "secret name" not in json.dumps(records)
