@@ -336,20 +336,30 @@ class TestDecisions:
         assert [first[1][0].is_in_collection, last[1][0].is_in_collection] == [True, False]
         assert bad.code == "unsupported_format"
 
-    def test_a_thousand_collections_in_30_ms_after_one_embedding(self, tmp_path: Path, encoded) -> None:
+    @pytest.fixture
+    def thousand(self, tmp_path: Path) -> Classify:
+        """Of a store of a thousand collections."""
         [result] = trained(tmp_path, of_colour("0"))
         entries = {str(i): replace(result.best, collection=str(i)).sealed() for i in range(1000)}
         (tmp_path / "best_models.json").write_text(json.dumps(entries))
         step = Classify(store=tmp_path)
         step.load()
+        return step
+
+    def test_a_thousand_collections_take_one_embedding(self, thousand: Classify, encoded) -> None:
         encoded.clear()
-        [sample] = step.run([Sample.from_image("photo", RED)])
+        [sample] = thousand.run([Sample.from_image("photo", RED)])
         assert encoded == [1]
         assert len(sample.memberships) == 1000
+
+    @pytest.mark.timing
+    def test_a_thousand_collections_are_decided_in_30_ms_after_the_embedding(
+        self, thousand: Classify
+    ) -> None:
         [embedded] = Embed(FAKE).run([Sample.from_image("photo", RED)])
         seconds = []
         for _ in range(10):
             started = time.perf_counter()
-            step.run([embedded])
+            thousand.run([embedded])
             seconds.append(time.perf_counter() - started)
         assert min(seconds) < 0.030  # the least disturbed of ten; measured .006
