@@ -427,5 +427,5 @@ def test_a_photo_that_is_being_sent_when_it_stops_is_still_answered(index: Path,
         time.sleep(0.3)
         connection.sendall(body)
         answer = io.BytesIO(answer_of(connection)).readline()
-        assert process.process.wait(timeout=10) == 143
+        assert process.process.wait(timeout=60) == 143
     assert answer.startswith(b"HTTP/1.1 422")

@@ -291,7 +291,7 @@ def test_the_log_tells_of_each_request_under_its_number(index: Path, tmp_path: P
     assert (request["route"], request["status"]) == ("/analyze_image_upload/", 200)
     assert request["tasks"] == {"classify_hybrid": 1, "label_image": 1}
     assert {"decode", "embed", "retrieve", "vote", "open_set"} <= set(request["stages"])
-    assert 0 < sum(request["stages"].values()) <= request["seconds"] * 1.5
+    assert 0 < max(request["stages"].values()) <= request["seconds"] + 0.001  # of which each is a part
     assert "secret name" not in json.dumps(records)
     assert all(record["request_id"] for record in records if record["logger"].endswith("guards"))
 
