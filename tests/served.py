@@ -209,6 +209,11 @@ class Child:
     def forget_peak(self) -> None:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5", "ascii")
 
+    def stopped(self, sent: signal.Signals = signal.SIGTERM) -> int:
+        """Tells it to stop, and waits for its exit code; so long only if it hangs."""
+        self.process.send_signal(sent)
+        return self.process.wait(timeout=60)
+
     def records(self) -> list[dict[str, Any]]:
         """Its log."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]

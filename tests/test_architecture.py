@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -37,18 +38,22 @@ def test_importing_opens_no_heavy_library(module: str) -> None:
     assert result.stdout.strip() == "set()"
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
-    ("command", "seconds"),
-    [(["-c", "import lmm_classifier"], 0.3), (["-m", "lmm_classifier", "--help"], 0.4)],
+    ("command", "times"),
+    [(["-c", "import lmm_classifier"], 4), (["-m", "lmm_classifier", "--help"], 20)],
 )
-def test_starting_is_quick(command: list[str], seconds: float) -> None:
-    def once() -> float:
+def test_starting_takes_few_times_as_long_as_python_itself(command: list[str], times: int) -> None:
+    """Measured 1.2 and 9 times; importing torch alone takes 70 times as long."""
+
+    def once(*arguments: str) -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         return time.perf_counter() - started
 
-    once()
-    assert min(once() for _ in range(5)) < seconds  # the least disturbed of five
+    once(*command)
+    python, ours = zip(*[(once("-c", "pass"), once(*command)) for _ in range(7)], strict=True)
+    assert statistics.median(ours) < times * statistics.median(python)
 
 
 def test_every_public_name_can_be_imported() -> None:

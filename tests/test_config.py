@@ -110,15 +110,25 @@ def test_wiring_is_checked_before_anything_is_opened(tmp_path: Path) -> None:
         config.build()
 
 
-def test_hostile_files_are_refused_quickly(tmp_path: Path) -> None:
-    bomb = "a: &a [x, x]\n" + "".join(
-        f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 20)}]\n" for i in range(12)
-    )
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 20)}]\n" for i in range(12)
+)
+HOSTILE = {"a bomb": BOMB, "2 MB": "x: " + "y" * 2_000_000, "5,000 deep": "[" * 5_000}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        PipelineConfig.from_yaml(written(tmp_path, text))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused_quickly(text: str, tmp_path: Path) -> None:
     started = time.perf_counter()
-    for text in (bomb, "x: " + "y" * 2_000_000, "[" * 5_000):
-        with pytest.raises(ConfigError):
-            PipelineConfig.from_yaml(written(tmp_path, text))
-    assert time.perf_counter() - started < 5
+    with pytest.raises(ConfigError):
+        PipelineConfig.from_yaml(written(tmp_path, text))
+    assert time.perf_counter() - started < 2
 
 
 def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +207,7 @@ pipeline:
 
 
 def test_documented_defaults() -> None:
-    # Rows L14 to L23 of the contract: what holds when a key is left out.
+    # What holds when a key is left out.
     steps = {step.name: step for step in PipelineConfig(retrieval={"index_path": "x"}).steps()}
     assert "text_prior" not in steps
     retrieve, open_set, rerank = steps["retrieve"], steps["open_set"], steps["rerank"]
@@ -237,7 +247,7 @@ def test_the_long_form_links_its_steps_as_the_short_form_does() -> None:
 
 
 class TestCacheDir:
-    """K1: one folder for the checkpoints of all models."""
+    """One folder for the checkpoints of all models."""
 
     SHORT = (
         "cache_dir: kept\nretrieval: {index_path: x, text_weight: 0.2}\nencoder: {family: siglip}\n"
@@ -252,17 +262,17 @@ class TestCacheDir:
     def caches(config: PipelineConfig) -> list[Path | None]:
         return [spec.cache_dir for step in config.steps() for spec in step.models()]
 
-    def test_K1_every_model_gets_it(self, tmp_path: Path) -> None:
+    def test_every_model_gets_the_one_cache_dir(self, tmp_path: Path) -> None:
         config = PipelineConfig.from_yaml(written(tmp_path, self.SHORT))
         assert self.caches(config) == [tmp_path / "kept"] * 3  # embed, text_prior, rerank
         assert self.caches(config.model_copy(update={"cache_dir": None})) == [None] * 3
 
-    def test_K1_but_for_one_with_its_own(self, tmp_path: Path) -> None:
+    def test_a_model_with_a_cache_dir_of_its_own_keeps_it(self, tmp_path: Path) -> None:
         config = PipelineConfig.from_yaml(written(tmp_path, self.LONG))
         assert self.caches(config) == [tmp_path / "../mine", tmp_path / "kept", tmp_path / "kept"]
 
     @pytest.mark.parametrize("text", [SHORT, LONG])
-    def test_K1_is_written_as_it_was_read(self, tmp_path: Path, text: str) -> None:
+    def test_a_cache_dir_is_written_as_it_was_read(self, tmp_path: Path, text: str) -> None:
         config = PipelineConfig.from_yaml(written(tmp_path, text))
         config.to_yaml(tmp_path / "again.yaml")
         again = PipelineConfig.from_yaml(tmp_path / "again.yaml")

@@ -1,4 +1,4 @@
-"""Masks in other forms, against pycocotools and by hand. S23 and S24 are rows of the contract."""
+"""Masks in other forms, against pycocotools and by hand."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TestForms:
 
 
 class TestPictures:
-    def test_S23_the_mask_becomes_alpha_and_the_alpha_there_was_is_kept(self) -> None:
+    def test_the_mask_becomes_alpha_and_the_alpha_there_was_is_kept(self) -> None:
         image = Image.new("RGBA", (3, 2), (10, 20, 30, 100))
         image.putpixel((0, 0), (10, 20, 30, 0))
         mask = np.asarray([[True, True, False], [False, True, True]])
@@ -131,14 +131,14 @@ class TestPictures:
         plain = apply_mask(Image.new("RGB", (3, 2)), mask)
         np.testing.assert_array_equal(np.asarray(plain)[..., 3], mask * 255)
 
-    def test_S23_another_size_is_refused(self) -> None:
+    def test_a_mask_of_another_size_than_the_photo_is_refused(self) -> None:
         message = r"the mask is of 2 x 3 px, the photo of 3 x 2"
         with pytest.raises(ConfigError, match=message):
             apply_mask(Image.new("RGB", (3, 2)), np.ones((3, 2), bool))
         with pytest.raises(ConfigError, match=message):
             compose_overlay(Image.new("RGB", (3, 2)), [region("a", np.ones((3, 2), bool))])
 
-    def test_S24_half_of_the_colour_of_the_label(self) -> None:
+    def test_an_overlay_is_half_photo_and_half_the_colour_of_the_label(self) -> None:
         left = np.zeros((2, 4), bool)
         left[:, :2] = True
         image = Image.new("RGB", (4, 2), (100, 100, 100))
@@ -155,7 +155,7 @@ class TestPictures:
         with pytest.raises(ConfigError, match="alpha"):
             compose_overlay(image, [], alpha=1.5)
 
-    def test_S24_colours_do_not_run_out(self) -> None:
+    def test_colours_do_not_run_out(self) -> None:
         colours = {label_colour(f"label {i}") for i in range(133)}
         assert len(colours) == 133
         assert label_colour("person") == label_colour("person")

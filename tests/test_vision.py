@@ -27,7 +27,7 @@ def test_classify_names_the_likeliest_first() -> None:
     assert len(classify(REDDISH, None, FAKE)) == 3
 
 
-def test_C2_and_C3_labels_are_all_names_of_all_classes_that_pass() -> None:
+def test_labels_are_all_names_of_all_classes_that_pass() -> None:
     assert labels(REDDISH, model=FAKE) == ["red", "crimson"]
     assert labels(REDDISH, 0.25, FAKE) == ["red", "crimson", "green", "blue"]
     assert labels(REDDISH, 0.51, FAKE) == []

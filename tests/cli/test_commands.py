@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from clock import wait_until
 from shell import run
 from synthetic import COLOURS, picture, write_corpus
 
@@ -301,11 +301,9 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path: Path, sent: signal.S
         # A shell that starts the tests in the background has told them to ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
-    while not any(tmp_path.glob("out/.index.*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: any(tmp_path.glob("out/.index.*")))
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,4 +1,4 @@
-"""`models` against a cache laid out as the hub's own library does it. K1 to K6 are rows of the contract."""
+"""`models` against a cache laid out as the hub's own library does it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_K3_what_is_here_is_listed_with_commit_size_and_licence(cache: Path) -> None:
+def test_what_is_here_is_listed_with_commit_size_and_licence(cache: Path) -> None:
     lines = [
         json.loads(line) for line in models("list", "--embed", "--json", cache=cache).stdout.splitlines()
     ]
@@ -46,7 +46,7 @@ def test_K3_what_is_here_is_listed_with_commit_size_and_licence(cache: Path) -> 
     assert "not on this machine" in models("list", "--detect", cache=cache).stdout
 
 
-def test_K4_each_damaged_file_is_named(cache: Path) -> None:
+def test_each_damaged_file_is_named(cache: Path) -> None:
     result = models("verify", "--embed", cache=cache)
     assert f"{REPO}: every file is as the hub has it" in result.stdout
     assert result.returncode == 2  # the other encoders are not here
@@ -62,7 +62,7 @@ def test_K4_each_damaged_file_is_named(cache: Path) -> None:
         assert name in result.stderr
 
 
-def test_K5_settings_say_which_and_shipped_ones_need_no_fetching(cache: Path, tmp_path: Path) -> None:
+def test_settings_say_which_models_and_shipped_ones_need_no_fetching(cache: Path, tmp_path: Path) -> None:
     assert models("list", "-c", "config/demo.yaml", cache=cache).stdout == ""
     listed = models("list", "-c", "config/default.yaml", cache=cache).stdout
     assert "google/siglip-so400m-patch14-384" in listed
@@ -72,7 +72,7 @@ def test_K5_settings_say_which_and_shipped_ones_need_no_fetching(cache: Path, tm
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
 
 
-def test_K3_offline_a_missing_checkpoint_is_one_line(cache: Path) -> None:
+def test_offline_a_missing_checkpoint_is_one_line_of_error(cache: Path) -> None:
     result = models("fetch", "--detect", cache=cache)
     assert result.returncode == 1
     assert result.stderr.startswith("error: model 'PekingU/rtdetr_v2_r18vd' (main) cannot be fetched")
@@ -87,7 +87,7 @@ def test_every_default_belongs_to_a_registered_family() -> None:
 
 
 class TestCacheDir:
-    """K1: of all models at once, in settings or on the command line."""
+    """One folder for all models at once, in settings or on the command line."""
 
     SETTINGS = (
         "cache_dir: kept\npipeline:\n- label: {model: {family: image-classifier}}\n"
@@ -100,7 +100,7 @@ class TestCacheDir:
         write_cached(tmp_path / "kept", CONVNEXT, FILES)
         return tmp_path / "s.yaml"
 
-    def test_K1_is_where_the_commands_look(self, cache: Path, tmp_path: Path) -> None:
+    def test_the_commands_look_in_the_folder_they_are_given(self, cache: Path, tmp_path: Path) -> None:
         empty = tmp_path / "empty"
         option = ("--cache-dir", str(cache))
         (tmp_path / "s.yaml").write_text("pipeline: [embed: {encoder: {family: dinov2}}]")
@@ -113,7 +113,7 @@ class TestCacheDir:
         assert models("verify", "-c", tmp_path / "s.yaml", cache=empty).returncode == 2
         assert models("where", *option, cache=empty).stdout.startswith(f"hub: {cache}\n")
 
-    def test_K1_is_that_of_the_settings_beside_the_file(self, settings: Path, tmp_path: Path) -> None:
+    def test_a_folder_named_in_settings_lies_beside_their_file(self, settings: Path, tmp_path: Path) -> None:
         lines = models("list", "--json", "-c", settings, cache=tmp_path / "empty").stdout.splitlines()
         found = {line["hub_id"]: line for line in map(json.loads, lines)}
         assert found[CONVNEXT]["commit"] == COMMIT
@@ -124,7 +124,7 @@ class TestCacheDir:
         other = models("list", "-c", settings, "--cache-dir", tmp_path / "other", cache=tmp_path / "empty")
         assert other.stdout.count("not on this machine") == 2
 
-    def test_K6_otherwise_the_hubs_own_settings_rule(self, tmp_path: Path) -> None:
+    def test_where_none_is_given_the_hubs_own_settings_rule(self, tmp_path: Path) -> None:
         for name, folder in (("HF_HUB_CACHE", tmp_path / "a"), ("HF_HOME", tmp_path / "b")):
             environment = {"HF_HUB_CACHE": "", "HF_HOME": ""} | {name: str(folder)}
             told = run("models", "where", cwd=tmp_path, **{k: v for k, v in environment.items() if v})
@@ -139,7 +139,7 @@ class TestFetch:
         environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_ours"}
         return models("fetch", *arguments, cache=cache, **environment)
 
-    def test_C15_and_K2_and_K4_a_default_is_downloaded_and_not_loaded(self, tmp_path: Path) -> None:
+    def test_a_default_is_downloaded_and_not_loaded(self, tmp_path: Path) -> None:
         """What is downloaded is no model at all; pickles and other frameworks' files are left there."""
         with serving({CONVNEXT: {**FILES, "pytorch_model.bin": b"pickle", "tf_model.h5": b"tf"}}) as hub:
             result = self.online(hub, "--classify", cache=tmp_path)
@@ -157,7 +157,7 @@ class TestFetch:
         verified = models("verify", "--classify", cache=tmp_path)
         assert (verified.returncode, "every file is as the hub has it" in verified.stdout) == (0, True)
 
-    def test_C15_settings_override_the_default(self, tmp_path: Path) -> None:
+    def test_settings_override_the_default(self, tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(
             f"cache_dir: kept\npipeline: [label: {{model: {{family: image-classifier, weights: a/b, "
             f"revision: {SERVED}}}}}]"
@@ -168,7 +168,7 @@ class TestFetch:
         assert str(tmp_path / "kept/models--a--b/snapshots" / SERVED) in result.stdout
         assert not (tmp_path / "unused").exists()
 
-    def test_K2_a_broken_connection_is_taken_up_where_it_was(self, tmp_path: Path) -> None:
+    def test_a_broken_download_goes_on_where_it_broke_off(self, tmp_path: Path) -> None:
         weights = bytes(range(256)) * 80_000  # 20 MB; the library writes 10 MiB at a time
         with serving({CONVNEXT: {"model.safetensors": weights}}, cut=15_000_000) as hub:
             result = self.online(hub, "--classify", cache=tmp_path)
@@ -178,7 +178,7 @@ class TestFetch:
         [file] = tmp_path.rglob("snapshots/*/model.safetensors")
         assert file.read_bytes() == weights
 
-    def test_K2_what_the_hub_refuses_is_one_line_and_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_what_the_hub_refuses_is_one_line_of_error_and_leaves_nothing(self, tmp_path: Path) -> None:
         with serving({"some/other": FILES}) as hub:
             result = self.online(hub, "--detect", cache=tmp_path)
         assert (result.returncode, result.stderr.count("\n")) == (1, 1)
@@ -189,7 +189,7 @@ class TestFetch:
 
 
 @pytest.mark.parametrize("weights", ["a/..", "../a", "a b/c", "a/b c", "-a/b"])
-def test_K4_a_repository_id_is_no_path(weights: str, tmp_path: Path) -> None:
+def test_what_is_no_repository_id_is_refused_and_nothing_fetched(weights: str, tmp_path: Path) -> None:
     """Refused by name even where a hub answers; a path is the user's own folder, and nothing is fetched."""
     model = {"family": "image-classifier", "weights": weights}
     (tmp_path / "s.yaml").write_text(json.dumps({"pipeline": [{"label": {"model": model}}]}))
@@ -204,14 +204,14 @@ def test_K4_a_repository_id_is_no_path(weights: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_K5_a_flag_for_every_task(task: str, tmp_path: Path) -> None:
+def test_every_task_has_a_flag_that_lists_its_defaults(task: str, tmp_path: Path) -> None:
     lines = models("list", f"--{task}", "--json", cache=tmp_path).stdout.splitlines()
     expected = [default.family for default in DEFAULTS if default.task == task]
     assert [json.loads(line)["family"] for line in lines] == expected
     assert expected
 
 
-def test_K5_no_flag_is_all_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+def test_without_a_flag_all_are_listed_and_an_unknown_flag_is_refused(tmp_path: Path) -> None:
     lines = models("list", "--json", cache=tmp_path).stdout.splitlines()
     assert [json.loads(line)["family"] for line in lines] == [default.family for default in DEFAULTS]
     for command in ("fetch", "list", "verify"):
@@ -220,7 +220,7 @@ def test_K5_no_flag_is_all_and_an_unknown_one_is_refused(tmp_path: Path) -> None
         assert "--clasify" in result.stderr
 
 
-def test_C15_no_command_imports_a_model_library(cache: Path) -> None:
+def test_no_command_imports_a_model_library(cache: Path) -> None:
     for command in ("fetch", "verify", "list"):
         code = (
             "import sys\nfrom lmm_classifier.cli import main\n"

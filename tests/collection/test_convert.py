@@ -61,7 +61,7 @@ def plain(model: object, file) -> None:
 
 @pytest.mark.parametrize("dump", [joblib.dump, plain])
 @pytest.mark.parametrize("labels", [None, np.arange(90) % 3])
-def test_W3_T10_both_kinds_of_old_files_answer_as_before(tmp_path: Path, dump, labels) -> None:
+def test_both_kinds_of_old_files_answer_as_before_once_converted(tmp_path: Path, dump, labels) -> None:
     model = fitted(None if labels is None else (labels == 2).astype(int))
     store = old_store(tmp_path / "store", dump, model)
     converted, failed = convert_pickles(store)

@@ -1,4 +1,4 @@
-"""Training data on this machine: folders, tables, arrays. T1's other sources, decided in 3A.14."""
+"""Training data on this machine: folders, tables, arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training data from a collections service. T1 to T5 and T13 are rows of the contract."""
+"""Training data from a collections service."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def only(answers, **options) -> TrainingSet | SkippedCollection:
     return found
 
 
-def test_T1_T4_the_documented_paths_records_and_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_paths_are_asked_with_the_token_and_their_records_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(TOKEN, "secret")
     with serving({LIST: body([collection(7, "cats")]), data_path(7): GOOD}) as server:
         [found] = Service(server.url + "/").collections()
@@ -42,21 +44,21 @@ def test_T1_T4_the_documented_paths_records_and_token(monkeypatch: pytest.Monkey
     np.testing.assert_allclose(found.vectors, VECTORS / 2, atol=1e-6)  # stored raw, length 2: trained unit
 
 
-def test_T1_without_a_token_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN, raising=False)
     with serving({LIST: body([])}) as server:
         assert list(Service(server.url).collections()) == []
         assert "Authorization" not in server.asked[0][1]
 
 
-def test_T1_a_token_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN, "a\nb")
     with pytest.raises(ConfigError, match="cannot carry") as caught:
         list(Service("http://127.0.0.1:1").collections())
     assert "a\nb" not in str(caught.value)
 
 
-def test_T4_labels_may_be_true_and_false() -> None:
+def test_labels_may_be_true_and_false() -> None:
     told = [{**r, "label": bool(r["label"])} for r in records(VECTORS, LABELS)]
     found = only({LIST: body([collection(7)]), data_path(7): body(told)})
     assert isinstance(found, TrainingSet)
@@ -72,7 +74,7 @@ def test_T4_labels_may_be_true_and_false() -> None:
     ],
     ids=["nested", "flat", "mixed"],
 )
-def test_T2_both_spellings_of_a_focus(focus: dict[str, object]) -> None:
+def test_both_spellings_of_a_focus_are_read(focus: dict[str, object]) -> None:
     entry = {"id": 7, "name": "a", "collection_focus": focus}
     found = only({LIST: body([entry]), data_path(7, "dino_v2"): GOOD})
     assert isinstance(found, TrainingSet)
@@ -83,7 +85,7 @@ PAGE = "<style>p {{color: red}} a[b] {{x: y}}</style><script>var a = [];</script
 
 
 @pytest.mark.parametrize("escape", [False, True])
-def test_T3_json_inside_a_page(escape: bool) -> None:
+def test_json_inside_a_page_is_read(escape: bool) -> None:
     def page(content: bytes) -> bytes:
         text = content.decode()
         return PAGE.format(html.escape(text) if escape else text).encode()
@@ -140,7 +142,7 @@ TWICE = [*records(VECTORS, LABELS), {**records(VECTORS, LABELS)[0], "label": 0}]
         (collection(7), lambda handler: handler.say(500, b"Traceback"), "answers 500"),
     ],
 )  # fmt: skip
-def test_T5_what_cannot_be_used_is_skipped_with_a_reason(entry, data, says: str) -> None:
+def test_what_cannot_be_used_is_skipped_with_a_reason(entry, data, says: str) -> None:
     answers = {LIST: body([entry])} | ({data_path(7): data} if data is not None else {})
     found = only(answers)
     assert isinstance(found, SkippedCollection)
@@ -180,7 +182,7 @@ def test_only_what_is_asked_for_is_fetched() -> None:
             list(Service(server.url, only=("9",)).collections())
 
 
-def test_T13_parts_of_a_concatenated_embedding_are_joined_on_the_photo() -> None:
+def test_parts_of_a_concatenated_embedding_are_joined_on_the_photo() -> None:
     a, labels = blobs(30, d=4, seed=1)
     b, _ = blobs(30, d=6, seed=2)
     answers = {
@@ -198,7 +200,7 @@ def test_T13_parts_of_a_concatenated_embedding_are_joined_on_the_photo() -> None
     assert found.warnings == ("5 photos lack a part of clip+dino_v3_patch and are left out",)
 
 
-def test_T13_parts_that_disagree_about_a_label_are_refused() -> None:
+def test_parts_that_disagree_about_a_label_are_refused() -> None:
     a, labels = blobs(30)
     answers = {
         LIST: body([collection(8, kind="clip+dino_v2")]),

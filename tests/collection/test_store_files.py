@@ -24,14 +24,14 @@ RED, BLUE = picture(COLOURS["red"], seed=1000), picture(COLOURS["blue"], seed=10
 
 
 class TestFiles:
-    def test_R8_the_named_file_and_no_other(self, tmp_path: Path) -> None:
+    def test_the_named_file_is_read_and_no_other(self, tmp_path: Path) -> None:
         [first], [second] = (trained(tmp_path, of_colour("7")) for _ in range(2))
         (tmp_path / second.best.model_file).unlink()
         assert (tmp_path / first.best.model_file).exists()
         with pytest.raises(ClassifierFileError, match=second.best.model_file):
             CollectionClassifier(tmp_path).classify(RED, [7])
 
-    def test_R9_a_retrained_classifier_is_used_without_a_restart(self, tmp_path: Path) -> None:
+    def test_a_retrained_classifier_is_used_without_a_restart(self, tmp_path: Path) -> None:
         trained(tmp_path, of_colour("7"), of_colour("8", "green"))
         classifier = CollectionClassifier(tmp_path)
         assert [a.is_in_collection for a in classifier.classify(RED)] == [True, False]
@@ -41,7 +41,7 @@ class TestFiles:
         ]  # fmt: skip
         assert classifier.collections() == ("7", "8", "9")
 
-    def test_R9_asked_by_threads_while_it_is_retrained(self, tmp_path: Path) -> None:
+    def test_threads_get_right_answers_while_it_is_retrained(self, tmp_path: Path) -> None:
         trained(tmp_path, of_colour("7"))
         classifier, wrong, stop = CollectionClassifier(tmp_path), [], threading.Event()
 
@@ -59,7 +59,7 @@ class TestFiles:
             thread.join()
         assert wrong == []
 
-    def test_R10_the_store_may_be_a_link_and_is_where_it_was_when_named(
+    def test_the_store_may_be_a_link_and_is_where_it_was_when_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trained(tmp_path / "real", of_colour("7"))
@@ -69,7 +69,7 @@ class TestFiles:
         os.chdir("/")
         assert classifier.classify(RED)[0].is_in_collection
 
-    def test_R12_settings_name_the_step(self, tmp_path: Path) -> None:
+    def test_settings_can_name_the_step_with_all_its_options(self, tmp_path: Path) -> None:
         trained(tmp_path / "store", of_colour("7"))
         text = "pipeline:\n- classify: {store: store, collections: [7], encoders: {fake: {family: fake}}}\n"
         (tmp_path / "s.yaml").write_text(text)
@@ -85,7 +85,7 @@ class TestFiles:
             Classify(store=tmp_path, encoders={"x": ModelSpec("onnx", "./a")}).models()[-1].weights == "./a"
         )
 
-    def test_R12_options_are_checked(self, tmp_path: Path) -> None:
+    def test_options_are_checked(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="unknown key; did you mean 'target'"):
             CollectionClassifier(tmp_path, targets="whole_image")
         with pytest.raises(ConfigError, match="unknown encoder 'fak'"):

@@ -1,4 +1,4 @@
-"""Fitting, the held-out fifth, selection, pruning. T5 to T14 are rows of the contract."""
+"""Fitting, the held-out fifth, selection, pruning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOGISTIC = parse_estimator("logistic-regression")
 
 
 class TestHeldOut:
-    def test_T6_a_fifth_of_the_ids_by_their_sha256(self) -> None:
+    def test_a_fifth_of_the_ids_is_held_out_by_their_sha256(self) -> None:
         """The function is fixed for ever: a change would let old versions have seen what they compete on."""
         held_out = [i for i in range(40) if is_held_out(str(i))]
         assert held_out == [8, 9, 39]
@@ -38,7 +38,7 @@ class TestHeldOut:
         assert held_out == [i for i, share in enumerate(first_eight) if share < 0.2]
         assert abs(np.mean([is_held_out(str(i)) for i in range(20_000)]) - 0.2) < 0.01
 
-    def test_T6_no_version_is_ever_trained_on_it(
+    def test_no_version_is_ever_trained_on_what_is_held_out(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also not when the collection grows: what is held out of more data was held out of less."""
@@ -57,7 +57,7 @@ class TestHeldOut:
 
 
 class TestFit:
-    def test_T7_the_coefficients_are_scikit_learns(self) -> None:
+    def test_the_coefficients_are_scikit_learns(self) -> None:
         vectors, labels = blobs()
         found = fit(vectors, labels, parse_estimator("logistic-regression:C=0.1"))
         oracle = LogisticRegression(C=0.1, class_weight="balanced", solver="liblinear", random_state=42)
@@ -169,7 +169,7 @@ class TestMetrics:
 
 
 class TestSelection:
-    def test_T8_all_kept_versions_compete_on_the_same_items(self, tmp_path: Path) -> None:
+    def test_all_kept_versions_compete_on_the_same_items(self, tmp_path: Path) -> None:
         """A good old version beats a new one that was trained on wrong labels."""
         good = training_set()
         [first] = trained(tmp_path, good)
@@ -192,7 +192,7 @@ class TestSelection:
         figures = [c.metrics.macro_precision for c in second.ranking if c.metrics]
         assert figures == sorted(figures, reverse=True)
 
-    def test_T8_of_equals_the_newest_wins_then_the_name(self, tmp_path: Path) -> None:
+    def test_of_equal_versions_the_newest_wins_then_the_first_by_name(self, tmp_path: Path) -> None:
         data = training_set(gap=5.0)
         files = [trained(tmp_path, data)[0].best.model_file for _ in range(3)]
         assert len(set(files)) == 3
@@ -226,7 +226,7 @@ class TestSelection:
         assert result.best.metrics is not None
         assert result.best.metrics.accuracy > 0.85
 
-    def test_T9_ten_are_kept_and_the_winner_always(self, tmp_path: Path) -> None:
+    def test_ten_versions_are_kept_and_the_winner_always(self, tmp_path: Path) -> None:
         good = training_set()
         [first] = trained(tmp_path, good)
         wrong = replace(good, labels=good.labels ^ (~good.held_out & (np.arange(90) % 2 == 0)))
@@ -238,13 +238,13 @@ class TestSelection:
         assert (tmp_path / first.best.model_file).exists()
         assert len(list(tmp_path.glob("*.safetensors"))) == 10
 
-    def test_T9_versions_for_other_vectors_do_not_compete(self, tmp_path: Path) -> None:
+    def test_versions_for_other_vectors_do_not_compete(self, tmp_path: Path) -> None:
         trained(tmp_path, training_set(d=8))
         [result] = trained(tmp_path, training_set(d=5))
         assert [c.reason for c in result.ranking] == ["", "made for other vectors than these"]
         assert result.best.dimensionality == 5
 
-    def test_T10_names_say_collection_and_utc_time(self, tmp_path: Path) -> None:
+    def test_names_of_files_say_collection_and_utc_time(self, tmp_path: Path) -> None:
         [result] = trained(tmp_path, training_set("7"))
         pattern = r"collection_7_classifier_\d{4}-\d\d-\d\d_\d{6}\.safetensors"
         assert re.fullmatch(pattern, result.best.model_file)
@@ -252,7 +252,9 @@ class TestSelection:
     @pytest.mark.parametrize(
         "name", ["../evil", "a/b", "Rose", "_", "", ".", "x" * 300, "*", "ö", "a_b", "-", "a\\b"]
     )
-    def test_T10_any_collection_gets_files_inside_the_store(self, tmp_path: Path, name: str) -> None:
+    def test_whatever_a_collection_is_called_its_files_stay_inside_the_store(
+        self, tmp_path: Path, name: str
+    ) -> None:
         store = tmp_path / "store"
         trained(store, training_set(name), training_set("rose"))
         assert [p.name for p in tmp_path.iterdir()] == ["store"]
@@ -260,7 +262,7 @@ class TestSelection:
         assert {name, "rose"} == set(Store(store).snapshot().ids)
         assert len(publishing.versions_of(store, name)) == 1
 
-    def test_T12_the_documented_shape_and_more(self, tmp_path: Path) -> None:
+    def test_best_models_json_has_the_documented_shape_and_more(self, tmp_path: Path) -> None:
         trained(tmp_path, training_set("7"), training_set("8"))
         best = json.loads((tmp_path / "best_models.json").read_text())
         assert set(best) == {"7", "8"}
@@ -273,7 +275,7 @@ class TestSelection:
         assert counts["positive"] + counts["negative"] + counts["held_out"] == 90
         assert entry["created"].endswith("+00:00")
 
-    def test_T12_entries_of_others_stay_as_they_are(self, tmp_path: Path) -> None:
+    def test_entries_of_others_stay_as_they_are(self, tmp_path: Path) -> None:
         old = {"1": "collection_1_classifier_2025-01-01_000000.pkl", "2": {"model_file": 3}, "x": [1]}
         (tmp_path / "best_models.json").write_text(json.dumps(old))
         trained(tmp_path, training_set("7"))
@@ -281,13 +283,13 @@ class TestSelection:
         assert {key: best[key] for key in old} == old
         assert "7" in best
 
-    def test_T12_a_damaged_best_models_json_is_not_overwritten(self, tmp_path: Path) -> None:
+    def test_a_damaged_best_models_json_is_not_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "best_models.json").write_text('{"1": "a')
         report = train([training_set()], tmp_path)
         assert "no valid JSON" in report.skipped[0].reason
         assert (tmp_path / "best_models.json").read_text() == '{"1": "a'
 
-    def test_T14_figures_and_the_whole_table_are_stored(self, tmp_path: Path) -> None:
+    def test_figures_and_the_whole_comparison_are_stored(self, tmp_path: Path) -> None:
         trained(tmp_path, training_set())
         [result] = trained(tmp_path, training_set())
         metrics = Store(tmp_path).metadata(7)["metrics"]
@@ -300,7 +302,7 @@ class TestSelection:
 
 
 class TestIsolation:
-    def test_T5_one_class_is_skipped(self, tmp_path: Path) -> None:
+    def test_a_collection_of_one_class_is_skipped(self, tmp_path: Path) -> None:
         data = training_set()
         report = train(
             [replace(data, labels=np.ones(90, bool)), replace(data, labels=np.zeros(90, bool))], tmp_path
@@ -310,7 +312,7 @@ class TestIsolation:
             "all 90 items are negative: one class only",
         ]
 
-    def test_T6_a_class_with_a_single_item_stops_nobody(self, tmp_path: Path) -> None:
+    def test_a_class_with_a_single_item_stops_nobody(self, tmp_path: Path) -> None:
         single, other = training_set("1"), training_set("2")
         held_out = single.held_out
         labels = np.zeros(90, bool)

@@ -64,6 +64,7 @@ def test_nonsense_is_refused() -> None:
         estimate({}, [])
 
 
+@pytest.mark.timing
 def test_ten_thousand_queries_take_seconds() -> None:
     generator = np.random.default_rng(0)
     known, right = np.arange(10_000) < 7000, generator.random(10_000) < 0.9

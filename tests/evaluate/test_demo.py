@@ -59,10 +59,14 @@ def test_its_figures_are_what_the_command_line_answers(demo: tuple[Path, dict[st
 
 def test_it_shows_what_it_is_meant_to_show(demo: tuple[Path, dict[str, float]]) -> None:
     _, summary = demo
-    assert summary["seconds"] < 90
     assert summary["hybrid_accuracy"] >= summary["retrieval_accuracy"] + 0.02
     assert summary["corrections"] >= 3 * summary["regressions"]
     assert summary["unknown_auroc"] >= 0.90
+
+
+@pytest.mark.timing
+def test_it_is_done_within_90_seconds(demo: tuple[Path, dict[str, float]]) -> None:
+    assert demo[1]["seconds"] < 90
 
 
 def test_asking_about_three_in_ten_gains_most_of_what_asking_about_all_does(

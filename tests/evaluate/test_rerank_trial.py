@@ -215,18 +215,23 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestTime:
     def test_what_is_left_when_time_is_up_keeps_retrievals_answer(self) -> None:
         step = Rerank(model=ModelSpec("slow"), max_batch_size=4, max_seconds=1.0, self_test=False)
-        began = time.monotonic()
         finished = step.run(uncertain(40))
-        took = time.monotonic() - began
-        assert took <= 1.1
         verdicts = [sample.verdicts[0] for sample in finished]  # type: ignore[index]
         asked = [v for v in verdicts if v.decided_by == "rerank"]
         left = [v for v in verdicts if v.rerank_skipped]
         assert len(asked) + len(left) == 40
-        assert len(asked) >= 12
+        assert 0 < len(asked) <= 20  # a photo takes .05 s at least
         for verdict in left:
             assert verdict.rerank_skipped == "the 1 s for this batch were up"
             assert (verdict.label, verdict.status, verdict.degraded) == ("a", "uncertain", None)
+
+    @pytest.mark.timing
+    def test_the_time_is_kept_and_made_use_of(self) -> None:
+        step = Rerank(model=ModelSpec("slow"), max_batch_size=4, max_seconds=1.0, self_test=False)
+        began = time.monotonic()
+        finished = step.run(uncertain(40))
+        assert time.monotonic() - began <= 1.1
+        assert sum(sample.verdicts[0].decided_by == "rerank" for sample in finished) >= 12  # type: ignore[index]
 
     def test_without_a_limit_all_are_asked(self) -> None:
         finished = Rerank(model=ModelSpec("slow"), max_batch_size=4).run(uncertain(10))

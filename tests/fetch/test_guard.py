@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,10 +50,11 @@ def test_without_a_guard_these_rows_would_connect(unguarded: str, net: Internet)
     assert net.forbidden_connects
 
 
-def test_the_table_of_the_house(realdata: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_of_the_table_of_the_house_is_judged_as_it_says(
+    realdata: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names, rows = table_of_the_house(realdata)
     wrong = []
-    started = time.monotonic()
     for url, verdict in rows:
         with (
             monkeypatch.context() as patched,
@@ -66,7 +66,6 @@ def test_the_table_of_the_house(realdata: Path, monkeypatch: pytest.MonkeyPatch)
         if net.forbidden_connects or (said == PNG or over_tls) != (verdict == "allow"):
             wrong.append((url, verdict, said, net.connects))
     assert wrong == []
-    assert time.monotonic() - started < 10
 
 
 def outcome(url: str) -> bytes | str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from clock import wait_until
 from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.errors import EncoderMismatchError
 from lmm_classifier.index.intake import Reading
@@ -201,9 +202,7 @@ def test_two_nodes_make_what_one_machine_makes(cluster: Cluster, work: Path) -> 
 
 def test_a_worker_that_is_killed_costs_its_shard(cluster: Cluster, work: Path) -> None:
     process = cluster.start(*on_cluster(cluster), cwd=work)
-    deadline = time.monotonic() + 60
-    while len(cluster.encoded()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: len(cluster.encoded()) >= 4)
     victim = cluster.encoded()[-1][0]
     os.kill(victim, signal.SIGKILL)
     output, errors = process.communicate(timeout=120)

@@ -63,17 +63,20 @@ def test_killed_at_a_photo(
     assert at - SHARD <= before <= at  # a shard is done again at most
 
 
+def seconds_of_a_run(photos: Path, classifier: HybridClassifier, run: Path) -> float:
+    """From the first photo to the last: within that the moments lie at which it is killed."""
+    times: list[float] = []
+    label_photos(
+        photos, classifier, run, shard_rows=SHARD, on_progress=lambda _: times.append(time.monotonic())
+    )
+    return times[-1] - times[0]
+
+
 @pytest.mark.parametrize("points", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_any_time_again_and_again(
     points: int, config: Path, classifier: HybridClassifier, whole: Path, tmp_path: Path
 ) -> None:
-    times: list[float] = []
-
-    def note(_: object) -> None:
-        times.append(time.monotonic())
-
-    label_photos(tmp_path / "photos", classifier, tmp_path / "timed", shard_rows=SHARD, on_progress=note)
-    took = times[-1] - times[0]
+    took = seconds_of_a_run(tmp_path / "photos", classifier, tmp_path / "timed")
     seeded = np.random.default_rng(7)
     befores = []
     for number in range(points):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,9 @@ def test_nothing_is_left() -> None:
     assert order(answers(), axes(), IDENTITY) == ()
 
 
-def test_twenty_thousand_photos_within_two_seconds() -> None:
+@pytest.fixture(scope="module")
+def many() -> tuple[Any, ...]:
+    """What the queue of 20,000 photos is made of."""
     n, dim, random = 20_000, 1024, np.random.default_rng(0)
     vectors = random.normal(size=(n, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -147,9 +150,18 @@ def test_twenty_thousand_photos_within_two_seconds() -> None:
     reference = fit_reference(Moments.of(iter([(vectors[:500], codes[:500])]), 10, dim))
     said = answers(*[("a", chance) for chance in random.uniform(size=n)])
     proposals = [group(*range(start, start + 100), shown=4) for start in range(0, 5000, 100)]
-    started = time.perf_counter()
-    items = order(said, vectors, reference, proposals)
-    assert time.perf_counter() - started < 2
-    assert sorted(np.concatenate([item.rows for item in items]).tolist()) == list(range(n))
+    return said, vectors, reference, proposals
+
+
+def test_twenty_thousand_photos_are_each_in_the_queue_once_in_order(many: tuple[Any, ...]) -> None:
+    items = order(*many)
+    assert sorted(np.concatenate([item.rows for item in items]).tolist()) == list(range(20_000))
     priorities = [item.priority for item in items]
     assert priorities == sorted(priorities, reverse=True)
+
+
+@pytest.mark.timing
+def test_twenty_thousand_photos_are_ordered_within_two_seconds(many: tuple[Any, ...]) -> None:
+    started = time.perf_counter()
+    order(*many)
+    assert time.perf_counter() - started < 2

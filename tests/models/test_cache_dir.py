@@ -1,4 +1,4 @@
-"""Checkpoints in a cache of one's own. K1, K3 and K6 are rows of the contract."""
+"""Checkpoints in a cache of one's own."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "family"), WRITERS)
-def test_K1_and_K3_a_checkpoint_is_found_there_and_nowhere_else(
+def test_a_checkpoint_is_found_in_its_cache_and_nowhere_else(
     kind: str, family: str, tmp_path: Path, nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Offline; K6: where settings say nothing, the hub's own setting is followed."""
+    """Offline; where settings say nothing, the hub's own setting is followed."""
     cache = tmp_path / "cache"
     write_cached(cache, HUB_ID, files_in(WRITERS[kind, family](tmp_path / "written")))
     opened = base.open_model(kind, ModelSpec(family, HUB_ID, cache_dir=cache))  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def test_K1_and_K3_a_checkpoint_is_found_there_and_nowhere_else(
     assert "\n" not in str(caught.value)
 
 
-def test_K1_the_text_tower_comes_from_there_too(tmp_path: Path, nowhere: Path) -> None:
+def test_the_text_tower_comes_from_the_same_cache(tmp_path: Path, nowhere: Path) -> None:
     folder = tiny_models.WRITERS["clip"](tmp_path / "written")
     write_cached(tmp_path / "cache", HUB_ID, files_in(folder))
     encoder = load_text_encoder(ModelSpec("clip", HUB_ID, dtype="float32", cache_dir=tmp_path / "cache"))
@@ -80,7 +80,7 @@ def test_K1_the_text_tower_comes_from_there_too(tmp_path: Path, nowhere: Path) -
     np.testing.assert_array_equal(encoder.encode_text(["a daisy"]), expected)
 
 
-def test_K1_a_home_is_that_of_the_user(
+def test_a_tilde_is_the_home_of_the_user(
     tmp_path: Path, nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cached(tmp_path / "cache", HUB_ID, files_in(tiny_vision.write_convnext(tmp_path / "written")))
@@ -89,7 +89,9 @@ def test_K1_a_home_is_that_of_the_user(
     assert base.open_model("classifier", spec).names == tiny_vision.CLASSES
 
 
-def test_K1_torchvisions_own_file_is_kept_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_own_file_is_kept_in_the_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     published = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     spec = ModelSpec("faster-rcnn", cache_dir=tmp_path)
     name = published.url.rpartition("/")[2]
@@ -109,7 +111,7 @@ def test_K1_torchvisions_own_file_is_kept_there_too(tmp_path: Path, monkeypatch:
     assert asked == [str(tmp_path)]
 
 
-def test_C8_the_revision_asked_for(tmp_path: Path, nowhere: Path) -> None:
+def test_each_revision_opens_its_own_files(tmp_path: Path, nowhere: Path) -> None:
     """Of two revisions of one checkpoint, each opens its own: here they differ in their classes."""
     cache, write = tmp_path / "cache", tiny_vision.write_convnext
     for ref, commit, labels in (("main", "a" * 40, ("cat", "dog")), ("v2", "b" * 40, ("car", "bus", "tram"))):

@@ -79,7 +79,7 @@ class TestText:
             encoder.encode_text(["a"])
 
 
-def test_O8_the_default_is_ViT_B_32_with_quickgelu_and_unit_vectors_of_512(
+def test_the_default_is_ViT_B_32_with_quickgelu_and_unit_vectors_of_512(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: Noise
 ) -> None:
     """The published architecture with two layers in place of twelve, and random weights."""

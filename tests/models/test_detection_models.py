@@ -209,7 +209,7 @@ class TestObjects:
 
 
 def test_rt_detr_sees_any_shape_as_its_processor_says(weights: Any, noise: Noise) -> None:
-    """X1: stretched to a square, rescaled to 0..1, neither normalised nor padded."""
+    """Stretched to a square, rescaled to 0..1, neither normalised nor padded."""
     for size in [(1, 2000), (2000, 1)]:
         image = noise(*size)
         assert_equal(

@@ -1,4 +1,4 @@
-"""DETR panoptic against transformers. The numbers in the names are rows of the contract."""
+"""DETR panoptic against transformers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def reference(
 class TestPostProcessing:
     @pytest.mark.parametrize("seed", range(12))
     @pytest.mark.parametrize("size", [(136, 100), (61, 200), (34, 25)])
-    def test_S20_and_S21_are_those_of_transformers(self, seed: int, size: tuple[int, int]) -> None:
+    def test_segments_are_those_of_transformers(self, seed: int, size: tuple[int, int]) -> None:
         logits, masks = random_answer(seed)
         expected = reference(logits, masks, size)
         found = divided(logits, masks, size, 0.5, frozenset())
@@ -94,10 +94,10 @@ class TestPostProcessing:
         for (mask, label, score), (mask_, label_, score_) in zip(found, expected, strict=True):
             assert (label, score) == (label_, pytest.approx(score_, abs=1e-6))
             np.testing.assert_array_equal(mask.numpy(), mask_)
-        assert sum(mask.numpy().astype(int) for mask, _, _ in found).max() == 1  # V3
+        assert sum(mask.numpy().astype(int) for mask, _, _ in found).max() == 1  # no pixel belongs to two
 
     @pytest.mark.parametrize("seed", range(6))
-    def test_S21_stuff_of_one_label_is_fused(self, seed: int) -> None:
+    def test_stuff_of_one_label_is_fused(self, seed: int) -> None:
         """The union of transformers' separate segments: its own fusing gives one number to two of them."""
         logits, masks = random_answer(seed, classes=5)
         apart = reference(logits, masks, (136, 100))
@@ -114,7 +114,7 @@ class TestPostProcessing:
                 np.testing.assert_array_equal(mask.numpy(), np.logical_or.reduce([m for m, _ in parts]))
                 assert score == pytest.approx(max(s for _, s in parts), abs=1e-6)
 
-    def test_S20_no_object_is_the_last_class_however_many_there_are(self) -> None:
+    def test_no_object_is_the_last_class_however_many_there_are(self) -> None:
         for classes in (7, 133, 250):
             logits = sure(0, classes, classes - 1, width=classes + 1)
             masks = np.full((3, 4, 4), -9, np.float32)
@@ -122,7 +122,7 @@ class TestPostProcessing:
             labels = [label for _, label, _ in divided(logits, masks, (8, 8), 0.5, frozenset())]
             assert labels == [0, classes - 1]
 
-    def test_S20_and_S14_a_score_of_just_the_minimum_is_kept_and_nothing_is_no_error(self) -> None:
+    def test_a_score_of_just_the_minimum_is_kept_and_nothing_is_no_error(self) -> None:
         logits = np.asarray([[0, -np.inf, 0]], np.float32)  # one half, exactly
         masks = np.full((1, 2, 2), 90, np.float32)
         assert divided(logits, masks, (4, 4), 0.5, frozenset())[0][2] == 0.5
@@ -131,7 +131,7 @@ class TestPostProcessing:
 
 class TestModel:
     @pytest.mark.parametrize("size", [(640, 480), (300, 500), (900, 90)])
-    def test_S14_regions_lie_where_the_colours_are_surest_first(
+    def test_regions_lie_where_the_colours_are_surest_first(
         self, tmp_path: Path, size: tuple[int, int]
     ) -> None:
         width, height = size
@@ -157,7 +157,7 @@ class TestModel:
         [nothing] = SegmentPanoptic(spec, min_score=0.9999).run([sample])
         assert nothing.regions == sample.regions
 
-    def test_S16_the_default_weights_and_another_file(self, tmp_path: Path) -> None:
+    def test_the_default_weights_are_named_and_another_file_may_be(self, tmp_path: Path) -> None:
         assert detr_panoptic_onnx.DEFAULT_WEIGHTS == "Xenova/detr-resnet-50-panoptic"
         assert detr_panoptic_onnx.FILE == "onnx/model.onnx"
         assert "Xenova/detr-resnet-50-panoptic" in refusal("", ModelUnavailableError)
@@ -166,7 +166,7 @@ class TestModel:
         load_panoptic(ModelSpec("detr-panoptic", f"{weights}#onnx/model_quantized.onnx"))
 
     @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 200), (77, 99), (1200, 800)])
-    def test_S17_and_S19_what_goes_in(
+    def test_what_the_model_is_given_is_what_transformers_makes(
         self,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -192,14 +192,14 @@ class TestModel:
         assert (inputs["pixel_mask"] == 1).all()
 
     @pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (1, 1), (30000, 3)])
-    def test_S19_a_strip_keeps_to_the_cap(self, tmp_path: Path, size: tuple[int, int]) -> None:
+    def test_a_long_strip_stays_within_the_largest_input(self, tmp_path: Path, size: tuple[int, int]) -> None:
         assert max(input_size(size)) <= 1333
         assert min(input_size(size)) >= 1
         weights = red_and_blue(tmp_path)
         [found] = segmented(ModelSpec("detr-panoptic", weights), [Image.new("RGB", size, RED)], 0.5, True)
         assert {segment.mask.shape for segment in found} <= {size[::-1]}
 
-    def test_S18_outputs_are_bound_by_name(self, tmp_path: Path) -> None:
+    def test_outputs_are_bound_by_name(self, tmp_path: Path) -> None:
         weights = red_and_blue(tmp_path / "a", reverse=True)
         image = picture((64, 64), (0, 0, 32, 64))
         found = segmented(ModelSpec("detr-panoptic", weights), [image], 0.5, True)[0]
@@ -218,12 +218,12 @@ class TestModel:
 
 
 class TestLabels:
-    def test_S15_there_are_133(self, realdata: Path) -> None:
+    def test_coco_has_133_classes(self, realdata: Path) -> None:
         rows = json.loads((realdata / "data/panoptic_coco_categories.json").read_text())
         assert coco_panoptic() == {row["id"]: (row["name"], row["isthing"] == 1) for row in rows}
         assert Counter(thing for _, thing in coco_panoptic().values()) == {True: 80, False: 53}
 
-    def test_S22_names_are_the_checkpoints_and_placeholders_cocos_with_a_warning(
+    def test_names_are_the_checkpoints_and_for_placeholders_cocos_with_a_warning(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         given = {i: name for i, (name, _) in coco_panoptic().items() if i < 184}
@@ -236,13 +236,13 @@ class TestLabels:
         assert (names[12], names[249]) == ("class_12", "class_249")  # gaps of COCO's numbers
         assert (things(names)[1], things(names)[184], things(names)[0]) == (True, False, None)
 
-    def test_S22_another_taxonomy_never_gets_cocos_names(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_another_taxonomy_never_gets_cocos_names(self, caplog: pytest.LogCaptureFixture) -> None:
         names = class_names({0: "cat", 1: "LABEL_1"}, 3, "some/model")
         assert names == ("cat", "class_1", "class_2")
         assert "has no names for 2 of its 3 classes" in caplog.text
         assert things(names) == (None, None, None)
 
-    def test_S22_names_of_config_json(self, tmp_path: Path) -> None:
+    def test_names_are_those_of_config_json(self, tmp_path: Path) -> None:
         names = {1: "somebody", 187: "something"}
         weights = red_and_blue(tmp_path / "a", id2label=names)
         image = picture((64, 64), (0, 0, 32, 64))

@@ -1,4 +1,4 @@
-"""On what models run: rows E1 and E2 of the contract."""
+"""On what models run: the processor or a GPU, as the environment and the machine have it."""
 
 from __future__ import annotations
 

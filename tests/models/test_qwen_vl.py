@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import (
     pipeline,
 )
 
+from clock import from_now
 from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.base import Chooser, ModelSpec, Question, load_chooser
 from lmm_classifier.models.prompt import YES_NO
@@ -204,9 +204,7 @@ def test_what_is_shared_is_what_a_whole_pass_says(chooser: Any, questions: list[
 
 
 def test_a_pass_stops_when_nobody_waits_any_more(chooser: Chooser, noise: Noise) -> None:
-    late, patient = (
-        Question(noise(60, 60), PROMPT, OPTIONS, due=due) for due in (time.monotonic() - 1, None)
-    )
+    late, patient = (Question(noise(60, 60), PROMPT, OPTIONS, due=due) for due in (from_now(-1), None))
     with pytest.raises(OutOfTimeError):
         chooser.log_likelihoods([late], 4)
     (values,) = chooser.log_likelihoods([patient], 4)

@@ -1,4 +1,4 @@
-"""SAM 2 by decoders whose right answer is known. The numbers in the names are rows of the contract."""
+"""SAM 2 by decoders whose right answer is known."""
 
 from __future__ import annotations
 
@@ -87,14 +87,16 @@ def refusal(weights: Path | str, error: type[Exception] = ModelError, **spec: An
 
 class TestPrompts:
     @pytest.mark.parametrize("size", SIZES)
-    def test_S1_without_a_prompt_the_centre(self, folder: Path, fed: Any, size: tuple[int, int]) -> None:
+    def test_without_a_prompt_the_centre_is_meant(
+        self, folder: Path, fed: Any, size: tuple[int, int]
+    ) -> None:
         photo(folder, size).masks()
         np.testing.assert_allclose(fed[-1]["point_coords"], [[[512, 512]]])
         np.testing.assert_array_equal(fed[-1]["point_labels"], [[1]])
 
     @pytest.mark.parametrize("size", [(640, 480), (300, 500), (2000, 40)])
     @pytest.mark.parametrize("at", [(0.1, 0.2), (0.5, 0.5), (0.8, 0.3)])
-    def test_S2_and_S11_a_point_is_where_it_was_put(self, echo: Path, size: Any, at: Any) -> None:
+    def test_a_point_is_where_it_was_put(self, echo: Path, size: Any, at: Any) -> None:
         """The decoder answers with a square around the point, 1/16 of the input's side to each side."""
         x, y = size[0] * at[0], size[1] * at[1]
         [found] = photo(echo, size).masks(point=(x, y))
@@ -104,7 +106,7 @@ class TestPrompts:
         assert np.abs(np.asarray(box) - expected).max() <= 1
 
     @pytest.mark.parametrize("point", [(-1, 5), (640, 5), (5, 480), (5, -0.1), (1e9, 5)])
-    def test_S2_a_point_outside_the_photo_is_refused(self, folder: Path, point: Any) -> None:
+    def test_a_point_outside_the_photo_is_refused(self, folder: Path, point: Any) -> None:
         with pytest.raises(
             ConfigError, match=r"point \(.*\) is outside what is looked at, \(0, 0, 640, 480\)"
         ):
@@ -113,13 +115,13 @@ class TestPrompts:
             photo(folder).masks(point=(5, 5), negative_points=[point])
 
     @pytest.mark.parametrize(("box", "form"), [((64, 48, 320, 120), "xywh"), ((64, 48, 384, 168), "xyxy")])
-    def test_S3_a_box_is_two_labelled_corners(self, folder: Path, fed: Any, box: Any, form: Any) -> None:
+    def test_a_box_is_two_labelled_corners(self, folder: Path, fed: Any, box: Any, form: Any) -> None:
         photo(folder).masks(box=box, box_format=form)
         corners = [[64 * 1.6, 48 * 1024 / 480], [384 * 1.6, 168 * 1024 / 480]]
         np.testing.assert_allclose(fed[-1]["point_coords"], [corners], rtol=1e-6)
         np.testing.assert_array_equal(fed[-1]["point_labels"], [[2, 3]])
 
-    def test_S3_a_box_is_cut_off_at_the_edge_of_the_photo(self, folder: Path, fed: Any) -> None:
+    def test_a_box_is_cut_off_at_the_edge_of_the_photo(self, folder: Path, fed: Any) -> None:
         photo(folder).masks(box=(-50, -50, 5000, 290))
         np.testing.assert_allclose(fed[-1]["point_coords"], [[[0, 0], [1024, 512]]])
 
@@ -137,15 +139,13 @@ class TestPrompts:
             ({"negative_points": [(5, 5)]}, "negative_points say what is not meant; add points or a box"),
         ],
     )
-    def test_S3_and_S4_bad_prompts_get_one_clear_line(
-        self, folder: Path, prompt: dict[str, Any], message: str
-    ) -> None:
+    def test_bad_prompts_get_one_clear_line(self, folder: Path, prompt: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError) as caught:
             photo(folder).masks(**prompt)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_S4_points_in_it_points_not_in_it_and_a_box(self, folder: Path, fed: Any) -> None:
+    def test_points_inside_points_outside_and_a_box_go_together(self, folder: Path, fed: Any) -> None:
         opened = photo(folder, (1024, 1024))
         points = {"points": [(10, 20), (30, 40)], "negative_points": [(50, 60)]}
         opened.masks(**points)
@@ -169,7 +169,7 @@ class TestPrompts:
         with pytest.raises(ConfigError, match="needs a point or a box beside it"):
             opened.masks(previous=first)
 
-    def test_S26_a_photo_is_encoded_once(self, folder: Path, fed: Any) -> None:
+    def test_a_photo_is_encoded_once(self, folder: Path, fed: Any) -> None:
         opened = photo(folder)
         for x in range(5):
             opened.masks(point=(x, 5))
@@ -177,7 +177,7 @@ class TestPrompts:
 
 
 class TestAnswers:
-    def test_S5_and_S6_all_candidates_best_first_or_the_best(self, folder: Path) -> None:
+    def test_all_candidates_come_best_first_or_only_the_best(self, folder: Path) -> None:
         opened = photo(folder, (400, 200))
         assert [m.score for m in opened.masks(multimask=True)] == pytest.approx([0.9, 0.6, 0.3])
         assert [m.score for m in opened.masks(multimask=True, min_score=0.6)] == pytest.approx([0.9, 0.6])
@@ -186,7 +186,7 @@ class TestAnswers:
         boxes = [tight_box(m.mask) for m in opened.masks(multimask=True)]
         assert boxes == [(200, 0, 400, 200), (0, 0, 100, 50), (0, 150, 400, 200)]
 
-    def test_S6_how_stable_a_mask_is(self, folder: Path) -> None:
+    def test_stability_is_the_share_of_a_mask_that_another_threshold_leaves(self, folder: Path) -> None:
         """By hand: 100 cells surely inside, 60 that a shift of the threshold by 1 takes, 40 that it adds."""
         logits = np.full((256, 256), -9, np.float32)
         logits[0, :100], logits[1, :60], logits[2, :40] = 9, 0.5, -0.5
@@ -194,18 +194,18 @@ class TestAnswers:
         found = photo(f"{folder}#encoder.onnx,soft.onnx").masks(multimask=True)
         assert [mask.stability for mask in found] == [100 / 200, 0.0]
 
-    def test_S5_of_equals_the_first(self, folder: Path) -> None:
+    def test_of_equally_good_masks_the_first_is_taken(self, folder: Path) -> None:
         write_decoder(folder / "tie.onnx", blocks(UPPER_LEFT, RIGHT_HALF, LOWER_QUARTER), (0.5, 0.9, 0.9))
         [found] = photo(f"{folder}#encoder.onnx,tie.onnx", (256, 256)).masks()
         assert tight_box(found.mask) == RIGHT_HALF
 
-    def test_S6_a_score_may_exceed_1(self, folder: Path) -> None:
+    def test_a_score_may_exceed_1(self, folder: Path) -> None:
         write_decoder(folder / "sure.onnx", blocks(RIGHT_HALF), (1.02,))
         [found] = photo(f"{folder}#encoder.onnx,sure.onnx").masks()
         assert found.score == pytest.approx(1.02)
 
     @pytest.mark.parametrize("size", [*SIZES, (333, 77)])
-    def test_S7_and_S13_a_mask_has_the_size_of_the_photo_and_its_edge_where_it_is(
+    def test_a_mask_has_the_size_of_the_photo_and_its_edge_where_it_is(
         self, folder: Path, size: tuple[int, int]
     ) -> None:
         found = photo(folder, size).masks(multimask=True)
@@ -219,7 +219,7 @@ class TestAnswers:
             np.testing.assert_array_equal(mask.mask[~near], inside[~near])
             assert set(np.unique(np.asarray(open_image(to_png(mask.mask))))) <= {0, 255}
 
-    def test_S13_is_upsampled_before_it_is_cut(self, folder: Path) -> None:
+    def test_a_mask_is_upsampled_before_it_is_cut(self, folder: Path) -> None:
         """A slanted edge: of cells thresholded first, the photo would show steps of 8 px."""
         cells = np.arange(256) + 0.5
         slope = (cells[None, :] - cells[:, None]) + 0.25  # positive right of the diagonal
@@ -232,20 +232,20 @@ class TestAnswers:
 
 
 class TestGraphs:
-    def test_S8_the_default_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_default_weights_are_those_of_the_tiny_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert sam2_onnx.DEFAULT_WEIGHTS == "SharpAI/sam2-hiera-tiny-onnx"
         assert sam2_onnx.FILES == ("encoder.onnx", "decoder.onnx")
         message = refusal("", ModelUnavailableError)
         assert message.startswith("model 'SharpAI/sam2-hiera-tiny-onnx' is neither on this machine nor")
 
-    def test_S9_and_S10_are_bound_by_name_in_any_order(self, folder: Path) -> None:
+    def test_inputs_and_outputs_are_bound_by_name_in_any_order(self, folder: Path) -> None:
         logits, scores = blocks(LOWER_QUARTER, RIGHT_HALF, UPPER_LEFT), (0.3, 0.9, 0.6)
         write_decoder(folder / "reversed.onnx", logits, scores, reverse=True)
         for name in ("decoder.onnx", "reversed.onnx"):
             [found] = photo(f"{folder}#encoder.onnx,{name}", (256, 256)).masks()
             assert tight_box(found.mask) == RIGHT_HALF
 
-    def test_S10_a_third_output_is_left_alone(self, folder: Path) -> None:
+    def test_a_third_output_is_left_alone(self, folder: Path) -> None:
         outputs = {
             "masks": ["B", 1, 256, 256],
             "iou_predictions": ["B", 1],
@@ -254,7 +254,7 @@ class TestGraphs:
         write_decoder(folder / "third.onnx", blocks(RIGHT_HALF), (0.9,), outputs=outputs)
         assert len(photo(f"{folder}#encoder.onnx,third.onnx").masks()) == 1
 
-    def test_S10_other_names_and_shapes_are_refused(self, folder: Path) -> None:
+    def test_other_names_and_shapes_are_refused(self, folder: Path) -> None:
         logits = blocks(RIGHT_HALF)
         write_decoder(folder / "a.onnx", logits, (0.9,), rename={"point_coords": "coords"})
         message = refusal(f"{folder}#encoder.onnx,a.onnx")
@@ -272,14 +272,14 @@ class TestGraphs:
         assert "c.onnx" in refusal(f"{folder}#encoder.onnx,c.onnx")
         assert "has the inputs" in refusal(f"{folder}#decoder.onnx,encoder.onnx")
 
-    def test_S9_another_input_size_is_refused(self, folder: Path) -> None:
+    def test_another_input_size_is_refused(self, folder: Path) -> None:
         write_encoder(folder / "small.onnx", side=512)
         assert refusal(f"{folder}#small.onnx,decoder.onnx") == (
             f"model '{folder}/small.onnx': input 'image' is tensor(float) [1, 3, 512, 512]; "
             "expected is tensor(float) [1, 3, 1024, 1024]"
         )
 
-    def test_S25_the_files_of_a_call_may_be_named(self, folder: Path) -> None:
+    def test_the_two_files_may_be_named(self, folder: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "decoder.onnx").rename(folder / "sub/other.onnx")
         assert len(photo(f"{folder}#encoder.onnx,sub/other.onnx").masks()) == 1
@@ -297,7 +297,7 @@ class TestGraphs:
         assert "leave" in refusal(folder, **spec)
 
     @pytest.mark.parametrize("size", [(1, 2000), (300, 500), (2000, 1500)])
-    def test_S12_the_photo_is_stretched(
+    def test_the_photo_is_stretched_to_the_square_input(
         self, folder: Path, fed: Any, size: tuple[int, int], noise: Callable[..., Image.Image]
     ) -> None:
         image = noise(*size)
@@ -311,7 +311,7 @@ class TestGraphs:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_V2_a_mask_belongs_to_the_upright_photo(folder: Path, tmp_path: Path, orientation: int) -> None:
+def test_a_mask_belongs_to_the_upright_photo(folder: Path, tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (60, 40)).save(tmp_path / "turned.jpg", exif=exif)

@@ -1,6 +1,6 @@
 """`vision` with the checkpoints it means by default, here tiny ones under their names in the hub's cache.
 
-Against transformers, called directly. The numbers in the names are rows of the contract.
+Against transformers, called directly.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def probabilities(folder: str, image: Image.Image) -> torch.Tensor:
         return ConvNextForImageClassification.from_pretrained(folder).eval()(**inputs).logits.softmax(-1)[0]
 
 
-def test_C1_and_C6_the_five_likeliest_by_a_softmax(convnext: str, noise: Noise) -> None:
+def test_classify_gives_the_five_likeliest_by_a_softmax(convnext: str, noise: Noise) -> None:
     image = noise(60, 40)
     expected = torch.topk(probabilities(convnext, image), 5)
     found = classify(image, model=ModelSpec("image-classifier", **FLOAT32))
@@ -76,7 +76,7 @@ def test_C1_and_C6_the_five_likeliest_by_a_softmax(convnext: str, noise: Noise) 
     assert len(classify(image, top_k=None)) == 7
 
 
-def test_C2_labels_are_those_of_a_half_with_their_synonyms(convnext: str, noise: Noise) -> None:
+def test_labels_are_those_that_reach_the_minimum_with_their_synonyms(convnext: str, noise: Noise) -> None:
     image = noise(60, 40)
     scores = probabilities(convnext, image)
     for least in (0.5, 0.12):
@@ -85,7 +85,7 @@ def test_C2_labels_are_those_of_a_half_with_their_synonyms(convnext: str, noise:
         assert labels(image, least, ModelSpec("image-classifier", **FLOAT32)) == spelt
 
 
-def test_C3_a_lower_minimum_gives_more_and_five_are_no_limit(convnext: str, noise: Noise) -> None:
+def test_a_lower_minimum_gives_more_labels_and_five_are_no_limit(convnext: str, noise: Noise) -> None:
     image = noise(60, 40)
     counts = [len(labels(image, least)) for least in (1.0, 0.5, 0.2, 0.1, 0.0)]
     assert counts == sorted(counts)
@@ -101,7 +101,7 @@ def write_dino(folder: Path, width: int) -> str:
     return str(folder)
 
 
-def test_C4_and_C7_the_vector_is_the_class_token_normalised(tmp_path: Path, put: Put, noise: Noise) -> None:
+def test_the_vector_is_the_class_token_normalised(tmp_path: Path, put: Put, noise: Noise) -> None:
     """768 numbers, of length 1, as decided: the original's were as the model gives them."""
     folder = write_dino(tmp_path / "base", 768)
     put(DINO, folder)
@@ -118,7 +118,7 @@ def test_C4_and_C7_the_vector_is_the_class_token_normalised(tmp_path: Path, put:
     assert embed(image, ModelSpec("dinov2", "facebook/dinov2-large")).shape == (1024,)
 
 
-def test_C5_cosine_of_two_photos(tmp_path: Path, put: Put, noise: Noise) -> None:
+def test_similarity_is_the_cosine_of_two_vectors(tmp_path: Path, put: Put, noise: Noise) -> None:
     put(DINO, write_dino(tmp_path / "base", 32))
     a, b = embed(noise(60, 40)), embed(noise(60, 40, seed=1))
     expected = torch.nn.functional.cosine_similarity(torch.tensor(a), torch.tensor(b), dim=0, eps=1e-12)
@@ -127,10 +127,12 @@ def test_C5_cosine_of_two_photos(tmp_path: Path, put: Put, noise: Noise) -> None
     assert similarity(a, np.zeros_like(a)) == 0
 
 
-class TestC8AndC9:
+class TestModelSettings:
     """Which model, where and how it computes is one setting; its own preprocessing comes with it."""
 
-    def test_C8_options_of_a_model(self, convnext: str, noise: Noise) -> None:
+    def test_the_precision_of_a_model_and_the_batch_size_are_as_set(
+        self, convnext: str, noise: Noise
+    ) -> None:
         sample = Sample.from_image("photo", noise(60, 40))
         scores = {}
         for dtype in ("float32", "bfloat16"):
@@ -148,14 +150,14 @@ class TestC8AndC9:
         assert scores["bfloat16"] == pytest.approx(exact, abs=0.05)
         assert scores["bfloat16"] != scores["float32"]
 
-    def test_C9_no_other_preprocessing_can_be_named(self) -> None:
+    def test_no_other_preprocessing_can_be_named(self) -> None:
         model: dict[str, Any] = {"family": "image-classifier", "featurizer": "some/other"}
         with pytest.raises(
             ConfigError, match=r"label\.model\.featurizer: unknown key; known: family, weights"
         ):
             make_step("label", {"model": model})
 
-    def test_C9_the_preprocessing_is_the_checkpoints(self, tmp_path: Path, noise: Noise) -> None:
+    def test_the_preprocessing_is_the_checkpoints(self, tmp_path: Path, noise: Noise) -> None:
         """The same weights with another size of the input are another answer: that of transformers."""
         image, answers = noise(60, 40), []
         for side in (32, 64):

@@ -1,4 +1,4 @@
-"""Rows A1 to A22 of the contract, as a client sees them. What is fetched stands in test_urls.py."""
+"""The service as a client sees it over HTTP. What is fetched stands in test_urls.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def somebody(box: tuple[int, int, int, int] = (10, 20, 50, 60), colour: Any = "w
     return image
 
 
-def test_a1_a2_an_upload_is_analysed(service: Served) -> None:
+def test_an_upload_is_analysed(service: Served) -> None:
     reply = service.upload(RED, "classify_hybrid")
     assert reply.status == 200
     assert list(reply.json) == ["image_url", "results"]
@@ -52,14 +52,14 @@ def test_a1_a2_an_upload_is_analysed(service: Served) -> None:
         ("Fotografía ü.png", "uploaded:Fotografía ü.png"),
     ],
 )
-def test_a2_the_name_of_an_upload_comes_back_without_path_and_control_characters(
+def test_the_name_of_an_upload_comes_back_without_path_and_control_characters(
     sent: str, told: str, service: Served
 ) -> None:
     escaped = sent.replace("\x1b", "%1B")  # httpx2 escapes it; the next test sends it as it is
     assert service.upload(RED, name=sent).json["image_url"] in (told, f"uploaded:{escaped}")
 
 
-def test_a2_a_name_with_a_control_character(service: Served) -> None:
+def test_a_control_character_in_the_name_of_an_upload_is_replaced(service: Served) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="image_file"; filename="a\x1b[31mb.png"\r\n\r\n'
     tasks = b'\r\n--x\r\nContent-Disposition: form-data; name="tasks_json"\r\n\r\n[]\r\n--x--\r\n'
     kind = {"content-type": "multipart/form-data; boundary=x"}
@@ -67,7 +67,7 @@ def test_a2_a_name_with_a_control_character(service: Served) -> None:
     assert reply.json == {"image_url": "uploaded:a\ufffd[31mb.png", "results": {}}
 
 
-def test_a3_the_operations_say_what_they_take(service: Served) -> None:
+def test_the_operations_say_what_they_take(service: Served) -> None:
     listed = service.ask("GET", "/available_operations/").json
     assert list(listed) == [
         "detect_bounding_box",
@@ -90,7 +90,7 @@ def test_a3_the_operations_say_what_they_take(service: Served) -> None:
     assert list(listed["classify"])[:3] == ["description", "allowed_targets", "default_target"]
 
 
-def test_a4_there_are_documents_of_the_interface(service: Served) -> None:
+def test_there_are_documents_of_the_interface(service: Served) -> None:
     assert b"swagger" in service.ask("GET", "/docs").body
     described = service.ask("GET", "/openapi.json").json
     assert {"/analyze_image/", "/analyze_image_upload/", "/analyze_images/"} <= set(described["paths"])
@@ -98,7 +98,7 @@ def test_a4_there_are_documents_of_the_interface(service: Served) -> None:
     assert set(upload["responses"]) >= {"200", "400", "401", "413", "422", "503"}
 
 
-def test_a5_health_readiness_and_metrics(service: Served) -> None:
+def test_health_readiness_and_metrics_are_told(service: Served) -> None:
     assert service.ask("GET", "/health").json["status"] == "ok"
     assert service.ask("GET", "/ready").json == {"status": "ready"}
     service.upload(RED, "embed_siglip")
@@ -119,7 +119,7 @@ def test_a5_health_readiness_and_metrics(service: Served) -> None:
         [{"operation_id": 3, "type": "embed_siglip"}],
     ],
 )
-def test_a6_a_task_is_checked(tasks: Any, service: Served) -> None:
+def test_a_malformed_task_is_refused_and_its_place_named(tasks: Any, service: Served) -> None:
     reply = service.ask(
         "POST", "/analyze_image_upload/", files={"image_file": RED}, data={"tasks_json": json.dumps(tasks)}
     )
@@ -130,18 +130,18 @@ def test_a6_a_task_is_checked(tasks: Any, service: Served) -> None:
 @pytest.mark.parametrize(
     "params", [{"unheard_of": 1}, {"padding": -1}, {"padding": "wide"}, {"target": "moon"}]
 )
-def test_a6_unknown_and_impossible_params_are_refused(params: dict[str, Any], service: Served) -> None:
+def test_unknown_and_impossible_params_are_refused(params: dict[str, Any], service: Served) -> None:
     found = service.result(RED, "embed_siglip", **params)
     assert (found["status"], found["error_code"]) == ("skipped", "invalid_parameters")
     assert next(iter(params)) in found["error_message"]
 
 
-def test_a7_no_tasks_still_look_at_the_photo(service: Served) -> None:
+def test_without_tasks_the_photo_is_still_looked_at(service: Served) -> None:
     assert service.upload(RED).json["results"] == {}
     assert service.upload(b"no photo").status == 400
 
 
-def test_a7_there_is_a_bound_on_tasks(service: Served) -> None:
+def test_a_request_has_at_most_32_tasks_and_short_params(service: Served) -> None:
     assert service.upload(RED, *["detect_bounding_box"] * 32).status == 200
     reply = service.upload(RED, *["detect_bounding_box"] * 33)
     assert (reply.status, reply.json["code"]) == (422, "too_many_tasks")
@@ -149,7 +149,7 @@ def test_a7_there_is_a_bound_on_tasks(service: Served) -> None:
     assert (reply.status, reply.json["code"]) == (400, "malformed_tasks")
 
 
-def test_a8_results_keep_the_order_of_the_tasks_and_no_id_comes_twice(service: Served) -> None:
+def test_results_keep_the_order_of_the_tasks_and_no_id_comes_twice(service: Served) -> None:
     names = ["segment_panoptic", "embed_siglip", "describe_image", "label_image"]
     results = service.upload(RED, *names).json["results"]
     assert list(results) == ["0", "1", "2", "3"]
@@ -161,14 +161,14 @@ def test_a8_results_keep_the_order_of_the_tasks_and_no_id_comes_twice(service: S
     assert "twice" in reply.json["detail"]
 
 
-def test_a9_all_documented_fields_are_there_in_their_order(service: Served) -> None:
+def test_all_documented_fields_are_there_in_their_order(service: Served) -> None:
     for operation in ("embed_siglip", "detect_bounding_box", "no_such_operation"):
         found = service.result(RED, operation)
         assert list(found)[:5] == FIELDS
     assert found["data"] is None
 
 
-def test_a10_what_is_not_there_is_skipped_and_what_breaks_is_an_error(index: Path) -> None:
+def test_what_is_not_there_is_skipped_and_what_breaks_is_an_error(index: Path) -> None:
     failing = {"label_image": {"model": {"family": "fake", "weights": "fails"}}}
     missing = {"describe_image": {"model": {"family": "blip", "weights": "/home/nobody/blip"}}}
     with serving(classifier(index, operations=failing | missing)) as service:
@@ -179,7 +179,7 @@ def test_a10_what_is_not_there_is_skipped_and_what_breaks_is_an_error(index: Pat
         broken, fine, absent = reply.json["results"].values()
         assert (broken["status"], broken["error_code"]) == ("error", "model_failed")
         assert (absent["status"], absent["error_code"]) == ("error", "model_unavailable")
-        assert fine["status"] == "success"  # A18
+        assert fine["status"] == "success"  # the others go on
         assert b"told to fail" not in reply.body  # what a model says is for the log
         assert b"nobody" not in reply.body
 
@@ -187,7 +187,7 @@ def test_a10_what_is_not_there_is_skipped_and_what_breaks_is_an_error(index: Pat
 @pytest.mark.parametrize(
     "content", [b"", b"no photo", RED[:200], b"<svg/>", encoded(picture((1, 2, 3)), "ICO")]
 )
-def test_a11_a13_what_is_no_photo_is_refused_as_a_whole(content: bytes, service: Served) -> None:
+def test_what_is_no_photo_is_refused_as_a_whole(content: bytes, service: Served) -> None:
     reply = service.upload(content, "embed_siglip")
     assert reply.status == 400
     assert set(reply.json) == {"detail", "code"}
@@ -198,7 +198,7 @@ def test_a11_a13_what_is_no_photo_is_refused_as_a_whole(content: bytes, service:
     "text",
     ["", "{", "3", "null", "[3]", '"a"', "{}", '{"tasks": null}', "[" * 100_000, "1" * 5000, "NaN", "{'a'}"],
 )
-def test_a12_malformed_tasks_are_refused(text: str, service: Served) -> None:
+def test_tasks_that_are_no_list_in_json_are_refused(text: str, service: Served) -> None:
     reply = service.ask(
         "POST", "/analyze_image_upload/", files={"image_file": RED}, data={"tasks_json": text}
     )
@@ -206,7 +206,7 @@ def test_a12_malformed_tasks_are_refused(text: str, service: Served) -> None:
     assert set(reply.json) == {"detail", "code"}
 
 
-def test_a15_the_photo_is_upright_rgb_and_of_its_first_frame(service: Served) -> None:
+def test_the_photo_is_upright_rgb_and_of_its_first_frame(service: Served) -> None:
     lying = somebody().transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it clockwise to see it as it was
@@ -222,7 +222,7 @@ def test_a15_the_photo_is_upright_rgb_and_of_its_first_frame(service: Served) ->
     assert service.result(moving, "detect_bounding_box")["data"] == [0, 0, 10, 10]
 
 
-def test_a17_a19_every_answer_has_a_number_of_its_own(service: Served) -> None:
+def test_every_answer_has_a_number_of_its_own(service: Served) -> None:
     replies = [
         service.ask("GET", "/health"),
         service.upload(RED),
@@ -234,7 +234,7 @@ def test_a17_a19_every_answer_has_a_number_of_its_own(service: Served) -> None:
     assert all(re.fullmatch("[0-9a-f]{32}", number) for number in numbers)
 
 
-def test_a21_a22_box_and_crop_are_those_of_the_person(service: Served) -> None:
+def test_box_and_crop_are_those_of_the_person(service: Served) -> None:
     image = somebody((10, 20, 50, 60), "yellow")
     found = service.result(encoded(image), "embed_siglip", target="prominent_person")
     assert found["cropped_image_bbox"] == [10, 20, 50, 60]

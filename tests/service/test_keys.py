@@ -1,4 +1,4 @@
-"""Who is let in, and how often: row D8 of the house's targets."""
+"""Who is let in, and how often."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def locked(index: Path) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_d8_without_a_key_nobody_is_let_in(method: str, path: str, locked: Served) -> None:
+def test_without_a_key_nobody_is_let_in(method: str, path: str, locked: Served) -> None:
     for trick in TRICKS:
         reply = locked.ask(method, path, trick)
         assert (reply.status, reply.json["code"]) == (401, "no_key"), trick

@@ -1,4 +1,4 @@
-"""Rows O1 to O18 of the contract. The fakes are followed by hand: what is bright is a person, and a face."""
+"""What each operation does. The fakes are followed by hand: what is bright is a person, and a face."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def colours_of(image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", ["whole_image", "prominent_person", "prominent_face"])
-def test_o1_an_operation_looks_where_it_is_told(target: str, service: Served) -> None:
+def test_an_operation_looks_where_it_is_told(target: str, service: Served) -> None:
     found = service.result(encoded(somebody()), "describe_image", target=target)
     size = "80 by 100" if target == "whole_image" else "40 by 40"
     assert found["data"] == f"a picture of {size} pixels"
@@ -51,24 +51,24 @@ def test_o1_an_operation_looks_where_it_is_told(target: str, service: Served) ->
         }
 
 
-def test_o1_a_target_that_is_not_for_the_operation(service: Served) -> None:
+def test_a_target_that_is_not_for_the_operation_is_refused(service: Served) -> None:
     found = service.result(encoded(somebody()), "detect_bounding_box", target="whole_image")
     assert (found["status"], found["error_code"]) == ("skipped", "invalid_parameters")
     assert "prominent_person, prominent_face" in found["error_message"]
 
 
-def test_o2_face_context_is_checked(service: Served) -> None:
+def test_an_unknown_face_context_is_refused(service: Served) -> None:
     found = service.result(encoded(somebody()), "embed_siglip", target="prominent_face", face_context="moon")
     assert found["error_code"] == "invalid_parameters"
 
 
-def test_o3_a_person_is_looked_for_unless_told_otherwise(service: Served) -> None:
+def test_a_person_is_looked_for_unless_told_otherwise(service: Served) -> None:
     found = service.result(encoded(somebody()), "detect_bounding_box")
     assert found["data"] == [10, 20, 50, 60]
     assert found["region"]["requested"] == "prominent_person"
 
 
-def test_o4_nobody_is_null_and_a_broken_detector_is_an_error(service: Served, index: Path) -> None:
+def test_nobody_is_null_and_a_broken_detector_is_an_error(service: Served, index: Path) -> None:
     found = service.result(encoded(NOBODY), "detect_bounding_box")
     assert (found["status"], found["data"], found["region"]) == ("success", None, None)
     with serving(classifier(index, persons=ModelSpec("fake", "fails"))) as broken:
@@ -76,7 +76,7 @@ def test_o4_nobody_is_null_and_a_broken_detector_is_an_error(service: Served, in
     assert (found["status"], found["error_code"]) == ("error", "model_failed")
 
 
-def test_o5_without_a_person_the_whole_image_is_taken_and_said_so(service: Served) -> None:
+def test_without_a_person_the_whole_image_is_taken_and_said_so(service: Served) -> None:
     found = service.result(encoded(NOBODY), "describe_image", target="prominent_person")
     assert found["data"] == "a picture of 80 by 100 pixels"
     assert found["cropped_image_bbox"] is None
@@ -91,20 +91,22 @@ def test_o5_without_a_person_the_whole_image_is_taken_and_said_so(service: Serve
 
 
 @pytest.mark.parametrize(("on_missing", "status"), [("skip", "skipped"), ("error", "error")])
-def test_o5_or_not_taken_where_the_request_says_so(on_missing: str, status: str, service: Served) -> None:
+def test_without_a_person_it_is_skipped_or_an_error_where_the_request_says_so(
+    on_missing: str, status: str, service: Served
+) -> None:
     found = service.result(
         encoded(NOBODY), "describe_image", target="prominent_person", on_missing=on_missing
     )
     assert (found["status"], found["error_code"], found["data"]) == (status, "no_person", None)
 
 
-def test_o6_without_a_face_there_is_nothing_to_do(index: Path) -> None:
+def test_without_a_face_an_operation_on_the_face_is_skipped(index: Path) -> None:
     with serving(classifier(index, faces=ModelSpec("fake", "hat"))) as service:
         found = service.result(encoded(somebody()), "embed_siglip", target="prominent_face")
     assert (found["status"], found["error_code"]) == ("skipped", "no_face")
 
 
-def test_o7_a_face_of_nobody_is_not_looked_for_elsewhere(index: Path) -> None:
+def test_a_face_of_nobody_is_not_looked_for_elsewhere(index: Path) -> None:
     with serving(classifier(index, persons=ModelSpec("fake", "car"))) as service:
         found = service.result(encoded(somebody()), "embed_siglip", target="prominent_face")
         assert (found["status"], found["error_code"]) == ("skipped", "no_person")
@@ -115,7 +117,7 @@ def test_o7_a_face_of_nobody_is_not_looked_for_elsewhere(index: Path) -> None:
 
 
 @pytest.mark.parametrize("operation", EMBEDDINGS)
-def test_o8_to_o11_vectors_are_normalised_unless_told_otherwise(operation: str, service: Served) -> None:
+def test_vectors_are_normalised_unless_told_otherwise(operation: str, service: Served) -> None:
     image = picture(COLOURS["green"], seed=3)
     raw = colours_of(image)
     found = service.result(encoded(image), operation)
@@ -128,9 +130,7 @@ def test_o8_to_o11_vectors_are_normalised_unless_told_otherwise(operation: str, 
 
 
 @pytest.mark.parametrize(("colour", "belongs"), [("red", True), ("blue", False)])
-def test_o13_o14_membership_is_that_of_the_library(
-    colour: str, belongs: bool, service: Served, store: Path
-) -> None:
+def test_membership_is_that_of_the_library(colour: str, belongs: bool, service: Served, store: Path) -> None:
     photo = encoded(picture(COLOURS[colour], seed=500))
     found = service.result(photo, "classify", collection_id=7)
     [expected] = CollectionClassifier(store).classify(photo, [7])
@@ -139,19 +139,19 @@ def test_o13_o14_membership_is_that_of_the_library(
 
 
 @pytest.mark.parametrize("wrong", [None, 7.9, True, "", [7], {}])
-def test_o13_a_collection_has_a_number_or_a_name(wrong: object, service: Served) -> None:
+def test_a_collection_id_that_is_no_number_and_no_name_is_refused(wrong: object, service: Served) -> None:
     found = service.result(encoded(NOBODY), "classify", collection_id=wrong)
     assert (found["status"], found["error_code"]) == ("skipped", "invalid_parameters")
 
 
-def test_o13_a_target_that_contradicts_the_collection_is_not_ignored(service: Served) -> None:
+def test_a_target_that_contradicts_the_collection_is_refused(service: Served) -> None:
     photo = encoded(somebody("blue"))
     assert service.result(photo, "classify", collection_id=7, target="whole_image")["status"] == "success"
     found = service.result(photo, "classify", collection_id=7, target="prominent_person")
     assert (found["status"], found["error_code"]) == ("skipped", "invalid_parameters")
 
 
-def test_o15_the_box_is_the_one_that_the_classifier_looked_at(index: Path, store: Path) -> None:
+def test_the_box_is_the_one_that_the_classifier_looked_at(index: Path, store: Path) -> None:
     image = somebody("#9090ff")
     with serving(classifier(index, store=store)) as service:
         whole = service.result(encoded(image), "classify", collection_id=7)
@@ -166,7 +166,7 @@ def test_o15_the_box_is_the_one_that_the_classifier_looked_at(index: Path, store
     assert (face["status"], face["error_code"]) == ("skipped", "no_person")
 
 
-def test_o16_a_collection_that_there_is_not(service: Served, index: Path, tmp_path: Path) -> None:
+def test_a_collection_that_does_not_exist_is_skipped(service: Served, index: Path, tmp_path: Path) -> None:
     found = service.result(encoded(NOBODY), "classify", collection_id=404)
     assert (found["status"], found["error_code"]) == ("skipped", "unknown_collection")
     with serving(classifier(index, store=tmp_path / "none")) as empty:
@@ -178,7 +178,9 @@ def test_o16_a_collection_that_there_is_not(service: Served, index: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "caption"), [(2, "a picture of 80 by"), (50, "a picture of 80 by 100 pixels")]
 )
-def test_o17_a_caption_has_so_many_new_tokens(words: int, caption: str, service: Served) -> None:
+def test_a_caption_has_at_most_as_many_new_tokens_as_asked_for(
+    words: int, caption: str, service: Served
+) -> None:
     found = service.result(encoded(NOBODY), "describe_image", max_length=words)
     assert found["data"] == caption
     if words == 50:
@@ -186,12 +188,12 @@ def test_o17_a_caption_has_so_many_new_tokens(words: int, caption: str, service:
 
 
 @pytest.mark.parametrize("length", [0, -1, 1.5, "50", 10_000])
-def test_o18_the_length_is_checked(length: object, service: Served) -> None:
+def test_an_impossible_length_of_a_caption_is_refused(length: object, service: Served) -> None:
     found = service.result(encoded(NOBODY), "describe_image", max_length=length)
     assert found["error_code"] == "invalid_parameters"
 
 
-def test_o18_a_prompt_is_followed(service: Served) -> None:
+def test_a_prompt_is_followed(service: Served) -> None:
     found = service.result(encoded(NOBODY), "describe_image", prompt="here are")
     assert found["data"] == "here are 80 by 100 pixels"
 

@@ -1,4 +1,4 @@
-"""The service as it runs: environment, readiness, overload, time, logs, and its end. E1 to E5 are rows."""
+"""The service as it runs: environment, readiness, overload, time, logs, and its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from lmm_classifier.service.desk import Desk
 from lmm_classifier.service.many import ManyAnswers
 from lmm_classifier.service.metrics import Metrics
 from lmm_classifier.service.schemas import Tasks
-from served import Reply, Served, child, classifier, encoded, serving
+from served import Child, Reply, Served, child, classifier, encoded, serving
 from shell import run
 from synthetic import COLOURS, picture
 
@@ -42,7 +44,7 @@ def counted(service: Served, name: str) -> float:
     return float(dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE)).get(name, 0))
 
 
-def test_e2_it_does_not_start_without_the_gpu_that_is_required(index: Path, tmp_path: Path) -> None:
+def test_it_does_not_start_without_the_gpu_that_is_required(index: Path, tmp_path: Path) -> None:
     classifier(index).config.to_yaml(tmp_path / "service.yaml")
     hidden = {"CUDA_VISIBLE_DEVICES": "", "IMAGE_EMBED_REQUIRE_GPU": "1"}  # also where there is one
     result = run("serve", "-c", "service.yaml", "--port", "0", cwd=tmp_path, **hidden)
@@ -53,7 +55,7 @@ def test_e2_it_does_not_start_without_the_gpu_that_is_required(index: Path, tmp_
     )
 
 
-def test_e1_the_processor_can_be_forced(index: Path, tmp_path: Path) -> None:
+def test_the_processor_can_be_forced(index: Path, tmp_path: Path) -> None:
     with child(tmp_path, classifier(index), IMAGE_EMBED_DEVICE="CPU", IMAGE_EMBED_REQUIRE_GPU="0") as (
         service,
         _,
@@ -61,7 +63,7 @@ def test_e1_the_processor_can_be_forced(index: Path, tmp_path: Path) -> None:
         assert service.ask("GET", "/health").json == {"status": "ok", "device": "cpu"}
 
 
-def test_e4_models_are_opened_with_the_first_request_or_before_it(index: Path, tmp_path: Path) -> None:
+def test_models_are_opened_with_the_first_request_or_before_it(index: Path, tmp_path: Path) -> None:
     captioner = {"describe_image": {"model": {"family": "fake", "weights": "of this test"}}}
 
     def loaded(service: Served) -> bool:
@@ -76,7 +78,7 @@ def test_e4_models_are_opened_with_the_first_request_or_before_it(index: Path, t
         assert loaded(warm)
 
 
-def test_e5_a_port_that_is_taken_is_said(index: Path, tmp_path: Path, service: Served) -> None:
+def test_a_port_that_is_taken_is_said(index: Path, tmp_path: Path, service: Served) -> None:
     classifier(index).config.to_yaml(tmp_path / "service.yaml")
     result = run("serve", "-c", "service.yaml", "--port", str(service.port), cwd=tmp_path)
     assert result.returncode == 1
@@ -155,10 +157,9 @@ def test_photos_of_one_request_wait_for_room(index: Path) -> None:
 
 def test_photos_that_are_large_together_wait_for_each_other(index: Path) -> None:
     with serving(classifier(index, max_pixels_at_once=24 * 24, wait_seconds=0.2)) as service:
-        started = time.monotonic()
         replies = all_at_once(service, PHOTOS[:4], "embed_siglip")
         assert {reply.status for reply in replies} == {200}
-        assert time.monotonic() - started >= 0.8  # one after the other
+        assert counted(service, 'lmm_step_photos_count{step="embed"}') == 4  # one after the other
         large = encoded(picture(COLOURS["red"], side=100))  # larger than that alone: it is let in alone
         assert service.upload(large, "embed_siglip").status == 200
 
@@ -243,7 +244,8 @@ def test_of_many_photos_each_has_its_time(index: Path) -> None:
 
 def test_a_large_photo_gets_its_turn_among_many_small_ones(index: Path) -> None:
     large = encoded(picture(COLOURS["red"], side=120))
-    with serving(classifier(index, max_pixels_at_once=120 * 120, wait_seconds=0.05)) as service:
+    options = {"max_pixels_at_once": 120 * 120, "wait_seconds": 0.05, "request_seconds": 20.0}
+    with serving(classifier(index, **options)) as service:
         ended = threading.Event()
 
         def small(seed: int) -> None:
@@ -254,12 +256,9 @@ def test_a_large_photo_gets_its_turn_among_many_small_ones(index: Path) -> None:
             for seed in range(8):
                 pool.submit(small, seed)
             time.sleep(0.3)
-            started = time.monotonic()
-            status = service.upload(large, "embed_siglip").status
-            took = time.monotonic() - started
+            status = service.upload(large, "embed_siglip").status  # while they keep on coming
             ended.set()
     assert status == 200
-    assert took < 3
 
 
 def test_a_model_that_breaks_while_it_is_opened_leaves_the_service_ready(
@@ -290,14 +289,16 @@ def test_the_log_tells_of_each_request_under_its_number(index: Path, tmp_path: P
     *others, request = [r for r in records if r.get("request_id") == number]
     assert any(r["level"] == "WARNING" and "told to fail" in r["message"] for r in others)
     assert (request["route"], request["status"]) == ("/analyze_image_upload/", 200)
-    assert request["tasks"] == {"classify_hybrid": 1, "label_image": 1}  # A20
+    assert request["tasks"] == {"classify_hybrid": 1, "label_image": 1}
     assert {"decode", "embed", "retrieve", "vote", "open_set"} <= set(request["stages"])
-    assert 0 < sum(request["stages"].values()) <= request["seconds"] * 1.5
+    assert 0 < max(request["stages"].values()) <= request["seconds"] + 0.001  # of which each is a part
     assert "secret name" not in json.dumps(records)
     assert all(record["request_id"] for record in records if record["logger"].endswith("guards"))
 
 
-def test_it_stops_in_time_though_a_thread_is_stuck(index: Path, tmp_path: Path) -> None:
+@contextmanager
+def stuck(index: Path, tmp_path: Path) -> Iterator[Child]:
+    """A service of which one thread never comes back."""
     store = tmp_path / "store"
     store.mkdir()
     os.mkfifo(store / "best_models.json")  # reading it waits for a writer that never comes
@@ -306,21 +307,41 @@ def test_it_stops_in_time_though_a_thread_is_stuck(index: Path, tmp_path: Path) 
         connection.sendall(b"GET /collections/ HTTP/1.1\r\nhost: localhost\r\n\r\n")
         time.sleep(0.3)
         assert service.ask("GET", "/available_operations/").status == 200
-        started = time.monotonic()
-        process.process.send_signal(signal.SIGTERM)
-        assert process.process.wait(timeout=20) == 143
-        assert time.monotonic() - started <= 10
-        assert "still at work" in process.log.read_text("utf-8")
+        yield process
         connection.close()
 
 
+def test_it_stops_though_a_thread_is_stuck(index: Path, tmp_path: Path) -> None:
+    with stuck(index, tmp_path) as process:
+        assert process.stopped() == 143
+        assert "still at work" in process.log.read_text("utf-8")
+
+
+@pytest.mark.timing
+def test_it_stops_within_ten_seconds_though_a_thread_is_stuck(index: Path, tmp_path: Path) -> None:
+    with stuck(index, tmp_path) as process:
+        started = time.monotonic()
+        process.stopped()
+        assert time.monotonic() - started <= 10
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_idle_it_stops_at_once(sent: signal.Signals, code: int, index: Path, tmp_path: Path) -> None:
+def test_idle_it_stops_without_having_to_be_forced(
+    sent: signal.Signals, code: int, index: Path, tmp_path: Path
+) -> None:
+    with child(tmp_path, classifier(index)) as (service, process):
+        service.upload(PHOTOS[0], "embed_siglip")
+        assert process.stopped(sent) == code
+        assert "still at work" not in process.log.read_text("utf-8")
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_idle_it_stops_at_once(sent: signal.Signals, index: Path, tmp_path: Path) -> None:
     with child(tmp_path, classifier(index)) as (service, process):
         service.upload(PHOTOS[0], "embed_siglip")
         started = time.monotonic()
-        process.process.send_signal(sent)
-        assert process.process.wait(timeout=20) == code
+        process.stopped(sent)
         assert time.monotonic() - started <= 4
 
 

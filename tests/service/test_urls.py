@@ -1,4 +1,4 @@
-"""`POST /analyze_image/`: rows A1, A11, A14 and A16, and where a stranger's URL may lead the service."""
+"""`POST /analyze_image/`: what is fetched, and where a stranger's URL may lead the service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def look(service: Served, url: Any, *tasks: Any) -> Reply:
     return service.ask("POST", "/analyze_image/", json={"image_url": url, "tasks": as_tasks(*tasks)})
 
 
-def test_a1_a14_the_photo_is_fetched_once_for_all_tasks(fetching: Served, net: Internet) -> None:
+def test_the_photo_is_fetched_once_for_all_tasks(fetching: Served, net: Internet) -> None:
     reply = look(fetching, GOOD, "describe_image", "embed_siglip", "label_image")
     assert reply.status == 200
     assert reply.json["image_url"] == GOOD
@@ -43,7 +43,7 @@ def test_a1_a14_the_photo_is_fetched_once_for_all_tasks(fetching: Served, net: I
 @pytest.mark.parametrize(
     "url", ["ftp://open.test/a.png", "file:///etc/passwd", "a.png", "", None, 3, "x" * 3000]
 )
-def test_a1_what_is_no_web_address_is_malformed(url: Any, fetching: Served, net: Internet) -> None:
+def test_what_is_no_web_address_is_refused_as_malformed(url: Any, fetching: Served, net: Internet) -> None:
     reply = look(fetching, url)
     assert (reply.status, reply.json["code"]) == (422, "malformed")
     assert reply.json["detail"].startswith("body.image_url: ")
@@ -61,7 +61,7 @@ WEB = [url for url in REFUSED if url.lower().startswith(("http://", "https://"))
 
 @pytest.mark.parametrize("url", WEB)
 def test_a_bad_url_gets_the_one_answer(url: str, fetching: Served, net: Internet) -> None:
-    """A11: 400, and nothing that would tell what is there."""
+    """400, and nothing that would tell what is there."""
     reply = look(fetching, url)
     assert net.forbidden_connects == []
     if reply.status != 422:  # which is too long to be a URL
@@ -87,13 +87,13 @@ def test_the_table_of_the_house_holds_over_http(
     assert wrong == []
 
 
-def test_a11_a_page_is_no_photo(fetching: Served, net: Internet) -> None:
+def test_a_page_that_says_it_is_a_photo_is_refused(fetching: Served, net: Internet) -> None:
     net.server.pages["/page"] = lambda page: page.say(200, b"<html>", Content_Type="image/png")
     reply = look(fetching, "http://open.test/page")
     assert (reply.status, reply.json["code"]) == (400, "unsupported_format")
 
 
-def test_a16_a_photo_that_is_too_large_is_not_read_to_its_end(fetching: Served, net: Internet) -> None:
+def test_a_photo_that_is_too_large_is_not_read_to_its_end(fetching: Served, net: Internet) -> None:
     net.server.pages["/large"] = lambda page: page.say(200, bytes(26 * 2**20))
     reply = look(fetching, "http://open.test/large")
     assert (reply.status, reply.json["code"]) == (413, "too_large")

@@ -141,7 +141,7 @@ class TestZeroShot:
             assert len(labels) == 4
             assert sum(each.score for each in labels) == pytest.approx(1)
 
-    def test_X7_softmax_of_the_cosines(self) -> None:
+    def test_scores_are_the_softmax_of_the_cosines(self) -> None:
         encoder = load_encoder(FAKE)
         image = picture((90, 60, 120), seed=1)
         texts = encoder.encode_text(["red", "blue"])  # type: ignore[attr-defined]

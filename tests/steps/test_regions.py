@@ -1,7 +1,4 @@
-"""Where in a photo a task looks: detection, the choice of one region, and lines that share their beginning.
-
-The numbers in the names are rows of the contract: O1 targets, O2 and O7 face context, O3 to O6 who is found.
-"""
+"""Where in a photo a task looks: detection, the choice of one region, lines that share their beginning."""
 
 from __future__ import annotations
 
@@ -96,7 +93,7 @@ class TestDetect:
         line = (Focus("person"), Detect(FAKE, labels=("face",)))
         [found] = Pipeline(line).run([with_regions(Region((100, 30, 160, 90), "person"))])
         assert detector.shown == [(60, 60)]
-        assert found.regions[-1].box == (105, 36, 160, 50)  # M6: the crop's origin added, cut at its end
+        assert found.regions[-1].box == (105, 36, 160, 50)  # the crop's origin added, cut at its end
 
     def test_a_detector_that_fails_is_not_nobody_found(self) -> None:
         with pytest.raises(ModelError, match="told to fail"):
@@ -187,7 +184,7 @@ class TestFocus:
 
 
 class TestWhere:
-    def test_O1_the_three_targets(self) -> None:
+    def test_there_are_three_targets_and_another_is_refused(self) -> None:
         assert Where().steps() == ()
         assert [step.name for step in Where("prominent_person").steps()] == ["detect", "focus"]
         assert [step.name for step in Where("prominent_face").steps()] == ["detect", "focus"] * 2
@@ -195,12 +192,12 @@ class TestWhere:
         with pytest.raises(ConfigError, match=f"^{known}$"):
             make_where({"target": "nobody"})
 
-    def test_O2_the_context_of_a_face_is_one_of_two(self) -> None:
+    def test_the_context_of_a_face_is_one_of_two(self) -> None:
         assert [s.name for s in Where("prominent_face", "whole_image").steps()] == ["detect", "focus"]
         with pytest.raises(ValidationError, match="face_context"):
             TypeAdapter(Where).validate_python({"face_context": "the_moon"})
 
-    def test_O5_without_a_person_the_whole_image_and_the_result_says_so(self, says) -> None:
+    def test_without_a_person_the_whole_image_is_taken_and_the_result_says_so(self, says) -> None:
         says(family="faster-rcnn")
         [found] = Pipeline((*Where("prominent_person").steps(), EMBED)).run([photo()])
         assert found.target is not None
@@ -209,7 +206,7 @@ class TestWhere:
         for key, rows in whole.embeddings.items():
             np.testing.assert_array_equal(found.embeddings[key], rows)
 
-    def test_O6_and_O7_without_a_person_no_face_is_looked_for(self, says) -> None:
+    def test_without_a_person_no_face_is_looked_for(self, says) -> None:
         says(family="faster-rcnn")
         faces = says(((5, 5, 40, 40), 0.9, "face"), family="mtcnn")
         [found] = Pipeline(Where("prominent_face").steps()).run([photo()])
@@ -220,7 +217,7 @@ class TestWhere:
         assert anywhere.target is not None
         assert anywhere.target.box == (5, 5, 40, 40)
 
-    def test_O3_the_box_of_the_most_prominent_person_is_whole_pixels_with_a_score(self, says) -> None:
+    def test_the_box_of_the_most_prominent_person_is_whole_pixels_with_a_score(self, says) -> None:
         """Detection alone is a place without a step after it."""
         says(((10.6, 20.4, 60.7, 500), 0.7, "person"), ((0, 0, 9, 9), 0.4, "person"), family="faster-rcnn")
         [[found]] = run_shared([photo()], lines_of([(make_where({"target": "prominent_person"}), ())]))
@@ -229,7 +226,7 @@ class TestWhere:
         assert target["score"] == pytest.approx(0.7)
         assert all(type(side) is int for side in target["box"])
 
-    def test_O6_a_person_without_a_face_is_skipped_with_a_reason(self, says) -> None:
+    def test_a_person_without_a_face_is_skipped_with_a_reason(self, says) -> None:
         says(((10, 10, 90, 90), 0.9, "person"), family="faster-rcnn")
         faces = says(family="mtcnn")
         [found] = Pipeline((*Where("prominent_face").steps(), EMBED)).run([photo()])
@@ -238,7 +235,7 @@ class TestWhere:
         assert (found.skipped.code, found.skipped.reason) == ("no_face", "no face was found")
         assert found.embeddings == {}
 
-    def test_O4_nobody_found_is_no_error_and_a_broken_detector_is(self, says) -> None:
+    def test_nobody_found_is_no_error_and_a_broken_detector_is(self, says) -> None:
         detector = says(family="faster-rcnn")
         assert next(Pipeline(Where("prominent_person").steps()).run([photo()])).target is not None
         detector.detect = lambda images: 1 / 0
@@ -266,7 +263,7 @@ class TestShared:
         results = run_shared([shown], lines_of(tasks))
         assert len(results) == 8
         assert persons.shown == [(200, 100)]
-        assert faces.shown == [(80, 80), (200, 100)]  # Q1: one slot per context
+        assert faces.shown == [(80, 80), (200, 100)]  # one slot per context
         assert calls == [1, 1, 1, 1]  # person, face of the person, face anywhere, whole image
         vectors = [next(iter(r[0].embeddings.values())) for r in results if r[0].embeddings]
         np.testing.assert_array_equal(vectors[0], vectors[1])

@@ -193,7 +193,7 @@ class DeepLab:
         return [Segment(whole == i, label, 1.0) for i, label in labels.items()]
 
 
-def test_S28_a_real_model_behind_the_interface_finds_large_persons(
+def test_a_real_model_behind_the_interface_finds_large_persons(
     realdata: Path, monkeypatch: pytest.MonkeyPatch, record_property: pytest.RecordProperty
 ) -> None:
     folder = realdata / "data/coco128-val"
