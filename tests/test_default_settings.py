@@ -208,7 +208,7 @@ def timeless(found: Any) -> Any:
     return found
 
 
-def test_every_default_of_the_registry_is_downloaded(home: Home, online: Answers, hub: MiniHub) -> None:
+def test_every_family_of_the_registry_is_downloaded(home: Home, online: Answers, hub: MiniHub) -> None:
     for repo in hub.repositories:
         snapshot = home.folder / "hub" / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
         assert any(path.suffix in LARGE for path in snapshot.rglob("*")), repo
