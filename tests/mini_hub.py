@@ -27,6 +27,8 @@ class MiniHub(ThreadingHTTPServer):
     Attributes:
         asked: the requests so far.
         cut: bytes after which the first answer with a file breaks off; 0: none does.
+        stalls: whether it stops there instead, until it is released.
+        stalled, released: events of such an answer.
     """
 
     daemon_threads = True
@@ -34,6 +36,8 @@ class MiniHub(ThreadingHTTPServer):
     def __init__(self, repositories: Repositories, cut: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories, self.cut = repositories, cut
+        self.stalls = False
+        self.stalled, self.released = threading.Event(), threading.Event()
         self.asked: list[tuple[str, str, dict[str, str]]] = []
 
     @property
@@ -110,6 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
         if headers and large:
             self.server.cut = 0
             self.wfile.write(body[:cut])
+            if self.server.stalls:
+                self.wfile.flush()
+                self.server.stalled.set()
+                self.server.released.wait(60)
             self.close_connection = True
             return
         self.wfile.write(body)

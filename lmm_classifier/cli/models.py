@@ -57,6 +57,8 @@ def list_(
             typer.echo(json.dumps(found))
             continue
         here = f"{found['mib']:.1f} MiB at {found['commit']}" if found["commit"] else "not on this machine"
+        if missing := found["missing"]:
+            here += f", {_incomplete(missing)}"
         licence = found["licence"] or "licence: see its model card"
         typer.echo(printable(f"{checkpoint.family}: {checkpoint.hub_id} ({licence}), {here}"))
     return 0
@@ -93,23 +95,29 @@ def verify(
     config: Config = None,
     cache_dir: CacheDir = None,
 ) -> int:
-    """Compare every file of the checkpoints on this machine with the digest it is filed under."""
+    """Compare every file of the checkpoints on this machine with the digest it is filed under.
+
+    Exit code 2 when one is not on this machine, or was not downloaded to its end.
+    """
     from lmm_classifier.models.store import problems_of
 
-    damaged = missing = 0
+    damaged = absent = 0
     for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption), cache_dir):
         folder = checkpoint.folder()
         if folder is None:
-            missing += 1
+            absent += 1
             typer.echo(printable(f"{checkpoint.hub_id}: not on this machine"))
             continue
         problems = list(problems_of(folder))
         damaged += len(problems)
         for problem in problems:
             note(f"error: {problem}")
-        if not problems:
+        if missing := checkpoint.missing():
+            absent += 1
+            typer.echo(printable(f"{checkpoint.hub_id}: {_incomplete(missing)}"))
+        elif not problems:
             typer.echo(printable(f"{checkpoint.hub_id}: every file is as the hub has it"))
-    return 1 if damaged else 2 if missing else 0
+    return 1 if damaged else 2 if absent else 0
 
 
 @app.command()
@@ -124,6 +132,11 @@ def where(config: Config = None, cache_dir: CacheDir = None) -> int:
         typer.echo(f"hub: {CACHE} (set HF_HUB_CACHE or HF_HOME to move it)")
     typer.echo(f"shipped: {SHIPPED}")
     return 0
+
+
+def _incomplete(missing: Sequence[str]) -> str:
+    files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+    return f"incomplete: {files} missing, such as {missing[0]}; `models fetch` goes on with it"
 
 
 def _wanted(config: Path | None, asked: Sequence[bool], cache_dir: Path | None) -> tuple[Checkpoint, ...]:
@@ -161,5 +174,6 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     return asdict(checkpoint) | {
         "commit": folder.name if folder else None,
         "mib": size,
+        "missing": list(checkpoint.missing()),
         "cache_dir": where,
     }

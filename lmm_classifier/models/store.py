@@ -6,7 +6,9 @@ environment variables (HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFL
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from lmm_classifier.errors import ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec
@@ -22,6 +25,7 @@ from lmm_classifier.models.published import DEFAULTS, FILES, Task, default_weigh
 
 CACHE = Path(HF_HUB_CACHE)
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
+WEIGHTS = (".safetensors", ".onnx")
 _LFS, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
@@ -46,11 +50,44 @@ class Checkpoint:
     cache_dir: Path | None = None
 
     def folder(self) -> Path | None:
-        """Where it is on this machine, named by its commit; None if it is not here."""
+        """Where it is on this machine, named by its commit, whole or not; None if nothing of it is here."""
         try:
             return _snapshot(self, local_files_only=True)
-        except LocalEntryNotFoundError:
-            return None
+        except LocalEntryNotFoundError as error:  # of one it knows to be incomplete, newer versions say where
+            incomplete = getattr(error, "snapshot_path", None)
+            return Path(incomplete) if incomplete else None
+
+    def missing(self) -> tuple[str, ...]:
+        """Files of weights that a download which was cut off has left out; none where nothing is here.
+
+        Their names, where the hub's library kept the listing of the commit or an index of weights names its
+        parts; else the patterns of which there is no file, or the digests of the files that were begun.
+        """
+        folder = self.folder()
+        if folder is None:
+            return ()
+        here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        wanted = filter_repo_objects(self._listed(), allow_patterns=list(self.files))
+        named = {name for name in wanted if name.endswith(WEIGHTS)}
+        named |= {part for index in folder.glob("*.index.json") for part in _parts_of(index)}
+        unmatched = [p for p in self.files if p.endswith(WEIGHTS) and not fnmatch.filter(here, p)]
+        blobs = folder.parents[1] / "blobs"
+        begun = {path.name.partition(".")[0] for path in blobs.glob("*.incomplete")}
+        unfinished = [digest for digest in begun if not (blobs / digest).exists()]
+        return tuple(sorted(named - here or unmatched or unfinished))
+
+    def _listed(self) -> list[str]:
+        """All files of the commit that is here, as far as the hub's library remembers them."""
+        try:
+            from huggingface_hub import get_cached_repo_tree
+            from huggingface_hub.errors import CachedRepoTreeNotFoundError
+        except ImportError:  # older versions keep no listing
+            return []
+        try:
+            files = get_cached_repo_tree(self.hub_id, revision=self.revision, cache_dir=_cache_of(self))
+        except CachedRepoTreeNotFoundError:
+            return []
+        return [file.path for file in files]
 
 
 def defaults(tasks: Sequence[Task]) -> tuple[Checkpoint, ...]:
@@ -101,9 +138,21 @@ def _snapshot(checkpoint: Checkpoint, local_files_only: bool = False) -> Path:
         revision=checkpoint.revision,
         allow_patterns=list(checkpoint.files),
         local_files_only=local_files_only,
-        cache_dir=checkpoint.cache_dir.expanduser() if checkpoint.cache_dir else None,
+        cache_dir=_cache_of(checkpoint),
     )
     return Path(str(found))
+
+
+def _cache_of(checkpoint: Checkpoint) -> Path | None:
+    return checkpoint.cache_dir.expanduser() if checkpoint.cache_dir else None
+
+
+def _parts_of(index: Path) -> set[str]:
+    """The files that an index of weights names; none if it cannot be read, which opening it will say."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def problems_of(folder: Path) -> Iterator[str]:

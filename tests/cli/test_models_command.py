@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hub_cache import COMMIT, write_cached
+from hub_cache import COMMIT, files_in, write_cached
 from lmm_classifier import registry
 from lmm_classifier.models.published import DEFAULTS, TASKS
 from mini_hub import COMMIT as SERVED
 from mini_hub import MiniHub, serving
 from shell import run
+from synthetic import write_corpus
 
+CHECKPOINTS = Path(registry.__file__).parent / "checkpoints"
 REPO = "facebook/dinov2-base"
 CONVNEXT = "facebook/convnext-tiny-224"
 FILES = {"model.safetensors": b"weights" * 1000, "config.json": b'{"model_type": "dinov2"}'}
@@ -177,6 +180,41 @@ class TestFetch:
         assert f"bytes={10 * 2**20}-" in ranges
         [file] = tmp_path.rglob("snapshots/*/model.safetensors")
         assert file.read_bytes() == weights
+
+    @pytest.mark.parametrize("command", [("models", "fetch"), ("index", "build")], ids=" ".join)
+    def test_a_killed_download_is_seen_and_gone_on_with(
+        self, command: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        files = files_in(CHECKPOINTS / "siglip-digits")
+        (tmp_path / "s.yaml").write_text("pipeline: [embed: {encoder: {family: siglip, weights: a/b}}]")
+        write_corpus(tmp_path / "photos")
+        options = {
+            "fetch": ("-c", tmp_path / "s.yaml"),
+            "build": (tmp_path / "photos", "-o", tmp_path / "index", "--encoder", "siglip=a/b"),
+        }[command[1]]
+        cache = tmp_path / "cache"
+        settings = ("-c", tmp_path / "s.yaml")
+        with serving({"a/b": files}, cut=len(files["model.safetensors"]) // 2) as hub:
+            hub.stalls = True
+            environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
+            running = subprocess.Popen(
+                [sys.executable, "-m", "lmm_classifier", *command, *options],
+                env={**os.environ, **environment},
+                stderr=subprocess.PIPE,
+            )
+            assert hub.stalled.wait(60)
+            running.kill()
+            running.communicate()
+            hub.released.set()
+            verified = models("verify", *settings, cache=cache)
+            assert (verified.returncode, verified.stderr) == (2, "")
+            assert verified.stdout.startswith("a/b: incomplete: 1 file is missing, such as ")
+            assert "incomplete" in models("list", *settings, cache=cache).stdout
+            [listed] = models("list", *settings, "--json", cache=cache).stdout.splitlines()
+            assert len(json.loads(listed)["missing"]) == 1
+            assert self.online(hub, *settings, cache=cache).returncode == 0
+        verified = models("verify", *settings, cache=cache)
+        assert (verified.returncode, verified.stdout) == (0, "a/b: every file is as the hub has it\n")
 
     def test_what_the_hub_refuses_is_one_line_of_error_and_leaves_nothing(self, tmp_path: Path) -> None:
         with serving({"some/other": FILES}) as hub:
