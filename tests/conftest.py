@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
+from collections import Counter
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -9,6 +11,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 import pytest
 
 REAL_CONNECT = socket.socket.connect
+ANNOUNCEMENTS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+announced: Counter[str] = Counter()
+"""What libraries say they will change -> how many tests met it."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--deprecations", type=Path, metavar="FILE", help="Append what libraries deprecate, a line each."
+    )
+
+
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    if issubclass(warning_message.category, ANNOUNCEMENTS):
+        text = " ".join(str(warning_message.message).split())
+        announced[f"{warning_message.category.__name__}: {text}"] += 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Not as failures: what is deprecated still works, and is to be mended before it does not."""
+    if announced:
+        terminalreporter.section("deprecated by libraries")
+        for text, times in announced.most_common():
+            terminalreporter.write_line(f"{times:5} x {text}")
+    if config.option.deprecations:
+        with config.option.deprecations.open("a", encoding="utf-8") as file:
+            file.writelines(f"{text}\n" for text in announced)
 
 
 @pytest.fixture(autouse=True)
