@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 import tiny_models
 import tiny_vision
-from hub_cache import files_in, write_cached
+from hub_cache import COMMIT, files_in, write_cached
 from lmm_classifier.errors import ModelUnavailableError
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec, load_text_encoder
@@ -20,6 +20,7 @@ from segmentation_graphs import write_decoder, write_detr, write_encoder
 
 ENCODERS = ("siglip", "clip", "dinov2", "dinov2-timm", "dinov3", "dinov3-patch")
 HUB_ID = "org/tiny"
+CHECKPOINTS = Path(base.__file__).parents[1] / "checkpoints"
 
 
 def write_sam2(folder: Path) -> str:
@@ -127,3 +128,13 @@ def test_each_revision_opens_its_own_files(tmp_path: Path, nowhere: Path) -> Non
 def test_a_spec_is_another_one_in_another_cache(tmp_path: Path) -> None:
     assert ModelSpec("fake") == ModelSpec("fake", cache_dir=None)
     assert len({ModelSpec("fake"), ModelSpec("fake", cache_dir=tmp_path)}) == 2
+
+
+@pytest.mark.parametrize("ref", ["main", "v1.0"])
+def test_a_reranker_from_the_hub_is_known_by_its_commit(ref: str, tmp_path: Path) -> None:
+    """A branch or tag may move; answers that are remembered are those of the commit."""
+    for commit in (COMMIT, "f" * 40):
+        base._opened.clear()
+        write_cached(tmp_path, HUB_ID, files_in(CHECKPOINTS / "qwen2-vl-digits"), ref, commit)
+        chooser = base.load_chooser(ModelSpec("qwen-vl", HUB_ID, revision=ref, cache_dir=tmp_path))
+        assert f" {HUB_ID} {commit} " in chooser.fingerprint  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, SiglipVisionModel
 
+from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError, ModelError, ModelUnavailableError
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec, load_chooser, load_encoder
@@ -159,6 +160,33 @@ class TestDamaged:
         folder = edited(siglip_folder)
         change(folder / name, **settings)
         assert str(folder) in str(failure(ModelSpec("siglip", str(folder))))
+
+
+class TestWhateverIsRaisedWhileOpening:
+    """A model of any package: its error is one of ours, so that retrieval's answer stands."""
+
+    @pytest.mark.parametrize(
+        ("raised", "kind", "said"),
+        [
+            (FileNotFoundError(2, "No such file", "acme/x"), ModelUnavailableError, "FileNotFoundError:"),
+            (ConnectionResetError("the hub hung up"), ModelUnavailableError, "the hub hung up"),
+            (AttributeError("no attribute 'use_head'"), ModelError, "AttributeError: no attribute"),
+            (KeyError("two\nlines"), ModelError, "KeyError:"),
+        ],
+    )
+    def test_is_an_error_of_ours(
+        self, raised: Exception, kind: type[ModelError], said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(spec: ModelSpec) -> None:
+            raise raised
+
+        monkeypatch.setattr(registry, "resolve", lambda *_: refuse)
+        for family in ("qwen-vl", "siglip"):
+            error = failure(ModelSpec(family))
+            assert type(error) is kind
+            assert f"'{family}' cannot be opened: " in str(error)
+            assert said in str(error)
+            assert error.__cause__ is raised
 
 
 class TestForeignCodeIsNeverRun:
