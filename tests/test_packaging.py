@@ -1,0 +1,93 @@
+"""What is built and installed: its files and that type checkers find it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def built(hook: str, folder: Path) -> Path:
+    """The file that the build backend itself makes of the clone, in this environment."""
+    folder.mkdir()
+    code = f"import sys; from hatchling.build import {hook} as build; build(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, check=True)
+    [made] = folder.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("build_wheel", tmp_path_factory.mktemp("wheel") / "dist")
+
+
+@pytest.fixture
+def editable(tmp_path: Path) -> Path:
+    """A folder with an editable install, as it would be in site-packages."""
+    site = tmp_path / "site"
+    shutil.unpack_archive(built("build_editable", tmp_path / "dist"), site, "zip")
+    return site
+
+
+def sources() -> set[str]:
+    """Every file of the package that belongs to the project, whatever its ending."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "lmm_classifier"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name for name in told.stdout.splitlines() if (ROOT / name).exists()}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    about = {name for name in names if ".dist-info/" in name}
+    assert names - about == sources()
+    assert {name.partition(".dist-info/")[2] for name in about} == {
+        "METADATA",
+        "RECORD",
+        "WHEEL",
+        "entry_points.txt",
+        "licenses/LICENSE",
+    }
+
+
+def test_the_source_distribution_holds_what_a_wheel_is_built_of(tmp_path: Path) -> None:
+    with tarfile.open(built("build_sdist", tmp_path / "dist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    beside = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
+    assert names == sources() | beside
+
+
+def test_an_editable_install_is_a_plain_path(editable: Path) -> None:
+    """Editors and type checkers read no import hooks."""
+    [path] = editable.glob("*.pth")
+    assert path.read_text(encoding="utf-8").strip() == str(ROOT)
+    assert list(editable.rglob("*.py")) == []
+
+
+def test_a_type_checker_finds_the_types_of_an_editable_install(editable: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    [site] = (tmp_path / "venv").rglob("site-packages")
+    shutil.copytree(editable, site, dirs_exist_ok=True)
+    (tmp_path / "asked.py").write_text(
+        "from lmm_classifier.errors import ConfigError, nothing\n", encoding="utf-8"
+    )
+    options = ["--python-executable", tmp_path / "venv/bin/python", "--cache-dir", tmp_path / "cache"]
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "asked.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.splitlines() == [
+        'asked.py:1: error: Module "lmm_classifier.errors" has no attribute "nothing"  [attr-defined]',
+        "Found 1 error in 1 file (checked 1 source file)",
+    ]
