@@ -1,4 +1,4 @@
-"""What is built and installed: its files and that type checkers find it."""
+"""What is built and installed: its files, that type checkers find it, and that the benchmarks do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import sys
 import tarfile
 import venv
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from installed import run_with
+
 ROOT = Path(__file__).parents[1]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 
 
 def built(hook: str, folder: Path) -> Path:
@@ -91,3 +95,26 @@ def test_a_type_checker_finds_the_types_of_an_editable_install(editable: Path, t
         'asked.py:1: error: Module "lmm_classifier.errors" has no attribute "nothing"  [attr-defined]',
         "Found 1 error in 1 file (checked 1 source file)",
     ]
+
+
+@pytest.fixture(scope="module")
+def helped(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Every benchmark asked for its help, where the package is installed from a wheel, outside the clone."""
+    site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    shutil.unpack_archive(wheel, site, "zip")
+
+    def ask(script: Path) -> subprocess.CompletedProcess[str]:
+        return run_with(site, elsewhere, str(script), "--help")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip((script.name for script in BENCHMARKS), pool.map(ask, BENCHMARKS), strict=True))
+
+
+@pytest.mark.parametrize("name", [script.name for script in BENCHMARKS])
+def test_a_benchmark_starts_without_the_clone_on_the_path(
+    name: str, helped: dict[str, subprocess.CompletedProcess[str]]
+) -> None:
+    assert helped[name].returncode == 0, helped[name].stderr
+    assert helped[name].stdout.startswith(f"usage: {name}")
