@@ -1,4 +1,4 @@
-"""What pyproject.toml declares against what the code imports."""
+"""What pyproject.toml declares, against what the code imports and against the versions in constraints.txt."""
 
 from __future__ import annotations
 
@@ -83,3 +83,50 @@ def test_an_import_is_seen_wherever_it_stands() -> None:
         "import a.b\nif x:\n    from c.d import e\ndef f():\n    import g as h, json\nimport lmm_classifier"
     )
     assert imported(source) == {"a", "c", "g"}
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def direct() -> list[Requirement]:
+    """Every dependency with its bounds, of all extras."""
+    extras = PROJECT["optional-dependencies"].values()
+    asked = [
+        Requirement(each) for each in [*PROJECT["dependencies"], *(e for extra in extras for e in extra)]
+    ]
+    return [each for each in asked if each.name != PROJECT["name"]]
+
+
+@pytest.mark.parametrize("wanted", direct(), ids=str)
+def test_a_dependency_has_its_version_in_the_constraints(wanted: Requirement) -> None:
+    found = [pin for pin in pins() if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
+    assert found
+    for pin in found:
+        [exact] = pin.specifier
+        assert exact.operator == "=="
+        assert exact.version in wanted.specifier
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_each_python_has_one_version_of_each(python: str) -> None:
+    machine = {"python_version": python, "python_full_version": f"{python}.0"}
+    names = [canonicalize_name(p.name) for p in pins() if not p.marker or p.marker.evaluate(machine)]
+    assert len(set(names)) == len(names)
+    assert {canonicalize_name(each.name) for each in direct() if not each.marker} <= set(names)
+
+
+def test_the_constraints_hold_on_any_machine() -> None:
+    """A constraint with an address or a local version would fit where it was made, and nowhere else."""
+    assert [str(pin) for pin in pins() if pin.url or "+" in str(pin.specifier)] == []
+
+
+@pytest.mark.parametrize("name", ["torch", "torchvision"])
+def test_a_build_without_cuda_is_as_good(name: str) -> None:
+    """Its version ends in +cpu, which neither bounds nor constraints may exclude: pip would fetch CUDA's."""
+    [pin] = [pin for pin in pins() if pin.name == name]
+    [exact] = pin.specifier
+    [wanted] = [each for each in direct() if each.name == name]
+    assert f"{exact.version}+cpu" in wanted.specifier
+    assert f"{exact.version}+cpu" in pin.specifier
