@@ -1,7 +1,8 @@
-"""What is built and installed: its files, that type checkers find it, and that the benchmarks do."""
+"""What is built and installed: its files, that type checkers and benchmarks find it, what is said of it."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,11 @@ from pathlib import Path
 import pytest
 
 from installed import run_with
+from lmm_classifier import __version__
+from lmm_classifier.collection import version
+from lmm_classifier.evaluate import compare, evaluation, runs
+from lmm_classifier.index import calibration, manifest
+from lmm_classifier.labelling import facts
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -65,8 +71,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_source_distribution_holds_what_a_wheel_is_built_of(tmp_path: Path) -> None:
     with tarfile.open(built("build_sdist", tmp_path / "dist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    beside = {".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
-    assert names == sources() | beside
+    written = {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "VERSIONING.md"}
+    assert names == sources() | written | {".gitignore", "PKG-INFO", "constraints.txt", "pyproject.toml"}
 
 
 def test_an_editable_install_is_a_plain_path(editable: Path) -> None:
@@ -118,3 +124,23 @@ def test_a_benchmark_starts_without_the_clone_on_the_path(
 ) -> None:
     assert helped[name].returncode == 0, helped[name].stderr
     assert helped[name].stdout.startswith(f"usage: {name}")
+
+
+def test_the_version_policy_tells_the_versions_of_the_files() -> None:
+    rows = re.findall(r"^\| (.+?) \| (\d+) \|", (ROOT / "VERSIONING.md").read_text(encoding="utf-8"), re.M)
+    assert {what: int(number) for what, number in rows} == {
+        "index (`manifest.json`)": manifest.SCHEMA_VERSION,
+        "calibration of an index": calibration.SCHEMA_VERSION,
+        "classifier store": version.SCHEMA_VERSION,
+        "labelling run": facts.SCHEMA_VERSION,
+        "evaluations, comparisons, experiments": evaluation.SCHEMA_VERSION,
+    }
+    assert evaluation.SCHEMA_VERSION == compare.SCHEMA_VERSION == runs.SCHEMA_VERSION
+
+
+def test_the_version_has_its_changes() -> None:
+    assert re.search(
+        rf"^## {re.escape(__version__)} - \d{{4}}-\d\d-\d\d$",
+        (ROOT / "CHANGELOG.md").read_text("utf-8"),
+        re.M,
+    )
