@@ -7,18 +7,18 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
 # Builds of PyTorch without CUDA, 4 GB smaller; --build-arg TORCH_INDEX=https://pypi.org/simple has it. In a layer
-# of their own, before the sources: a change of the code does not fetch them again.
+# of their own, before the sources: a change of the code does not fetch them again. What they need comes below, from
+# PyPI: the other index has it in some versions only.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --index-url "$TORCH_INDEX" "torch>=2.6" "torchvision>=0.21"
+WORKDIR /src
+COPY constraints.txt ./
+RUN pip install --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch torchvision
 
 # --build-arg EXTRAS=service,milvus searches in Milvus as well.
 ARG EXTRAS=service
-WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY lmm_classifier lmm_classifier
-# pyproject.toml has the versions:
-# hadolint ignore=DL3013
-RUN pip install ".[$EXTRAS]"
+RUN pip install --constraint constraints.txt ".[$EXTRAS]"
 
 
 FROM python:3.11-slim-bookworm

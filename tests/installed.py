@@ -9,8 +9,8 @@ from pathlib import Path
 
 PROJECT = """
 [build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
+requires = ["hatchling"]
+build-backend = "hatchling.build"
 
 [project]
 name = "{name}"
@@ -19,8 +19,8 @@ version = "1.0"
 [project.entry-points."lmm_classifier.{kind}s"]
 {name} = "{module}:{attribute}"
 
-[tool.setuptools]
-py-modules = ["{module}"]
+[tool.hatch.build.targets.wheel]
+only-include = ["{module}.py"]
 """
 
 

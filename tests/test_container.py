@@ -81,6 +81,11 @@ class TestImage:
         assert sent == {source for sources in copied for source in sources}
         assert all((ROOT / name).exists() for name in sent)
 
+    def test_it_is_of_the_versions_that_were_tried(self) -> None:
+        installs = [arguments for name, arguments in instructions() if "pip install" in arguments]
+        assert len(installs) == 2
+        assert all("--constraint constraints.txt" in arguments for arguments in installs)
+
 
 @pytest.fixture(params=[200, 401, 503])
 def answering(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """1,000 collections over one photo: the decisions, stacked against scikit-learn one by one; from one run.
 
-    python benchmarks/collections.py [--collections 1000] [--rounds 20]
+    python benchmarks/collection_classifiers.py [--collections 1000] [--rounds 20]
 
 The classifiers are random; the photo is encoded once before, as the step does it. Both ways give the same
 probabilities, which is checked. Loading is measured apart: it happens once, and again for what is retrained.
