@@ -17,23 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.files import is_single_file
-from lmm_classifier.models.asking import Mode, Scoring
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.ranges import (
-    BatchSize,
-    Candidates,
-    Device,
-    Dtype,
-    Exemplars,
-    Flag,
-    Permutations,
-    SearchBackend,
-    Seconds,
-    Share,
-    Temperature,
-    TopK,
-)
+from lmm_classifier.ranges import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
+from lmm_classifier.rerank_settings import NOT_OF_THE_STEP, RerankSettings
 from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
@@ -60,48 +47,6 @@ class RetrievalSettings(_Section):
     backend: SearchBackend = "faiss"
     milvus_uri: str | None = None
     milvus_collection: str | None = None
-
-
-class RerankSettings(_Section):
-    """`rerank:` whether and how a vision-language model decides the uncertain cases.
-
-    Options of the step `rerank` have its names; the index of the exemplars is that of `retrieval`.
-    """
-
-    enabled: Flag = True
-    model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
-    family: str = "qwen-vl"
-    revision: str = "main"
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    min_delta: Share | None = None
-    mode: Mode = "listwise"
-    scoring: Scoring = "likelihood"
-    max_candidates: Candidates = 5
-    permutations: Permutations = 1
-    exemplars: Exemplars = 0
-    corpus_root: Path | None = None
-    max_batch_size: BatchSize = 8
-    max_seconds: Seconds | None = None
-    deadline: Seconds | None = None
-    max_share: Share | None = None
-    prompt_template: str | None = None
-    answers: Path | None = None
-    self_test: Flag = True
-    twin: ModelSpec | None = None
-
-    def spec(self) -> ModelSpec:
-        """The model these settings mean."""
-        return ModelSpec(
-            family=self.family,
-            weights=self.model_name,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-
-NOT_OF_THE_STEP = {"enabled", "model_name", "family", "revision", "device", "dtype", "min_delta"}
 
 
 class PipelineConfig(_Section):

@@ -19,7 +19,16 @@ MaxLength = Annotated[int, Field(strict=True, ge=1, le=1024)]  # new tokens of a
 Candidates = Annotated[int, Field(strict=True, ge=1, le=20)]
 Exemplars = Annotated[int, Field(strict=True, ge=0, le=4)]  # photos shown per candidate
 Permutations = Annotated[int, Field(strict=True, ge=1, le=20)]
+Pixels = Annotated[int, Field(strict=True, ge=1)]  # of a photo, as a vision-language model sees it
 BatchSize = Annotated[int, Field(strict=True, ge=1, le=4096)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SearchBackend = Literal["faiss", "milvus"]
+
+
+def check_budget(min_pixels: int | None, max_pixels: int | None) -> None:
+    """Raise a ValueError if a photo could not have that many pixels."""
+    if min_pixels is not None and max_pixels is not None and max_pixels < min_pixels:
+        raise ValueError(
+            f"max_pixels {max_pixels} is less than min_pixels {min_pixels}: raise it or lower that"
+        )

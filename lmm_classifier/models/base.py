@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, Self, cast, runtime_checkable
 
 from PIL import Image
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError, ModelUnavailableError
-from lmm_classifier.ranges import Device, Dtype, Flag
+from lmm_classifier.ranges import Device, Dtype, Flag, Pixels, check_budget
 from lmm_classifier.types import EncoderContract, FloatArray, Sample
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ class ModelSpec:
             rounding only, so this is no part of the contract.
         cache_dir: folder in which checkpoints are looked for and kept, laid out as the hub's library does it;
             None leaves it to that library and its environment variables. No part of the contract either.
+        min_pixels: of a photo as a vision-language model sees it; a smaller one is enlarged. None: what its
+            image processor says, but no more than `max_pixels`.
+        max_pixels: of a photo as it sees it; a larger one is scaled down. None: 1280 x 28 x 28 or what its
+            image processor says, whichever is less, but no less than `min_pixels`.
     """
 
     family: str
@@ -57,6 +62,20 @@ class ModelSpec:
     dtype: Dtype = "auto"
     compile: Flag = False
     cache_dir: Path | None = None
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_budget(self.min_pixels, self.max_pixels)
+        return self
+
+    @property
+    def budget(self) -> str:
+        """The pixels that a photo is given here, for what depends on them; "" where they are left open."""
+        if self.min_pixels is None and self.max_pixels is None:
+            return ""
+        return f"{self.min_pixels or 'default'} to {self.max_pixels or 'default'} pixels"
 
 
 class Encoder(Protocol):
@@ -212,10 +231,19 @@ def load_chooser(spec: ModelSpec) -> Chooser:
     return cast("Chooser", open_model("chooser", spec))
 
 
-def refuse_compile(spec: ModelSpec) -> None:
-    """Raise a ModelError if a spec asks to compile a model of a family that cannot be."""
-    if spec.compile:
-        raise ModelError(f"{spec.family!r} is not compiled by torch; leave `compile` out")
+NOT_TAKEN_BY_ALL = {
+    "compile": "is not compiled by torch",
+    "min_pixels": "does not enlarge photos to a number of pixels",
+    "max_pixels": "does not scale photos to a number of pixels",
+}
+"""Option of a spec that few families take -> what is said of the others."""
+
+
+def refuse_untaken(spec: ModelSpec, *taken: str) -> None:
+    """Raise a ModelError if a spec sets an option of `NOT_TAKEN_BY_ALL` that its family does not take."""
+    for name, why in NOT_TAKEN_BY_ALL.items():
+        if name not in taken and getattr(spec, name) not in (None, False):
+            raise ModelError(f"{spec.family!r} {why}; leave `{name}` out")
 
 
 def input_size_of(model: object) -> int | None:

@@ -11,7 +11,7 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec, refuse_untaken
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.device import device_of
 from lmm_classifier.models.forward import running
@@ -32,7 +32,7 @@ class MtcnnDetector:
     def __init__(self, spec: ModelSpec) -> None:
         if spec.weights or spec.dtype not in ("auto", "float32"):
             raise ModelError("detector 'mtcnn' brings its weights and computes in float32; leave both out")
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._model = MTCNN(
             min_face_size=SMALLEST,
             thresholds=THRESHOLDS,
