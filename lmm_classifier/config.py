@@ -298,8 +298,8 @@ def _anchored(value: Any, base: Path) -> Any:
     if isinstance(value, tuple):
         return tuple(_anchored(item, base) for item in value)
     if isinstance(value, ModelSpec):
-        weights, cache_dir = _anchored_weights(value.weights, base), _anchored(value.cache_dir, base)
-        return dataclasses.replace(value, weights=weights, cache_dir=cache_dir)
+        folders = {name: _anchored(getattr(value, name), base) for name in ("cache_dir", "offload_folder")}
+        return dataclasses.replace(value, weights=_anchored_weights(value.weights, base), **folders)
     if isinstance(value, RerankSettings):
         fields = {key: _anchored(getattr(value, key), base) for key in value.model_fields_set}
         return value.model_copy(update=fields | {"model_name": _anchored_weights(value.model_name, base)})
@@ -326,7 +326,7 @@ def _anchored_field(name: str, value: Any, base: Path) -> Any:
         return str(base / Path(value).expanduser())
     if name == "weights" and isinstance(value, str):
         return _anchored_weights(value, base)
-    if name in {"store", "cache_dir"} and isinstance(value, str):
+    if name in {"store", "cache_dir", "offload_folder"} and isinstance(value, str):
         return str(base / Path(value).expanduser())
     if isinstance(value, Mapping):  # options of an operation, as they are written
         return {key: _anchored_field(key, inner, base) for key, inner in value.items()}

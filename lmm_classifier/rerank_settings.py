@@ -9,21 +9,25 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from lmm_classifier.models.asking import Mode, Scoring
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.options import PLACEMENT
 from lmm_classifier.ranges import (
     BatchSize,
     Candidates,
     Device,
+    DeviceMap,
     Dtype,
     Exemplars,
     Flag,
+    MaxMemory,
     Permutations,
     Pixels,
     Seconds,
     Share,
     check_budget,
+    check_placement,
 )
 
-OPTIONS_OF_THE_MODEL = ("revision", "device", "dtype", "min_pixels", "max_pixels")
+OPTIONS_OF_THE_MODEL = ("revision", "device", "dtype", "min_pixels", "max_pixels", *PLACEMENT)
 """Options of the model that have its names; `family` and `model_name` are the others."""
 NOT_OF_THE_STEP = {"enabled", "model_name", "family", "min_delta", *OPTIONS_OF_THE_MODEL}
 
@@ -44,6 +48,9 @@ class RerankSettings(BaseModel):
     dtype: Dtype = "auto"
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
+    device_map: DeviceMap | None = None
+    max_memory: MaxMemory | None = None
+    offload_folder: Path | None = None
     min_delta: Share | None = None
     mode: Mode = "listwise"
     scoring: Scoring = "likelihood"
@@ -63,6 +70,7 @@ class RerankSettings(BaseModel):
     @model_validator(mode="after")
     def _a_model(self) -> Self:
         check_budget(self.min_pixels, self.max_pixels)
+        check_placement(self.device, self.device_map, self.offload_folder)
         return self
 
     def spec(self) -> ModelSpec:

@@ -15,7 +15,8 @@ from lmm_classifier.index.files import explained, replace_file
 from lmm_classifier.index.progress import OnProgress
 from lmm_classifier.index.sealed import digest_of
 from lmm_classifier.indexing import index_corpus
-from lmm_classifier.models.base import NOT_TAKEN_BY_ALL, ModelSpec
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.options import NOT_TAKEN_BY_ALL
 
 
 def index_key(photos: Photos, encoder: ModelSpec) -> str:

@@ -17,7 +17,16 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError, ModelUnavailableError
-from lmm_classifier.ranges import Device, Dtype, Flag, Pixels, check_budget
+from lmm_classifier.ranges import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Flag,
+    MaxMemory,
+    Pixels,
+    check_budget,
+    check_placement,
+)
 from lmm_classifier.types import EncoderContract, FloatArray, Sample
 
 log = logging.getLogger(__name__)
@@ -53,6 +62,12 @@ class ModelSpec:
             image processor says, but no more than `max_pixels`.
         max_pixels: of a photo as it sees it; a larger one is scaled down. None: 1280 x 28 x 28 or what its
             image processor says, whichever is less, but no less than `min_pixels`.
+        device_map: how a model that may be larger than one device is spread over GPUs, then the processor's
+            memory: "auto" and "balanced" fill GPUs evenly, "sequential" one after the other. None: one
+            device; where that is too small and `device` is "auto", all GPUs.
+        max_memory: (device, size) of what weights may take: of GPUs by number, "cpu" and "mps"; sizes are
+            bytes or such as "20GiB". Devices left out are not used. None: what is free.
+        offload_folder: where `device_map` may put what fits into no memory; None: nowhere.
     """
 
     family: str
@@ -64,10 +79,14 @@ class ModelSpec:
     cache_dir: Path | None = None
     min_pixels: Pixels | None = None
     max_pixels: Pixels | None = None
+    device_map: DeviceMap | None = None
+    max_memory: MaxMemory | None = None
+    offload_folder: Path | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_budget(self.min_pixels, self.max_pixels)
+        check_placement(self.device, self.device_map, self.offload_folder)
         return self
 
     @property
@@ -229,21 +248,6 @@ def load_chooser(spec: ModelSpec) -> Chooser:
         ModelError: it cannot be opened.
     """
     return cast("Chooser", open_model("chooser", spec))
-
-
-NOT_TAKEN_BY_ALL = {
-    "compile": "is not compiled by torch",
-    "min_pixels": "does not enlarge photos to a number of pixels",
-    "max_pixels": "does not scale photos to a number of pixels",
-}
-"""Option of a spec that few families take -> what is said of the others."""
-
-
-def refuse_untaken(spec: ModelSpec, *taken: str) -> None:
-    """Raise a ModelError if a spec sets an option of `NOT_TAKEN_BY_ALL` that its family does not take."""
-    for name, why in NOT_TAKEN_BY_ALL.items():
-        if name not in taken and getattr(spec, name) not in (None, False):
-            raise ModelError(f"{spec.family!r} {why}; leave `{name}` out")
 
 
 def input_size_of(model: object) -> int | None:

@@ -10,10 +10,11 @@ from PIL import Image
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
 

@@ -16,8 +16,9 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import Batches
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import (
     checkpoint_folder,
     dtype_of,

@@ -13,7 +13,8 @@ from timm.data.transforms_factory import create_transform
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import (
     checkpoint_folder,
     dtype_of,

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question, refuse_untaken
+from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.detection import Detections
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.prompting import Cue
 from lmm_classifier.models.segmentation import Candidates, Segment
 from lmm_classifier.types import BoolArray, Box, EncoderContract, FloatArray

@@ -18,9 +18,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import to_tensor
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import (
     cache_of,
     for_inference,

@@ -11,11 +11,13 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
-from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
+from lmm_classifier.models.options import PLACEMENT, refuse_untaken
+from lmm_classifier.models.placement import entry_device, placed_model
+from lmm_classifier.models.pretrained import first_line, pretrained
 from lmm_classifier.models.qwen_pixels import MODEL_TYPES, PixelBudget
 from lmm_classifier.models.shape import MAX_PIXELS, shrunk, widened
 
@@ -27,7 +29,7 @@ class ChatCaptioner:
     """Answers a prompt about each photo; only what the model adds to the prompt is the caption."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_untaken(spec, "min_pixels", "max_pixels")
+        refuse_untaken(spec, "min_pixels", "max_pixels", *PLACEMENT)
         refuse_float16(spec)
         if not spec.weights:
             raise ModelError("captioner 'image-text-to-text' takes any model: name one as `weights`")
@@ -45,7 +47,7 @@ class ChatCaptioner:
         self._budget = (
             PixelBudget.of(spec, spec.weights, self._processor.image_processor) if of_qwen else None
         )
-        self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        self._model = placed_model(AutoModelForImageTextToText, spec, self._weights, config)
         vocabulary = self._model.config.get_text_config().vocab_size
         refuse_without_vocabulary(self._weights, self._processor.tokenizer, vocabulary)
         make_greedy(self._model)
@@ -69,7 +71,7 @@ class ChatCaptioner:
             add_special_tokens=not (bos and text.startswith(bos)),  # or the template's would be there twice
             return_tensors="pt",
             **as_they_are,
-        ).to(self._model.device, self._model.dtype)
+        ).to(entry_device(self._model), self._model.dtype)
         ids = self._model.generate(**inputs, max_new_tokens=max_length)
         new = ids[:, inputs["input_ids"].shape[1] :]
         texts: list[str] = self._processor.tokenizer.batch_decode(new, skip_special_tokens=True)

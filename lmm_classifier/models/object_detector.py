@@ -10,9 +10,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.shape import widened

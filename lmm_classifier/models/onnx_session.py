@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.footprint import file_bytes
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import checkpoint_folder, first_line
 
 THREADS = 2  # per call; several workers share a machine

@@ -13,10 +13,11 @@ from typing import ClassVar
 
 from lmm_classifier.errors import ConfigError, FetchError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits, bearer, check_url, post_json
-from lmm_classifier.models.base import AnswerForm, ModelSpec, Question, refuse_untaken
+from lmm_classifier.models.base import AnswerForm, ModelSpec, Question
 from lmm_classifier.models.openai_chat import CONSTRAINED, LOGPROBS, TEXT
 from lmm_classifier.models.openai_systemone import SYSTEMONE
 from lmm_classifier.models.openai_way import Posed, Way, posed
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.shape import MAX_PIXELS, side_of
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray

@@ -16,9 +16,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError, OutOfTimeError
-from lmm_classifier.models.base import ModelSpec, Question, refuse_untaken
+from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.forward import running
-from lmm_classifier.models.pretrained import checkpoint_state, first_line, pretrained, pretrained_model
+from lmm_classifier.models.options import PLACEMENT, refuse_untaken
+from lmm_classifier.models.placement import entry_device, placed_model
+from lmm_classifier.models.pretrained import checkpoint_state, first_line, pretrained
 from lmm_classifier.models.prompt import answers_of, asked
 from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.qwen_pixels import MODEL_TYPES, PixelBudget
@@ -42,7 +44,7 @@ class QwenVLChooser:
     input_size: ClassVar = side_of(MAX_PIXELS)
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_untaken(spec, "min_pixels", "max_pixels")
+        refuse_untaken(spec, "min_pixels", "max_pixels", *PLACEMENT)
         self._weights = spec.weights or DEFAULT_WEIGHTS
         config = pretrained(AutoConfig.from_pretrained, spec, self._weights)
         if config.model_type not in MODEL_TYPES:
@@ -52,7 +54,7 @@ class QwenVLChooser:
             )
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
         self._budget = PixelBudget.of(spec, self._weights, self._processor.image_processor)
-        self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        self._model = placed_model(AutoModelForImageTextToText, spec, self._weights, config)
         self.fingerprint = f"{config.model_type} {checkpoint_state(spec, self._weights)} {self._model.dtype}"
         if spec.budget:
             self.fingerprint += f" {spec.budget}"
@@ -190,7 +192,7 @@ class QwenVLChooser:
         return [i for token in ids for i in [token] * (visual_tokens if token == self._image_token else 1)]
 
     def _plain(self, question: Asked, answer: list[int]) -> float:
-        device, dtype = self._model.device, self._model.dtype
+        device, dtype = entry_device(self._model), self._model.dtype
         ids = torch.tensor([[*question.prompt, *answer]])
         logits = self._model(
             input_ids=ids.to(device),

@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_untaken
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import LARGEST_COMPILED, UNLIMITED, Batches, padded
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import preprocessing_of, pretrained, pretrained_model, weights_digest
 from lmm_classifier.models.shape import without_sliver
 from lmm_classifier.types import EncoderContract, FloatArray
