@@ -17,23 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.files import is_single_file
-from lmm_classifier.models.asking import Mode, Scoring
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.ranges import (
-    BatchSize,
-    Candidates,
-    Device,
-    Dtype,
-    Exemplars,
-    Flag,
-    Permutations,
-    SearchBackend,
-    Seconds,
-    Share,
-    Temperature,
-    TopK,
-)
+from lmm_classifier.ranges import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
+from lmm_classifier.rerank_settings import NOT_OF_THE_STEP, RerankSettings
 from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
@@ -60,48 +47,6 @@ class RetrievalSettings(_Section):
     backend: SearchBackend = "faiss"
     milvus_uri: str | None = None
     milvus_collection: str | None = None
-
-
-class RerankSettings(_Section):
-    """`rerank:` whether and how a vision-language model decides the uncertain cases.
-
-    Options of the step `rerank` have its names; the index of the exemplars is that of `retrieval`.
-    """
-
-    enabled: Flag = True
-    model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
-    family: str = "qwen-vl"
-    revision: str = "main"
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    min_delta: Share | None = None
-    mode: Mode = "listwise"
-    scoring: Scoring = "likelihood"
-    max_candidates: Candidates = 5
-    permutations: Permutations = 1
-    exemplars: Exemplars = 0
-    corpus_root: Path | None = None
-    max_batch_size: BatchSize = 8
-    max_seconds: Seconds | None = None
-    deadline: Seconds | None = None
-    max_share: Share | None = None
-    prompt_template: str | None = None
-    answers: Path | None = None
-    self_test: Flag = True
-    twin: ModelSpec | None = None
-
-    def spec(self) -> ModelSpec:
-        """The model these settings mean."""
-        return ModelSpec(
-            family=self.family,
-            weights=self.model_name,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-
-NOT_OF_THE_STEP = {"enabled", "model_name", "family", "revision", "device", "dtype", "min_delta"}
 
 
 class PipelineConfig(_Section):
@@ -353,8 +298,8 @@ def _anchored(value: Any, base: Path) -> Any:
     if isinstance(value, tuple):
         return tuple(_anchored(item, base) for item in value)
     if isinstance(value, ModelSpec):
-        weights, cache_dir = _anchored_weights(value.weights, base), _anchored(value.cache_dir, base)
-        return dataclasses.replace(value, weights=weights, cache_dir=cache_dir)
+        folders = {name: _anchored(getattr(value, name), base) for name in ("cache_dir", "offload_folder")}
+        return dataclasses.replace(value, weights=_anchored_weights(value.weights, base), **folders)
     if isinstance(value, RerankSettings):
         fields = {key: _anchored(getattr(value, key), base) for key in value.model_fields_set}
         return value.model_copy(update=fields | {"model_name": _anchored_weights(value.model_name, base)})
@@ -381,7 +326,7 @@ def _anchored_field(name: str, value: Any, base: Path) -> Any:
         return str(base / Path(value).expanduser())
     if name == "weights" and isinstance(value, str):
         return _anchored_weights(value, base)
-    if name in {"store", "cache_dir"} and isinstance(value, str):
+    if name in {"store", "cache_dir", "offload_folder"} and isinstance(value, str):
         return str(base / Path(value).expanduser())
     if isinstance(value, Mapping):  # options of an operation, as they are written
         return {key: _anchored_field(key, inner, base) for key, inner in value.items()}

@@ -14,7 +14,7 @@
     ├── FetchError                 a URL cannot be fetched; carries a code from FETCH_ERROR_CODES
     ├── ModelError                 a model cannot be loaded or run
     │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
-    │   ├── ModelOutOfMemoryError      a pass through it needs more memory than there is
+    │   ├── ModelOutOfMemoryError      it, or a pass through it, needs more memory than there is
     │   └── OutOfTimeError             nobody waits for its answer any more
     └── StepError                  a pipeline step broke its contract
 
@@ -140,7 +140,7 @@ class ModelUnavailableError(ModelError):
 
 
 class ModelOutOfMemoryError(ModelError):
-    """A pass through a model needs more memory than there is; raised where a smaller batch is no way out."""
+    """A model, or a pass through it however small its batch, needs more memory than there is."""
 
 
 class OutOfTimeError(ModelError):

@@ -1,4 +1,4 @@
-"""Qwen-VL as plain transformers runs it: an unpadded pass per answer."""
+"""Qwen-VL as plain transformers and qwen_vl_utils run it: an unpadded pass per answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from qwen_vl_utils import process_vision_info
 from transformers import (
     AutoProcessor,
     Qwen2_5_VLForConditionalGeneration,
@@ -58,12 +60,28 @@ def whole(family: str, folder: Path, question: Question) -> Question:
 def _naive(model: Any, processor: Any, question: Question, option: str) -> float:
     end = END if question.form == "text" else ""
     text = chat(processor, question) + option + end
-    images = [question.image, *(image for _, image in question.exemplars)]
-    inputs = processor(text=[text], images=images, return_tensors="pt")
+    images = [prepared(processor, image) for image in (question.image, *(i for _, i in question.exemplars))]
+    inputs = processor(text=[text], images=images, do_resize=False, return_tensors="pt")
     answer = processor.tokenizer(option + end)["input_ids"]
     assert inputs["input_ids"][0, -len(answer) :].tolist() == answer
     log_probabilities = model(**inputs).logits[0].double().log_softmax(dim=-1)
     return sum(float(log_probabilities[i - len(answer) - 1, token]) for i, token in enumerate(answer))
+
+
+def prepared(
+    processor: Any, image: Image.Image, least: int | None = None, most: int | None = None
+) -> Image.Image:
+    """A photo as Qwen's own library hands it to the processor, whose limits hold where none are given."""
+    part = {
+        "type": "image",
+        "image": image,
+        "min_pixels": least or processor.image_processor.size["shortest_edge"],
+        "max_pixels": most or processor.image_processor.size["longest_edge"],
+    }
+    messages = [{"role": "user", "content": [part]}]
+    found, _ = process_vision_info(messages, image_patch_size=processor.image_processor.patch_size)
+    [shown] = found
+    return shown
 
 
 def chat(processor: Any, question: Question) -> str:

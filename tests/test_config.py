@@ -71,6 +71,30 @@ def written(folder: Path, text: str) -> Path:
             "unknown encoder 'sigilp'; did you mean 'siglip'?",
         ),
         (
+            "retrieval: {index_path: x}\nrerank: {min_pixels: 20, max_pixels: 10}",
+            "rerank: max_pixels 10 is less than min_pixels 20: raise it or lower that",
+        ),
+        (
+            "retrieval: {index_path: x}\nrerank: {device: 'cuda:1', device_map: auto}",
+            "rerank: device_map spreads a model over all GPUs, and device cuda:1 is one: leave one of ",
+        ),
+        (
+            "retrieval: {index_path: x}\nrerank: {offload_folder: ./disk}",
+            "rerank: offload_folder is for what device_map puts on disk: set device_map, or leave it out",
+        ),
+        (
+            "retrieval: {index_path: x}\nrerank: {max_memory: {0: much}}",
+            "rerank.max_memory: 'much' of 0 must be a size such as 20GiB, or a number of bytes",
+        ),
+        (
+            "pipeline: [{rerank: {model: {family: qwen-vl, device_map: all}}}]",
+            "rerank.model.device_map: ",
+        ),
+        (
+            "pipeline: [{rerank: {model: {family: qwen-vl, max_pixels: 0}}}]",
+            "rerank.model.max_pixels: ",
+        ),
+        (
             "retrieval: {index_path: x}\nrerank: {family: qwen}",
             "unknown chooser 'qwen'; did you mean 'qwen-vl'?",
         ),
@@ -152,6 +176,33 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert retrieve.index.resolve() == tmp_path / "indexes/a"
     assert isinstance(rerank, Rerank)
     assert rerank.model.weights == str(tmp_path / "m")
+
+
+def test_the_model_of_a_reranker_takes_the_same_options_in_both_forms(tmp_path: Path) -> None:
+    options = (
+        "min_pixels: 3136, max_pixels: 400000, dtype: bfloat16, device: cpu, revision: v1, "
+        "device_map: sequential, max_memory: {cpu: 30GiB, 0: 20GiB}, offload_folder: ../off"
+    )
+    short = f"retrieval: {{index_path: x}}\nrerank: {{family: qwen-vl, model_name: a/b, {options}}}\n"
+    long = f"pipeline:\n- rerank: {{model: {{family: qwen-vl, weights: a/b, {options}}}}}\n"
+    expected = ModelSpec(
+        "qwen-vl",
+        "a/b",
+        "v1",
+        "cpu",
+        "bfloat16",
+        min_pixels=3136,
+        max_pixels=400_000,
+        device_map="sequential",
+        max_memory={0: "20GiB", "cpu": "30GiB"},
+        offload_folder=tmp_path / "../off",
+    )
+    for text in (short, long):
+        config = PipelineConfig.from_yaml(written(tmp_path, text))
+        again = PipelineConfig.from_yaml(written(tmp_path, config.to_yaml()))
+        for step in (config.steps()[-1], again.steps()[-1]):
+            assert isinstance(step, Rerank)
+            assert step.model == expected
 
 
 def test_hub_ids_and_shipped_names_are_left_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig, RerankSettings, RetrievalSettings
+from lmm_classifier.config import PipelineConfig, RetrievalSettings
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.digits import UNKNOWN_FOLDER, write_digits
 from lmm_classifier.corpus.source import read_corpus
@@ -24,6 +24,7 @@ from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.rerank_settings import RerankSettings
 from lmm_classifier.types import UNKNOWN
 
 ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere

@@ -16,12 +16,14 @@ from lmm_classifier.index.progress import OnProgress
 from lmm_classifier.index.sealed import digest_of
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.options import NOT_TAKEN_BY_ALL
 
 
 def index_key(photos: Photos, encoder: ModelSpec) -> str:
     """Equal for equal photos, in equal places, by an equal encoder."""
     rows = [[photo.path, photo.label, photo.digest] for photo in photos.photos]
-    spec = {name: str(value) for name, value in asdict(encoder).items()}
+    refused = NOT_TAKEN_BY_ALL.keys() - {"compile"}  # by every encoder
+    spec = {name: str(value) for name, value in asdict(encoder).items() if name not in refused}
     return digest_of({"encoder": spec, "photos": rows})[:16]
 
 

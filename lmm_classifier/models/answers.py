@@ -76,13 +76,17 @@ def _key(chooser: Chooser, spec: ModelSpec, question: Question) -> bytes:
 
     What model a server has under a name is taken on trust.
     """
-    model = getattr(chooser, "fingerprint", None) or [spec.family, spec.weights, spec.revision, spec.dtype]
+    model = getattr(chooser, "fingerprint", None) or _named(spec)
     said = [text for text, _ in question.exemplars]
     said.append(asked(question.prompt, question.options, question.form))
     digest = hashlib.sha256(json.dumps([ASKED_AS, model, question.form, question.options, said]).encode())
     for image in (question.image, *(image for _, image in question.exemplars)):
         digest.update(_pixels(image))
     return digest.digest()
+
+
+def _named(spec: ModelSpec) -> list[str]:
+    return [spec.family, spec.weights, spec.revision, spec.dtype, *([spec.budget] if spec.budget else [])]
 
 
 def _pixels(image: Image.Image) -> bytes:

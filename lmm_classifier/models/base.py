@@ -9,14 +9,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, Self, cast, runtime_checkable
 
 from PIL import Image
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError, ModelUnavailableError
-from lmm_classifier.ranges import Device, Dtype, Flag
+from lmm_classifier.ranges import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Flag,
+    MaxMemory,
+    Pixels,
+    check_budget,
+    check_placement,
+)
 from lmm_classifier.types import EncoderContract, FloatArray, Sample
 
 log = logging.getLogger(__name__)
@@ -48,6 +58,16 @@ class ModelSpec:
             rounding only, so this is no part of the contract.
         cache_dir: folder in which checkpoints are looked for and kept, laid out as the hub's library does it;
             None leaves it to that library and its environment variables. No part of the contract either.
+        min_pixels: of a photo as a vision-language model sees it; a smaller one is enlarged. None: what its
+            image processor says, but no more than `max_pixels`.
+        max_pixels: of a photo as it sees it; a larger one is scaled down. None: 1280 x 28 x 28 or what its
+            image processor says, whichever is less, but no less than `min_pixels`.
+        device_map: how a model that may be larger than one device is spread over GPUs, then the processor's
+            memory: "auto" and "balanced" fill GPUs evenly, "sequential" one after the other. None: one
+            device; where that is too small and `device` is "auto", all GPUs.
+        max_memory: (device, size) of what weights may take: of GPUs by number, "cpu" and "mps"; sizes are
+            bytes or such as "20GiB". Devices left out are not used. None: what is free.
+        offload_folder: where `device_map` may put what fits into no memory; None: nowhere.
     """
 
     family: str
@@ -57,6 +77,24 @@ class ModelSpec:
     dtype: Dtype = "auto"
     compile: Flag = False
     cache_dir: Path | None = None
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    device_map: DeviceMap | None = None
+    max_memory: MaxMemory | None = None
+    offload_folder: Path | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_budget(self.min_pixels, self.max_pixels)
+        check_placement(self.device, self.device_map, self.offload_folder)
+        return self
+
+    @property
+    def budget(self) -> str:
+        """The pixels that a photo is given here, for what depends on them; "" where they are left open."""
+        if self.min_pixels is None and self.max_pixels is None:
+            return ""
+        return f"{self.min_pixels or 'default'} to {self.max_pixels or 'default'} pixels"
 
 
 class Encoder(Protocol):
@@ -210,12 +248,6 @@ def load_chooser(spec: ModelSpec) -> Chooser:
         ModelError: it cannot be opened.
     """
     return cast("Chooser", open_model("chooser", spec))
-
-
-def refuse_compile(spec: ModelSpec) -> None:
-    """Raise a ModelError if a spec asks to compile a model of a family that cannot be."""
-    if spec.compile:
-        raise ModelError(f"{spec.family!r} is not compiled by torch; leave `compile` out")
 
 
 def input_size_of(model: object) -> int | None:

@@ -10,10 +10,11 @@ from PIL import Image
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
 
@@ -24,7 +25,7 @@ class BlipCaptioner:
     """Captions by BLIP; a prompt is how the sentence begins, and part of it."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         refuse_float16(spec)
         self._weights = spec.weights or DEFAULT_WEIGHTS
         config = pretrained(AutoConfig.from_pretrained, spec, self._weights)

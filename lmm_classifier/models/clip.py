@@ -18,6 +18,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import Batches
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import (
     checkpoint_folder,
     dtype_of,
@@ -48,6 +49,7 @@ class ClipEncoder(TransformEncoder):
     family: ClassVar = "clip"
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_untaken(spec, "compile")
         weights = (spec.weights or DEFAULT_WEIGHTS).removeprefix("hf-hub:")
         self._checkpoint = _find(spec, weights)
         visual = _open(spec, weights, self._checkpoint, "visual.").visual

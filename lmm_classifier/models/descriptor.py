@@ -13,7 +13,8 @@ from skimage.color import rgb2hsv
 from skimage.feature import hog
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.types import EncoderContract, FloatArray
 
 SIDE = 64  # px; 8 x 8 cells of 8 px
@@ -39,7 +40,7 @@ class DescriptorEncoder:
     input_size: ClassVar = 4 * SIDE
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         if spec.weights or spec.dtype not in ("auto", "float32"):
             raise ModelError("encoder 'descriptor' takes no weights and computes in float32; leave both out")
 

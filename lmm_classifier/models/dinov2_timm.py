@@ -14,6 +14,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import (
     checkpoint_folder,
     dtype_of,
@@ -34,6 +35,7 @@ class TimmDinoV2Encoder(TransformEncoder):
     family: ClassVar = "dinov2-timm"
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_untaken(spec, "compile")
         weights = spec.weights or DEFAULT_WEIGHTS
         folder = checkpoint_folder(spec, weights, FILES)
         with opening(spec, weights):

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
+from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.detection import Detections
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.prompting import Cue
 from lmm_classifier.models.segmentation import Candidates, Segment
 from lmm_classifier.types import BoolArray, Box, EncoderContract, FloatArray
@@ -33,7 +34,7 @@ class FakeEncoder:
     input_size: ClassVar = None  # the mean of every pixel
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._weights = spec.weights
 
     @property
@@ -61,7 +62,7 @@ class FakeSegmenter:
     """Cuts out the pixels about as bright as the first point or the centre of the box: score 1."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
 
     def open(self, image: Image.Image) -> FakeSession:
         return FakeSession(np.asarray(image.convert("L"), np.float32))
@@ -89,7 +90,7 @@ class FakePanoptic:
     """Divides an image into "bright", a thing, and "dark", stuff, at mid-grey: score 1."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
 
     def segment(
         self,
@@ -108,7 +109,7 @@ class FakeDetector:
     min_score: ClassVar[float] = 0.5
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._label = spec.weights or "person"
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -132,7 +133,7 @@ class FakeChooser:
     """Prefers the option that `weights` names, else the alphabetically first; `weights: fails` raises."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._preferred = spec.weights
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:  # noqa: ARG002
@@ -151,7 +152,7 @@ class FakeClassifier:
     names: ClassVar[tuple[str, ...]] = HUES
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._fails = spec.weights == FAILS
 
     def probabilities(self, images: Sequence[Image.Image]) -> FloatArray:
@@ -168,7 +169,7 @@ class FakeCaptioner:
     """Tells the size of the picture after the prompt, a word per token; `weights: fails` raises."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._fails = spec.weights == FAILS
 
     def captions(self, images: Sequence[Image.Image], prompt: str | None, max_length: int) -> list[str]:

@@ -18,9 +18,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import to_tensor
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import (
     cache_of,
     for_inference,
@@ -54,7 +55,7 @@ class FasterRcnnDetector:
     def __init__(self, spec: ModelSpec) -> None:
         if spec.dtype not in ("auto", "float32"):
             raise ModelError("detector 'faster-rcnn' computes in float32; leave dtype out")
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._weights = spec.weights or "torchvision COCO_V1"
         settings, state = self._published(spec) if not spec.weights else self._local(spec)
         categories = settings.pop("categories")

@@ -11,6 +11,8 @@ import torch
 OURS = "lmm_classifier.models"
 file_bytes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """Session of onnxruntime -> size of its file: the session itself does not tell."""
+spread_bytes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Model spread over devices -> bytes of its weights that are not on disk: its own tensors do not tell."""
 
 
 def weight_bytes(model: Any) -> int:
@@ -26,7 +28,8 @@ def weight_bytes(model: Any) -> int:
         seen.add(id(value))
         if isinstance(value, torch.nn.Module):
             tensors = {id(t): t for t in chain(value.parameters(), value.buffers())}
-            total += sum(tensor.nbytes for key, tensor in tensors.items() if key not in seen)
+            new = sum(t.nbytes for key, t in tensors.items() if key not in seen and not t.is_meta)
+            total += spread_bytes.get(value, new)
             seen |= tensors.keys()
         elif isinstance(value, dict):
             found.extend(value.values())

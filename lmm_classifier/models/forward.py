@@ -40,7 +40,7 @@ def running(weights: str, what: str) -> Iterator[None]:
         with torch.inference_mode():
             yield
     except (RuntimeError, ValueError, MemoryError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise ModelOutOfMemoryError(
                 f"{weights!r} needs more memory than there is for {what}: use a smaller batch or model, or "
                 f"dtype bfloat16 ({first_line(error)})"
@@ -119,7 +119,8 @@ def padded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([rows, *[rows[-1:]] * fill]) for name, rows in inputs.items()}
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is how torch or Python says that there is not memory enough."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)

@@ -11,8 +11,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import Batches
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.shape import without_sliver
@@ -31,7 +32,7 @@ class ImageClassifier:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._weights = spec.weights or DEFAULT_WEIGHTS
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
         self._crops = _crops_the_centre(self._processor.to_dict())

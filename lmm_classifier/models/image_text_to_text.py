@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.forward import Batches
 from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
-from lmm_classifier.models.pretrained import first_line, pretrained, pretrained_model
-from lmm_classifier.models.shape import shrunk, widened
+from lmm_classifier.models.options import PLACEMENT, refuse_untaken
+from lmm_classifier.models.placement import entry_device, placed_model
+from lmm_classifier.models.pretrained import first_line, pretrained
+from lmm_classifier.models.qwen_pixels import MODEL_TYPES, PixelBudget
+from lmm_classifier.models.shape import MAX_PIXELS, shrunk, widened
 
 DEFAULT_PROMPT = "Describe this photo in one sentence. Name only what is visible in it."
-MAX_PIXELS = 1280 * 28 * 28
-"""1,280 visual tokens of Qwen2-VL; models that see photos at a fixed size scale them down further."""
 MAX_ASPECT_RATIO = 200  # of Qwen's image processors, the strictest known
 
 
@@ -27,15 +29,25 @@ class ChatCaptioner:
     """Answers a prompt about each photo; only what the model adds to the prompt is the caption."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec, "min_pixels", "max_pixels", *PLACEMENT)
         refuse_float16(spec)
         if not spec.weights:
             raise ModelError("captioner 'image-text-to-text' takes any model: name one as `weights`")
         self._weights = spec.weights
+        config = pretrained(AutoConfig.from_pretrained, spec, spec.weights)
+        of_qwen = config.model_type in MODEL_TYPES
+        if spec.budget and not of_qwen:
+            raise ModelError(
+                f"model {spec.weights!r} is a {config.model_type!r} checkpoint: min_pixels and max_pixels "
+                f"are for {', '.join(MODEL_TYPES)}; leave them out"
+            )
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
         self._chat(DEFAULT_PROMPT)  # a model without a template is refused now
         self._processor.tokenizer.padding_side = "left"  # what follows a prompt must not follow padding
-        self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        self._budget = (
+            PixelBudget.of(spec, spec.weights, self._processor.image_processor) if of_qwen else None
+        )
+        self._model = placed_model(AutoModelForImageTextToText, spec, self._weights, config)
         vocabulary = self._model.config.get_text_config().vocab_size
         refuse_without_vocabulary(self._weights, self._processor.tokenizer, vocabulary)
         make_greedy(self._model)
@@ -49,7 +61,8 @@ class ChatCaptioner:
         return [text for part in parts for text in part]
 
     def _captions(self, images: Sequence[Image.Image], prompt: str, max_length: int) -> list[str]:
-        shown = [widened(shrunk(image, MAX_PIXELS), MAX_ASPECT_RATIO) for image in images]
+        shown = [self._affordable(image) for image in images]
+        as_they_are: dict[str, Any] = {"do_resize": False} if self._budget else {}
         text, bos = self._chat(prompt), self._processor.tokenizer.bos_token
         inputs = self._processor(
             text=[text] * len(shown),
@@ -57,11 +70,18 @@ class ChatCaptioner:
             padding=True,
             add_special_tokens=not (bos and text.startswith(bos)),  # or the template's would be there twice
             return_tensors="pt",
-        ).to(self._model.device, self._model.dtype)
+            **as_they_are,
+        ).to(entry_device(self._model), self._model.dtype)
         ids = self._model.generate(**inputs, max_new_tokens=max_length)
         new = ids[:, inputs["input_ids"].shape[1] :]
         texts: list[str] = self._processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts
+
+    def _affordable(self, image: Image.Image) -> Image.Image:
+        """A photo as Qwen's rule has it, or of a size that other processors take, which resize it further."""
+        if self._budget:
+            return self._budget.fitted(image)
+        return widened(shrunk(image, MAX_PIXELS), MAX_ASPECT_RATIO)
 
     def _chat(self, prompt: str) -> str:
         """Image and prompt as the model's own chat template puts them."""

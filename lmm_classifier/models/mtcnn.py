@@ -11,10 +11,11 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.device import device_of
 from lmm_classifier.models.forward import running
+from lmm_classifier.models.options import refuse_untaken
 
 # Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks",
 # SPL 2016: the thresholds of the three networks, the smallest face in px, the step of the image pyramid.
@@ -32,7 +33,7 @@ class MtcnnDetector:
     def __init__(self, spec: ModelSpec) -> None:
         if spec.weights or spec.dtype not in ("auto", "float32"):
             raise ModelError("detector 'mtcnn' brings its weights and computes in float32; leave both out")
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._model = MTCNN(
             min_face_size=SMALLEST,
             thresholds=THRESHOLDS,

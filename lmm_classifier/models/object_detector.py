@@ -10,9 +10,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.forward import running
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.published import default_weights
 from lmm_classifier.models.shape import widened
@@ -28,7 +29,7 @@ class ObjectDetector:
     min_score: ClassVar[float] = 0.5
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec)
         self._weights = spec.weights or DEFAULT_WEIGHTS
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
         if not hasattr(self._processor, "post_process_object_detection"):

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec, refuse_compile
+from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.footprint import file_bytes
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import checkpoint_folder, first_line
 
 THREADS = 2  # per call; several workers share a machine
@@ -65,7 +66,7 @@ class Port:
 
 def refuse_settings(spec: ModelSpec, kind: str) -> None:
     """Raise a ModelError if a spec asks for what an ONNX file on the processor decides itself."""
-    refuse_compile(spec)
+    refuse_untaken(spec)
     if spec.device not in ("auto", "cpu") or spec.dtype not in ("auto", "float32"):
         raise ModelError(
             f"{kind} {spec.family!r} runs on the processor as the file says; leave device and dtype out"

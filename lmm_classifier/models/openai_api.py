@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
@@ -14,10 +13,12 @@ from typing import ClassVar
 
 from lmm_classifier.errors import ConfigError, FetchError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits, bearer, check_url, post_json
-from lmm_classifier.models.base import AnswerForm, ModelSpec, Question, refuse_compile
+from lmm_classifier.models.base import AnswerForm, ModelSpec, Question
 from lmm_classifier.models.openai_chat import CONSTRAINED, LOGPROBS, TEXT
 from lmm_classifier.models.openai_systemone import SYSTEMONE
-from lmm_classifier.models.openai_way import MAX_PIXELS, Posed, Way, posed
+from lmm_classifier.models.openai_way import Posed, Way, posed
+from lmm_classifier.models.options import refuse_untaken
+from lmm_classifier.models.shape import MAX_PIXELS, side_of
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
@@ -54,10 +55,10 @@ class OpenAIChooser:
         ways: what to try, in this order.
     """
 
-    input_size: ClassVar = math.isqrt(MAX_PIXELS) + 1  # the shorter side of that many pixels is no longer
+    input_size: ClassVar = side_of(MAX_PIXELS)
 
     def __init__(self, spec: ModelSpec, limits: FetchLimits = LIMITS, ways: Sequence[Way] = WAYS) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec, "max_pixels")
         for name, value, default in (
             ("revision", spec.revision, "main"),
             ("device", spec.device, "auto"),
@@ -66,6 +67,7 @@ class OpenAIChooser:
             if value != default:
                 raise ModelError(f"'openai_api' asks a server, which chose its {name} itself; leave it out")
         self._address, self._model = _place(spec.weights)
+        self._max_pixels = spec.max_pixels or MAX_PIXELS
         self._limits, self._ways = limits, tuple(ways)
         self._kept: dict[_Kind, Way] = {}
         self._lock = threading.Lock()
@@ -96,7 +98,7 @@ class OpenAIChooser:
 
     def _rated(self, question: Question) -> FloatArray:
         until = time.monotonic() + self._limits.total_s
-        kind, ready = self._kind(question), posed(question)
+        kind, ready = self._kind(question), posed(question, self._max_pixels)
         kept = self._kept.get(kind)
         refusals: list[str] = []
         for way in (kept,) if kept else kind[1]:

@@ -16,12 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.prompt import answers_of, asked
-from lmm_classifier.models.shape import shrunk, widened
+from lmm_classifier.models.shape import MAX_PIXELS, shrunk, widened
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
-# As `qwen-vl` has it: the bound that Qwen2-VL's model card proposes, so that both look at the same pixels.
-MAX_PIXELS = 1280 * 28 * 28
 MAX_ASPECT_RATIO = 200  # servers pass photos to image processors of this bound, and fail on longer slivers
 
 Validated = TypeVar("Validated", bound="Answer")
@@ -74,8 +72,8 @@ class Way:
     read: Callable[[bytes, Posed], FloatArray | None]
 
 
-def posed(question: Question) -> Posed:
-    """The question with its texts made and its pictures encoded.
+def posed(question: Question, max_pixels: int = MAX_PIXELS) -> Posed:
+    """The question with its texts made and its pictures encoded, of about `max_pixels` each at most.
 
     Raises:
         ConfigError: its options do not suit its form.
@@ -85,14 +83,14 @@ def posed(question: Question) -> Posed:
         question,
         asked(question.prompt, question.options, question.form),
         answers_of(question.options, question.form),
-        tuple(map(_png, images)),
+        tuple(_png(image, max_pixels) for image in images),
     )
 
 
-def _png(image: Image.Image) -> str:
+def _png(image: Image.Image, max_pixels: int) -> str:
     """Without loss, so that the server sees the pixels that a model on this machine would."""
     file = io.BytesIO()
-    affordable = widened(shrunk(image, MAX_PIXELS), MAX_ASPECT_RATIO)
+    affordable = widened(shrunk(image, max_pixels), MAX_ASPECT_RATIO)
     # The fastest level: time matters more than a tenth of the size. A colour profile stays at home.
     affordable.save(file, "PNG", compress_level=1, icc_profile=None)
     return base64.b64encode(file.getvalue()).decode()

@@ -255,6 +255,8 @@ def _quietly() -> Iterator[None]:
 
 def _silenced() -> Iterator[None]:
     root, nowhere = logging.getLogger(), logging.NullHandler()
+    accelerate = logging.getLogger("accelerate")  # warns that what was to go to a disk went there
+    spreading = accelerate.level
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     hub_verbosity, downloads_shown = hub_logging.get_verbosity(), not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()  # and the hub's with them
@@ -262,11 +264,13 @@ def _silenced() -> Iterator[None]:
         enable_progress_bars()
     transformers_logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
+    accelerate.setLevel(logging.ERROR)
     root.addHandler(nowhere)
     try:
         yield
     finally:
         root.removeHandler(nowhere)
+        accelerate.setLevel(spreading)
         hub_logging.set_verbosity(hub_verbosity)
         transformers_logging.set_verbosity(verbosity)
         if shown:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import defaultdict
@@ -17,23 +16,21 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError, OutOfTimeError
-from lmm_classifier.models.base import ModelSpec, Question, refuse_compile
+from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.forward import running
-from lmm_classifier.models.pretrained import checkpoint_state, first_line, pretrained, pretrained_model
+from lmm_classifier.models.options import PLACEMENT, refuse_untaken
+from lmm_classifier.models.placement import entry_device, placed_model
+from lmm_classifier.models.pretrained import checkpoint_state, first_line, pretrained
 from lmm_classifier.models.prompt import answers_of, asked
 from lmm_classifier.models.published import default_weights
-from lmm_classifier.models.shape import shrunk, widened
+from lmm_classifier.models.qwen_pixels import MODEL_TYPES, PixelBudget
+from lmm_classifier.models.shape import MAX_PIXELS, side_of
 from lmm_classifier.models.side_by_side import Asked, Picture, log_likelihoods
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = default_weights("qwen-vl")
-# 1280 visual tokens of 28 x 28 px: the bound that Qwen2-VL's model card proposes to balance cost and
-# quality. The processor's own limit would let a 12-megapixel photo take 16,000.
-MAX_PIXELS = 1280 * 28 * 28
 REMEMBERED = 4096  # texts whose tokens are kept
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
-_MAX_ASPECT_RATIO = 200  # the image processor refuses longer slivers
 
 
 class QwenVLChooser:
@@ -44,10 +41,10 @@ class QwenVLChooser:
     same image object share its pass through the model, and whatever else they begin with.
     """
 
-    input_size: ClassVar = math.isqrt(MAX_PIXELS) + 1  # the shorter side of that many pixels is no longer
+    input_size: ClassVar = side_of(MAX_PIXELS)
 
     def __init__(self, spec: ModelSpec) -> None:
-        refuse_compile(spec)
+        refuse_untaken(spec, "min_pixels", "max_pixels", *PLACEMENT)
         self._weights = spec.weights or DEFAULT_WEIGHTS
         config = pretrained(AutoConfig.from_pretrained, spec, self._weights)
         if config.model_type not in MODEL_TYPES:
@@ -56,8 +53,11 @@ class QwenVLChooser:
                 f"'qwen-vl' takes {', '.join(MODEL_TYPES)}"
             )
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
-        self._model = pretrained_model(AutoModelForImageTextToText.from_pretrained, spec, self._weights)
+        self._budget = PixelBudget.of(spec, self._weights, self._processor.image_processor)
+        self._model = placed_model(AutoModelForImageTextToText, spec, self._weights, config)
         self.fingerprint = f"{config.model_type} {checkpoint_state(spec, self._weights)} {self._model.dtype}"
+        if spec.budget:
+            self.fingerprint += f" {spec.budget}"
         self._image_token = config.image_token_id
         self._tokens: dict[str, list[int]] = {}
         encode = partial(self._processor.tokenizer.encode, add_special_tokens=False)
@@ -92,7 +92,7 @@ class QwenVLChooser:
             about[id(question.image)].append(i)
         rows: list[list[int]] = []
         answers = 0
-        for places in sorted(about.values(), key=lambda places: _length(questions[places[0]])):
+        for places in sorted(about.values(), key=lambda places: self._length(questions[places[0]])):
             more = sum(len(questions[i].options) for i in places)
             if rows and answers + more > batch_size:
                 yield self._rows(questions, rows)
@@ -102,6 +102,11 @@ class QwenVLChooser:
         if rows:
             yield self._rows(questions, rows)
 
+    def _length(self, question: Question) -> tuple[int, int]:
+        """What the number of tokens grows with: pixels, then characters."""
+        pixels = question.image.width * question.image.height
+        return min(pixels, self._budget.most), len(question.prompt)
+
     def _rows(self, questions: Sequence[Question], rows: Sequence[Sequence[int]]) -> list[list[Asked]]:
         pictures = self._pictures([questions[i] for row in rows for i in row])
         return [[self._asked(i, questions[i], pictures) for i in row] for row in rows]
@@ -109,8 +114,8 @@ class QwenVLChooser:
     def _pictures(self, questions: Sequence[Question]) -> dict[int, Picture]:
         """By `id`, all images of some questions as the model takes them."""
         images = {id(image): image for question in questions for image in _images(question)}
-        shown = [_affordable(image) for image in images.values()]
-        features = self._processor.image_processor(images=shown, return_tensors="pt")
+        shown = [self._budget.fitted(image) for image in images.values()]
+        features = self._processor.image_processor(images=shown, do_resize=False, return_tensors="pt")
         grids = features["image_grid_thw"]
         parts = features["pixel_values"].split(grids.prod(dim=1).tolist())
         return {key: Picture(part, grid[None]) for key, part, grid in zip(images, parts, grids, strict=True)}
@@ -187,7 +192,7 @@ class QwenVLChooser:
         return [i for token in ids for i in [token] * (visual_tokens if token == self._image_token else 1)]
 
     def _plain(self, question: Asked, answer: list[int]) -> float:
-        device, dtype = self._model.device, self._model.dtype
+        device, dtype = entry_device(self._model), self._model.dtype
         ids = torch.tensor([[*question.prompt, *answer]])
         logits = self._model(
             input_ids=ids.to(device),
@@ -214,13 +219,3 @@ def _latest(questions: Sequence[Question]) -> float | None:
     """When the last of them is due; None where one may come whenever it does."""
     dues = [question.due for question in questions if question.due is not None]
     return max(dues) if dues and len(dues) == len(questions) else None
-
-
-def _length(question: Question) -> tuple[int, int]:
-    """What the number of tokens grows with: pixels, then characters."""
-    return min(question.image.width * question.image.height, MAX_PIXELS), len(question.prompt)
-
-
-def _affordable(image: Image.Image) -> Image.Image:
-    """An image of at most about MAX_PIXELS that is not too long and thin for the image processor."""
-    return widened(shrunk(image, MAX_PIXELS), _MAX_ASPECT_RATIO)

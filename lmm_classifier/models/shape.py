@@ -6,8 +6,16 @@ import math
 
 from PIL import Image
 
+MAX_PIXELS = 1280 * 28 * 28
+"""1,280 visual tokens of Qwen2-VL: the bound that its model card proposes to balance cost and quality. Its
+processor's own limit would let a photo of 12 megapixels take 16,000."""
 MAX_ASPECT_RATIO = 16
 """A centre crop sees no more of a photo; resized whole, 1 x 2,000 px would become 224 x 448,000."""
+
+
+def side_of(max_pixels: int) -> int:
+    """Px that the shorter side of a photo of at most so many pixels is below."""
+    return math.isqrt(max_pixels) + 1
 
 
 def without_sliver(image: Image.Image) -> Image.Image:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lmm_classifier.models.placement import entry_device, is_on_several_gpus
+
 # Side by side, tokens take memory by the square of their number; what is longer goes alone.
 MAX_TOKENS = 1024
 
@@ -204,6 +206,8 @@ def _go_on(
     if not wanted:
         return
     columns = torch.tensor(sorted({read for _, read, _ in wanted}))
+    if is_on_several_gpus(model):
+        columns = torch.arange(int(columns[0]), longest)
     sees = torch.cat([mask[:, None, :].expand(-1, longest, -1).bool(), _sees(whose, part)], dim=2)
     closed = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
     pictures = [picture for row in batch for continuation in row for picture in continuation.pictures]
@@ -242,7 +246,7 @@ def _forward(
     columns: torch.Tensor,
 ) -> Any:
     """One pass; logits of the columns alone, for a vocabulary times all tokens would be gigabytes."""
-    device = model.device
+    device = entry_device(model)
     seen = {}
     if pictures:
         seen["pixel_values"] = torch.cat([p.pixel_values for p in pictures]).to(device, model.dtype)
@@ -251,11 +255,20 @@ def _forward(
         input_ids=tokens.to(device),
         position_ids=positions.to(device),
         attention_mask=mask.to(device),
-        logits_to_keep=columns.to(device),
+        logits_to_keep=_kept(model, columns, tokens.shape[1], device),
         use_cache=True,
         **{_cache_name(model): memory},
         **seen,
     )
+
+
+def _kept(model: Any, columns: torch.Tensor, n: int, device: torch.device) -> int | torch.Tensor:
+    """The columns of n that logits are wanted of, as the model takes them.
+
+    With layers on several GPUs they must be the last ones, given by their number: a tensor of them would be
+    brought to the first GPU, and what it picks from lies on the last.
+    """
+    return n - int(columns[0]) if is_on_several_gpus(model) else columns.to(device)
 
 
 def _cache_name(model: Any) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.forward import LARGEST_COMPILED, UNLIMITED, Batches, padded
+from lmm_classifier.models.options import refuse_untaken
 from lmm_classifier.models.pretrained import preprocessing_of, pretrained, pretrained_model, weights_digest
 from lmm_classifier.models.shape import without_sliver
 from lmm_classifier.types import EncoderContract, FloatArray
@@ -117,6 +118,7 @@ class VisionTower(TorchEncoder):
     """`model_type` of a checkpoint -> the class of transformers that runs it."""
 
     def __init__(self, spec: ModelSpec) -> None:
+        refuse_untaken(spec, "compile")
         weights = spec.weights or self.default_weights
         config = pretrained(AutoConfig.from_pretrained, spec, weights)
         if config.model_type not in self.towers:

@@ -36,7 +36,7 @@ from lmm_classifier.models.asking import (
 from lmm_classifier.models.base import ModelSpec, input_size_of, load_chooser
 from lmm_classifier.models.in_time import in_time
 from lmm_classifier.models.self_test import fault_of
-from lmm_classifier.models.shape import shrunk
+from lmm_classifier.models.shape import shrunk, side_of
 from lmm_classifier.pipeline import Step
 from lmm_classifier.ranges import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required
@@ -132,7 +132,8 @@ class Rerank(Step):
         prompt = hashlib.sha256(self.template.encode()).hexdigest()[:16]
         way = f"{self.mode} {self.scoring}, {self.permutations} orders, {self.exemplars} exemplars"
         options = f"{self.max_candidates} candidates{' or unknown' if self.allow_unknown else ''}"
-        return f"{model.strip()}, {way}, {options}, prompt {prompt}"
+        budget = f", {self.model.budget}" if self.model.budget else ""
+        return f"{model.strip()}{budget}, {way}, {options}, prompt {prompt}"
 
     @property
     def template(self) -> str:
@@ -182,9 +183,8 @@ class Rerank(Step):
         self._test()
 
     def resolution(self) -> int | None:
-        return input_size_of(
-            registry.resolve("chooser", self.model.family)
-        )  # of the class: nothing is opened
+        size = input_size_of(registry.resolve("chooser", self.model.family))  # the class: none is opened
+        return size and max(size, side_of(max(self.model.min_pixels or 0, self.model.max_pixels or 0)))
 
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         verdicts = [list(required(sample.verdicts)) for sample in batch]

@@ -78,7 +78,7 @@ def said(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
     """What the libraries logged and anyone printed so far; their log handlers keep an older stderr."""
     log = io.StringIO()
     handler = logging.StreamHandler(log)
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "accelerate")]
     for logger in loggers:
         logger.addHandler(handler)
     yield lambda: log.getvalue() + "".join(capfd.readouterr())

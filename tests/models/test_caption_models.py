@@ -24,6 +24,7 @@ from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned, load_captioner
 from lmm_classifier.models.pretrained import locate
 from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
+from naive_qwen import prepared
 from refusals import refused
 from tiny_models import write_siglip
 from tiny_vision import write_blip
@@ -92,13 +93,14 @@ class TestBlip:
 def by_transformers(folder: str, image: Image.Image, prompt: str, length: int) -> str:
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
+    content = [{"type": "image", "image": prepared(processor, image)}, {"type": "text", "text": prompt}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        do_resize=False,
     )
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=length, do_sample=False)

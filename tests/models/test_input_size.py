@@ -19,7 +19,7 @@ from lmm_classifier import registry
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
-from lmm_classifier.models.qwen_vl import MAX_PIXELS
+from lmm_classifier.models.shape import MAX_PIXELS
 from tiny_models import write_siglip2
 
 Tiny = Callable[[str], str]

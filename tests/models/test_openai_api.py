@@ -139,6 +139,13 @@ class TestTheRequest:
         assert request.headers["Content-Type"] == "application/json"
         assert "Authorization" not in request.headers
 
+    def test_has_no_more_pixels_than_the_settings_say(self, noise: Noise) -> None:
+        with serving({CHAT: watching}) as server:
+            question = Question(noise(300, 200), "Which?", LABELS, "letter")
+            rate(ModelSpec("openai_api", server.weights, max_pixels=10_000), [question], 1)
+            [sent] = pictures(server.asked[0].body)
+        assert 0.95 < sent.width * sent.height / 10_000 <= 1
+
     def test_is_bounded_in_pixels_and_in_shape(self, noise: Noise) -> None:
         with serving({CHAT: watching}) as server:
             for size in ((3000, 2000), (1, 2000)):

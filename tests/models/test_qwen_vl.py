@@ -11,16 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import (
-    pipeline,
-)
+from transformers import AutoProcessor, pipeline
 
 from clock import from_now
 from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.base import Chooser, ModelSpec, Question, load_chooser
 from lmm_classifier.models.prompt import YES_NO
 from lmm_classifier.types import Choice
-from naive_qwen import END, MODELS, OPTIONS, PROMPT, naive, whole
+from naive_qwen import END, MODELS, OPTIONS, PROMPT, naive, prepared, whole
 
 Noise = Callable[..., Image.Image]
 Copy = Callable[[Path], Path]
@@ -176,12 +174,19 @@ class TestLetters:
         self, folder: Path, chooser: Chooser, noise: Noise
     ) -> None:
         decide = pipeline("decision", model=str(folder), dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(folder)
         images = [noise(90, 60, 1), noise(200, 120, 2)]
         prompt, labels = "Which label fits?", ("rose", "tulip\n{x}", "daisy", "unknown")
         asked = [Question(image, prompt, labels, "letter") for image in images]
         for image, values in zip(images, chooser.log_likelihoods(asked, 8), strict=True):
             choice = {"type": "choice", "instructions": prompt, "criteria": dict.fromkeys(labels)}
-            found = decide({"state": "<p>", "questions": {"label": choice}, "assets": {"<p>": image}})
+            found = decide(
+                {
+                    "state": "<p>",
+                    "questions": {"label": choice},
+                    "assets": {"<p>": prepared(processor, image)},
+                }
+            )
             expected = found["label"]["probabilities"]
             ours = Choice(labels, values).probabilities
             assert list(ours) == list(expected)
