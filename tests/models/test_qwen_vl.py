@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from clock import from_now
 from lmm_classifier.errors import ModelError, OutOfTimeError
@@ -170,6 +171,10 @@ class TestSharing:
 
 
 class TestLetters:
+    @pytest.mark.skipif(
+        "decision" not in PIPELINE_REGISTRY.get_supported_tasks(),
+        reason="no such pipeline yet",
+    )
     def test_are_rated_as_by_transformers_decision_pipeline(
         self, folder: Path, chooser: Chooser, noise: Noise
     ) -> None:
