@@ -20,8 +20,8 @@ from lmm_classifier.types import FloatArray
 
 log = logging.getLogger(__name__)
 
-ASKED_AS = 1
-"""Version of the way a question is put into words; a new one leaves the remembered answers behind."""
+ASKED_AS = 2
+"""Version of how a question is put, in words and (since 2) pixels; answers of another are not used."""
 WAIT_FOR_DISK_S = 5.0
 # Readers and a writer do not wait for each other; a crash loses the last answers at most.
 _SCHEMA = """
