@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from qwen_vl_utils import process_vision_info
@@ -15,10 +16,16 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.prompt import YES_NO, answers_of, asked
 
+with_decisions = pytest.mark.skipif(
+    "decision" not in PIPELINE_REGISTRY.get_supported_tasks(),
+    reason="transformers has no decisions before 5.23",
+)
+"""Of tests whose oracle is its pipeline, or its server, for typed decisions."""
 MODELS: dict[str, Any] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,

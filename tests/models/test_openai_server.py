@@ -27,6 +27,7 @@ from lmm_classifier.models.openai_chat import CONSTRAINED, TEXT
 from lmm_classifier.models.openai_systemone import SYSTEMONE
 from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.models.store import SHIPPED
+from naive_qwen import with_decisions
 
 pytestmark = pytest.mark.usefixtures("loopback")
 CHECKPOINT = SHIPPED / "qwen2-vl-digits"
@@ -110,6 +111,7 @@ def shares(values: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
+@with_decisions
 def test_letters_are_rated_as_transformers_own_pipeline_rates_them(
     chooser: OpenAIChooser, decide: Any, images: list[Image.Image]
 ) -> None:
@@ -123,6 +125,7 @@ def test_letters_are_rated_as_transformers_own_pipeline_rates_them(
     assert np.ptp(np.exp(rated), axis=0).max() > 0.01  # else the comparison would prove little
 
 
+@with_decisions
 def test_letters_are_rated_as_on_this_machine(chooser: OpenAIChooser, images: list[Image.Image]) -> None:
     """With exemplars too: the same words, pictures at the same places."""
     exemplars = (("A three:", images[1]), (" and <picture-0-1> a seven:", images[2]))
@@ -137,6 +140,7 @@ def test_letters_are_rated_as_on_this_machine(chooser: OpenAIChooser, images: li
         np.testing.assert_allclose(shares(theirs), shares(ours), atol=1e-4)
 
 
+@with_decisions
 def test_hostile_labels_come_back_as_they_are(
     chooser: OpenAIChooser, decide: Any, images: list[Image.Image]
 ) -> None:

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from transformers.decision import DecisionConfig
-from transformers.decision.template_utils import DECISION_PROMPT, _compile_jinja_template
-from transformers.decision.template_utils import Question as DecisionQuestion
 
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.prompt import (
@@ -14,6 +11,7 @@ from lmm_classifier.models.prompt import (
     asked,
     render_prompt,
 )
+from naive_qwen import with_decisions
 
 
 def test_the_default_prompt_names_every_candidate_in_the_given_order() -> None:
@@ -67,8 +65,13 @@ def test_the_default_description_reads_as_a_noun() -> None:
     assert DEFAULT_DESCRIPTION == "the image"
 
 
+@with_decisions
 def test_the_forms_of_an_answer_read_as_transformers_decision_pipeline_has_them() -> None:
     """So that a letter is rated after the same words here, by that pipeline, and by a server's route."""
+    from transformers.decision import DecisionConfig
+    from transformers.decision.template_utils import DECISION_PROMPT, _compile_jinja_template
+    from transformers.decision.template_utils import Question as DecisionQuestion
+
     labels = ("rose {x}", "tulip", "oxeye\tdaisy")
     letter = {"type": "choice", "instructions": "Which {label}?", "criteria": dict.fromkeys(labels)}
     yes_no = {"type": "noul", "instructions": "Is it a rose?"}

@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from clock import from_now
 from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.models.base import Chooser, ModelSpec, Question, load_chooser
 from lmm_classifier.models.prompt import YES_NO
 from lmm_classifier.types import Choice
-from naive_qwen import END, MODELS, OPTIONS, PROMPT, naive, prepared, whole
+from naive_qwen import END, MODELS, OPTIONS, PROMPT, naive, prepared, whole, with_decisions
 
 Noise = Callable[..., Image.Image]
 Copy = Callable[[Path], Path]
@@ -171,10 +170,7 @@ class TestSharing:
 
 
 class TestLetters:
-    @pytest.mark.skipif(
-        "decision" not in PIPELINE_REGISTRY.get_supported_tasks(),
-        reason="no such pipeline yet",
-    )
+    @with_decisions
     def test_are_rated_as_by_transformers_decision_pipeline(
         self, folder: Path, chooser: Chooser, noise: Noise
     ) -> None:
