@@ -183,7 +183,7 @@ def dtype_of(spec: ModelSpec) -> torch.dtype:
 def _multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for it (AVX512-BF16 or AMX); without, it is slower than float32.
 
-    Every processor with AMX tiles multiplies bfloat16 on them. torch 2.6 has the private questions only.
+    Every processor with AMX tiles multiplies bfloat16 on them. torch 2.9 has the private questions only.
     """
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
