@@ -175,6 +175,7 @@ def test_a_text_that_is_none_of_the_options_is_an_error(weights: str, images: li
         written.log_likelihoods([Question(images[0], prompt, ("a horse", "a mule"))], 1)
 
 
+@with_decisions
 def test_a_tokenizer_without_yes_and_no_is_an_error_that_says_so(
     weights: str, images: list[Image.Image]
 ) -> None:
