@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.index.files import is_single_file
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.ranges import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
 from lmm_classifier.rerank_settings import NOT_OF_THE_STEP, RerankSettings
 from lmm_classifier.service_settings import ServiceSettings
+from lmm_classifier.storage.atomic_files import is_single_file
 from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
 

@@ -22,12 +22,12 @@ from lmm_classifier.index.build import (
     build_index,
 )
 from lmm_classifier.index.change import add_to_index
-from lmm_classifier.index.progress import OnProgress, unheard
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.ray_runner import RayRunner
 from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
 from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
 from lmm_classifier.ranges import Device, Dtype
+from lmm_classifier.storage.progress import OnProgress, unheard
 from lmm_classifier.types import EncoderContract
 
 log = logging.getLogger(__name__)

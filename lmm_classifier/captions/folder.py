@@ -14,8 +14,8 @@ from lmm_classifier.captions.source import Failure, Outcome, Source
 from lmm_classifier.corpus.corpus import NO_PHOTOS
 from lmm_classifier.corpus.folder import list_images
 from lmm_classifier.errors import CaptionError, CorpusError, IndexFolderError
-from lmm_classifier.index.files import replace_file
-from lmm_classifier.index.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.atomic_files import replace_file
+from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.text import plain_line
 
 IN_A_ROW = 10

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from lmm_classifier.captions.source import Failure, Keep, Outcome
-from lmm_classifier.corpus.ahead import in_order
 from lmm_classifier.corpus.images import read_image_bytes, type_of_image
 from lmm_classifier.errors import CaptionError, ConfigError, FetchError, ImageError
 from lmm_classifier.fetch import FetchLimits, FormFile, bearer, check_url, fetch, form_data, post
+from lmm_classifier.storage.prefetch import in_order
 from lmm_classifier.text import shown
 
 KEY = "LMM_CLASSIFIER_API_KEY"

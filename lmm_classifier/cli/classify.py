@@ -99,7 +99,7 @@ def _table(answers: Iterator[Classification | SkippedFile], total: int) -> tuple
     from rich.table import Column, Table
     from rich.text import Text
 
-    from lmm_classifier.index.progress import Progress
+    from lmm_classifier.storage.progress import Progress
 
     photo, nearest = Column("photo", overflow="fold"), Column("nearest", overflow="fold")
     table = Table(photo, "answer", "score", "by", nearest, "why")

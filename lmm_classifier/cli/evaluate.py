@@ -120,7 +120,7 @@ def run(
 
 def _write(found: Evaluation, folder: Path, title: str, corpus_root: Path | None) -> None:
     from lmm_classifier.evaluate.evaluation_page import write_evaluation
-    from lmm_classifier.index.files import replace_file
+    from lmm_classifier.storage.atomic_files import replace_file
 
     replace_file(folder / FIGURES, _json(found).encode() + b"\n")
     write_evaluation(folder / PAGE, title, found, corpus_root)

@@ -28,9 +28,9 @@ def simulate(
     Labels that the index lacks are what it should learn.
     """
     from lmm_classifier.classifier import HybridClassifier
-    from lmm_classifier.index.progress import Progress
     from lmm_classifier.labelling.run import label_photos
     from lmm_classifier.labelling.simulation import check_source, simulate_review, write_simulation
+    from lmm_classifier.storage.progress import Progress
 
     classifier = HybridClassifier.from_yaml(config)
     check_source(source, classifier)

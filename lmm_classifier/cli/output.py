@@ -16,7 +16,7 @@ from lmm_classifier.logging_config import tell
 from lmm_classifier.text import one_line
 
 if TYPE_CHECKING:
-    from lmm_classifier.index.progress import OnProgress, Progress
+    from lmm_classifier.storage.progress import OnProgress, Progress
 
 SHOWN = 10  # lines of one kind
 FIRST_RATE_S = 0.1  # seconds before which a rate says nothing

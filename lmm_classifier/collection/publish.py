@@ -27,8 +27,8 @@ from lmm_classifier.collection.version import (
     written,
 )
 from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
-from lmm_classifier.index.files import replace_file, sync_folder
-from lmm_classifier.index.sealed import seal, unseal
+from lmm_classifier.storage.atomic_files import replace_file, sync_folder
+from lmm_classifier.storage.checksummed_json import seal, unseal
 
 KEEP = 10
 

@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 
 from lmm_classifier.collection.version import Version, check_name, checked, written
 from lmm_classifier.errors import ClassifierFileError, CollectionError, UnknownCollectionError
-from lmm_classifier.index.files import replace_file
 from lmm_classifier.registry import did_you_mean
+from lmm_classifier.storage.atomic_files import replace_file
 
 BEST = "best_models.json"
 DEFAULT_FOLDER = Path("trained_classifiers")

@@ -16,7 +16,7 @@ from lmm_classifier.collection.publish import KEEP, Candidate, publish
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.collection.version import Version
 from lmm_classifier.errors import CollectionError, LmmClassifierError
-from lmm_classifier.index.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import BoolArray
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from lmm_classifier.evaluate.leave_one_out import (
     nearest_others,
     vote_shares,
 )
-from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.index.records import Record
 from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.result import Neighbour
+from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import FloatArray, IntArray
 
 K = 10

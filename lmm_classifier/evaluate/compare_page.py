@@ -9,7 +9,7 @@ from lmm_classifier.evaluate import plots
 from lmm_classifier.evaluate.compare import COMPARED, Comparison
 from lmm_classifier.evaluate.page import write_page
 from lmm_classifier.evaluate.plots import Plot
-from lmm_classifier.index.files import replace_file
+from lmm_classifier.storage.atomic_files import replace_file
 
 
 def write_comparison(folder: Path, found: Comparison) -> tuple[Path, ...]:

@@ -20,11 +20,11 @@ from lmm_classifier.evaluate.metrics import Metrics, measure
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.report import write_report
 from lmm_classifier.evaluate.target import Target
-from lmm_classifier.index.files import replace_file
-from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.rerank_settings import RerankSettings
+from lmm_classifier.storage.atomic_files import replace_file
+from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import UNKNOWN
 
 ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere

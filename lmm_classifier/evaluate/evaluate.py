@@ -30,13 +30,13 @@ from lmm_classifier.evaluate.questions import (
     questions,
     refuse_seen,
 )
-from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.manifest import read_manifest
-from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.result import Classification
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
+from lmm_classifier.storage.atomic_files import is_single_file
+from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import UNKNOWN
 
 Answering = Callable[[HybridClassifier, Iterable[Path]], Iterator[Classification | SkippedFile]]

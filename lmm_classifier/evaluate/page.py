@@ -15,7 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.pixels import as_webp
 from lmm_classifier.errors import ImageError
-from lmm_classifier.index.files import replace_file
+from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.text import printable
 
 HERE = "lmm_classifier.evaluate"

@@ -16,7 +16,7 @@ from lmm_classifier.corpus.split import split_of
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.experiment import Experiment
 from lmm_classifier.evaluate.questions import read_unknowns
-from lmm_classifier.index.progress import OnProgress, Progress
+from lmm_classifier.storage.progress import OnProgress, Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
 from lmm_classifier.evaluate.query import Group
 from lmm_classifier.index.calibration import read_calibration
-from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.index.search import open_index
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.steps.vote import Vote
+from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import UNKNOWN
 
 NAMED = 3  # labels or photos named in a message

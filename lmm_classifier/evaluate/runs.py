@@ -36,11 +36,11 @@ from lmm_classifier.evaluate.experiment import Experiment, Plan, plans
 from lmm_classifier.evaluate.parts import Parts, Sources
 from lmm_classifier.evaluate.run_figures import figures_of, milliseconds
 from lmm_classifier.evaluate.shared_indexes import SharedIndexes, index_key, link_files
-from lmm_classifier.evaluate.sole_writer import sole_writer
 from lmm_classifier.index.calibration import read_calibration
-from lmm_classifier.index.files import explained, replace_file
-from lmm_classifier.index.progress import OnProgress, Progress, unheard
-from lmm_classifier.index.sealed import digest_of
+from lmm_classifier.storage.atomic_files import explained, replace_file
+from lmm_classifier.storage.checksummed_json import digest_of
+from lmm_classifier.storage.exclusive_folder import sole_writer
+from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.text import one_line
 
 SCHEMA_VERSION = 1

@@ -11,12 +11,12 @@ from pathlib import Path
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.evaluate.parts import Photos
-from lmm_classifier.index.files import explained, replace_file
-from lmm_classifier.index.progress import OnProgress
-from lmm_classifier.index.sealed import digest_of
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.options import NOT_TAKEN_BY_ALL
+from lmm_classifier.storage.atomic_files import explained, replace_file
+from lmm_classifier.storage.checksummed_json import digest_of
+from lmm_classifier.storage.progress import OnProgress
 
 
 def index_key(photos: Photos, encoder: ModelSpec) -> str:

@@ -12,7 +12,6 @@ from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.evaluate.leave_one_out import near_threshold
 from lmm_classifier.evaluate.rehearsal import Rehearsal, rehearse
-from lmm_classifier.index.files import is_single_file
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
 from lmm_classifier.index.vectors import Vectors
@@ -22,6 +21,7 @@ from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.steps.vote import Vote
+from lmm_classifier.storage.atomic_files import is_single_file
 from lmm_classifier.types import Float64Array, FloatArray, IntArray, Scores
 
 

@@ -24,9 +24,9 @@ from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.decision.novelty import Combination
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import FileRecord, explained, read_verified, replace_file
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
-from lmm_classifier.index.sealed import seal, unseal
+from lmm_classifier.storage.atomic_files import FileRecord, explained, read_verified, replace_file
+from lmm_classifier.storage.checksummed_json import seal, unseal
 
 CALIBRATION = "calibration.json"
 ARRAYS = "calibration-{}.npz"

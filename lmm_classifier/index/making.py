@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from lmm_classifier.corpus.ahead import in_order
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
 from lmm_classifier.index.intake import QUEUED_PER_WORKER, Reading, Taken, take
 from lmm_classifier.index.previous import Previous, Stat, Task
 from lmm_classifier.index.records import Record
+from lmm_classifier.storage.prefetch import in_order
 from lmm_classifier.types import EncoderContract, FloatArray
 
 OnTaken = Callable[[bool], None]

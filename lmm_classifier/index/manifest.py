@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import FileRecord
-from lmm_classifier.index.sealed import digest_of, seal, unseal
+from lmm_classifier.storage.atomic_files import FileRecord
+from lmm_classifier.storage.checksummed_json import digest_of, seal, unseal
 from lmm_classifier.types import EncoderContract
 
 MANIFEST = "manifest.json"

@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.records import Record, Records
+from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.types import EncoderContract, FloatArray
 
 KEYS = ("embeddings", "labels", "metadata", "metric")

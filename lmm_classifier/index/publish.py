@@ -14,16 +14,16 @@ import numpy as np
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.index.calibration import carry_calibration
 from lmm_classifier.index.engine import TARGET_RECALL, ApproximateSearch, factory_for, tuned, write_engine
-from lmm_classifier.index.files import FileRecord, is_single_file, replace_file, replace_large_file
 from lmm_classifier.index.manifest import EXACT, EXACTLY, MANIFEST, Manifest, OperatingPoint, Space
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.previous import write_stats
-from lmm_classifier.index.progress import OnProgress, Progress
 from lmm_classifier.index.records import Records
 from lmm_classifier.index.search import engine_file
 from lmm_classifier.index.shards import map_vectors, write_failures
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.index.workspace import ShardEntry, Workspace
+from lmm_classifier.storage.atomic_files import FileRecord, is_single_file, replace_file, replace_large_file
+from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import EncoderContract
 
 LATENCY = "latency.json"

@@ -23,12 +23,12 @@ from lmm_classifier.index.engine import (
     Subset,
     read_engine,
 )
-from lmm_classifier.index.files import is_single_file, verify
 from lmm_classifier.index.manifest import EXACT, EXACTLY, MANIFEST, Manifest, OperatingPoint, read_manifest
 from lmm_classifier.index.npz import read_npz
 from lmm_classifier.index.records import Records
 from lmm_classifier.index.shards import map_vectors, read_records, vector_files, verify_vectors
 from lmm_classifier.index.vectors import Vectors
+from lmm_classifier.storage.atomic_files import is_single_file, verify
 from lmm_classifier.types import EncoderContract, FloatArray, IntArray, Neighbours
 
 VERIFIERS = 2  # threads that compute digests while the vectors are loaded

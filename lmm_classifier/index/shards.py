@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import (
+from lmm_classifier.index.records import SCHEMA, Record, Records, as_table
+from lmm_classifier.index.vectors import Vectors
+from lmm_classifier.storage.atomic_files import (
     FileRecord,
     check_size,
     read_verified,
@@ -23,8 +25,6 @@ from lmm_classifier.index.files import (
     replace_large_file,
     verify,
 )
-from lmm_classifier.index.records import SCHEMA, Record, Records, as_table
-from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import FloatArray
 
 SHARD_ROWS = 2048

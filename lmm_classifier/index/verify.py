@@ -8,10 +8,10 @@ import numpy as np
 
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.calibration import read_calibration
-from lmm_classifier.index.files import is_single_file, verify
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import open_space
 from lmm_classifier.index.shards import read_records, verify_vectors
+from lmm_classifier.storage.atomic_files import is_single_file, verify
 
 UNIT = 1e-3
 """How far the norm of a unit row may be from 1: what bfloat16 leaves is well within."""

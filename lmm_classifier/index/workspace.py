@@ -24,7 +24,9 @@ from filelock import FileLock, Timeout
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.files import (
+from lmm_classifier.index.manifest import MANIFEST
+from lmm_classifier.index.previous import Kept, Stat, Task
+from lmm_classifier.storage.atomic_files import (
     FileRecord,
     explained,
     is_single_file,
@@ -32,8 +34,6 @@ from lmm_classifier.index.files import (
     sync_folder,
     verify,
 )
-from lmm_classifier.index.manifest import MANIFEST
-from lmm_classifier.index.previous import Kept, Stat, Task
 from lmm_classifier.types import EncoderContract
 
 _OWN_NAME = re.compile(

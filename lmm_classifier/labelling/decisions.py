@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lmm_classifier.errors import ConfigError, RunError
-from lmm_classifier.index.files import sync_folder
+from lmm_classifier.storage.atomic_files import sync_folder
 from lmm_classifier.text import plain_line
 from lmm_classifier.types import UNKNOWN
 

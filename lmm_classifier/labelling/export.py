@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from lmm_classifier.corpus.corpus import CorpusItem
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.index.files import explained, replace_file, replace_large_file
 from lmm_classifier.labelling.accepted import Accepted
 from lmm_classifier.labelling.rows import as_text
+from lmm_classifier.storage.atomic_files import explained, replace_file, replace_large_file
 
 Way = Literal["copy", "link"]
 METADATA = "metadata.jsonl"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lmm_classifier.index.files import replace_large_file
 from lmm_classifier.labelling.rows import SCHEMA, path_of
 from lmm_classifier.labelling.store import RESULTS, Run
+from lmm_classifier.storage.atomic_files import replace_large_file
 
 CSV, JSONL = "results.csv", "results.jsonl"
 _FLAT = ("path", "sha256", "label", "score", "status", "stage", "reason", "retrieval_label", "closeness",

@@ -17,14 +17,14 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.photos import Photos, list_photos
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.evaluate.sole_writer import sole_writer
-from lmm_classifier.index.progress import OnProgress, Progress, unheard
 from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refuse_changed, write_facts
 from lmm_classifier.labelling.report import REPORT
 from lmm_classifier.labelling.results import CSV, JSONL
 from lmm_classifier.labelling.rows import Row, as_table
 from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, rows_in, write_shard
 from lmm_classifier.result import summarise
+from lmm_classifier.storage.exclusive_folder import sole_writer
+from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
 SHARD_ROWS = 1024

@@ -26,10 +26,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmm_classifier.errors import IndexFolderError, RunError
-from lmm_classifier.index.files import FileRecord, read_verified, replace_file, replace_large_file, verify
 from lmm_classifier.index.shards import save_vectors, vector_files
 from lmm_classifier.labelling.facts import REMEDY, read_facts
 from lmm_classifier.labelling.rows import SCHEMA, Row, path_of, row_of
+from lmm_classifier.storage.atomic_files import (
+    FileRecord,
+    read_verified,
+    replace_file,
+    replace_large_file,
+    verify,
+)
 from lmm_classifier.types import FloatArray, IntArray
 
 SHARDS, RESULTS = "shards", "results.parquet"

@@ -17,7 +17,7 @@ from lmm_classifier.captions.folder import IN_A_ROW, Report, caption_folder, cap
 from lmm_classifier.captions.local import LocalModel
 from lmm_classifier.captions.source import Failure, Keep, Outcome, Source
 from lmm_classifier.errors import CaptionError, CorpusError
-from lmm_classifier.index.progress import Progress
+from lmm_classifier.storage.progress import Progress
 from lmm_classifier.text import printable
 from photo_folders import texts, write_photos
 

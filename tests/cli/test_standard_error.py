@@ -17,7 +17,7 @@ import pytest
 from experiments import write_experiment
 from lmm_classifier.cli.output import progress
 from lmm_classifier.corpus.digits import write_digits
-from lmm_classifier.index.progress import Progress
+from lmm_classifier.storage.progress import Progress
 from served import started
 from shell import run
 from synthetic import write_corpus

@@ -29,7 +29,6 @@ from lmm_classifier.errors import (
     UnknownCollectionError,
 )
 from lmm_classifier.findings import findings
-from lmm_classifier.index.sealed import digest_of
 from lmm_classifier.models import detection
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.models.detection import Detections
@@ -37,6 +36,7 @@ from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus
+from lmm_classifier.storage.checksummed_json import digest_of
 from lmm_classifier.types import Sample
 from synthetic import COLOURS, picture
 from training_sets import FAKE, FAKE_PART, of_colour, trained, training_set

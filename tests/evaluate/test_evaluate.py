@@ -12,9 +12,9 @@ from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate.evaluate import evaluate
 from lmm_classifier.evaluate.evaluation_page import drawings, write_evaluation
 from lmm_classifier.evaluate.questions import answerable_labels, questions, read_unknowns
-from lmm_classifier.index.progress import Progress
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.storage.progress import Progress
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")

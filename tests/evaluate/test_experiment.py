@@ -25,9 +25,9 @@ from lmm_classifier.evaluate.run_figures import figures_of
 from lmm_classifier.evaluate.runs import Outcome, run_experiment
 from lmm_classifier.evaluate.shared_indexes import link_files
 from lmm_classifier.evaluate.target import Costs
-from lmm_classifier.index.progress import Progress, unheard
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.storage.progress import Progress, unheard
 from synthetic import COLOURS, write_corpus
 
 EXPERIMENTS = Path(__file__).parents[2] / "config/experiments"

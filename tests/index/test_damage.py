@@ -16,13 +16,13 @@ from fitted import write_fitted
 from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.calibration import CALIBRATION, read_calibration
-from lmm_classifier.index.files import replace_file
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.shards import read_failures
 from lmm_classifier.index.verify import problems_of
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.storage.atomic_files import replace_file
 from synthetic import write_corpus
 
 FILES = ("manifest.json", "shards/000000.npy", "shards/000000.parquet")

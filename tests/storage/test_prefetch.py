@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lmm_classifier.corpus.ahead import in_order
+from lmm_classifier.storage.prefetch import in_order
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:

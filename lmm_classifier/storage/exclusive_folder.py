@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.index.files import explained
+from lmm_classifier.storage.atomic_files import explained
 
 
 @contextmanager
