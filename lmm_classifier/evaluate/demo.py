@@ -16,11 +16,11 @@ from lmm_classifier.corpus.digits import UNKNOWN_FOLDER, write_digits
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluate.calibrate import calibrate
-from lmm_classifier.evaluate.metrics import Metrics, measure
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.report import write_report
 from lmm_classifier.evaluate.target import Target
 from lmm_classifier.indexing import index_corpus
+from lmm_classifier.metrics.stages import Metrics, measure
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.rerank_settings import RerankSettings
 from lmm_classifier.storage.atomic_files import replace_file

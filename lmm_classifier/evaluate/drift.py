@@ -19,7 +19,7 @@ from scipy.stats import binomtest, ks_2samp
 
 from lmm_classifier.decision.conformal import p_values
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.bootstrap import LEVEL
+from lmm_classifier.metrics.bootstrap import LEVEL
 from lmm_classifier.types import Float64Array
 
 ALARM = 0.01  # probability of a false alarm, of each test

@@ -17,11 +17,8 @@ import yaml
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import NO_PHOTOS, Corpus, SkippedFile
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.evaluate.bootstrap import LEVEL, RESAMPLES
 from lmm_classifier.evaluate.evaluation import Evaluation, UnknownFigures
 from lmm_classifier.evaluate.figures import Measure
-from lmm_classifier.evaluate.label_metrics import label_rows
-from lmm_classifier.evaluate.metrics import measure
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.questions import (
     Question,
@@ -32,6 +29,9 @@ from lmm_classifier.evaluate.questions import (
 )
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import encoders_of, open_index
+from lmm_classifier.metrics.bootstrap import LEVEL, RESAMPLES
+from lmm_classifier.metrics.per_label import label_rows
+from lmm_classifier.metrics.stages import measure
 from lmm_classifier.result import Classification
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.evaluate.bootstrap import Estimate
-from lmm_classifier.evaluate.confidence_metrics import ReliabilityBin
-from lmm_classifier.evaluate.label_metrics import LabelRow
-from lmm_classifier.evaluate.metrics import Metrics, known_score
 from lmm_classifier.evaluate.query import Query
+from lmm_classifier.metrics.bootstrap import Estimate
+from lmm_classifier.metrics.confidence import ReliabilityBin
+from lmm_classifier.metrics.per_label import LabelRow
+from lmm_classifier.metrics.stages import Metrics, known_score
 
 SCHEMA_VERSION = 1
 

@@ -7,16 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from lmm_classifier.evaluate.bootstrap import Estimate, Statistic, estimate
-from lmm_classifier.evaluate.columns import Counts, Floats, share
-from lmm_classifier.evaluate.confidence_metrics import (
-    adaptive_calibration_error,
-    aurc,
-    brier,
-    expected_calibration_error,
-    reliability_bins,
-    selective_accuracy,
-)
 from lmm_classifier.evaluate.evaluation import (
     ConfidenceFigures,
     KnownFigures,
@@ -24,23 +14,33 @@ from lmm_classifier.evaluate.evaluation import (
     ShareFigures,
     UnknownFigures,
 )
-from lmm_classifier.evaluate.label_metrics import macro_f1
-from lmm_classifier.evaluate.metrics import known_score
-from lmm_classifier.evaluate.open_set_metrics import (
+from lmm_classifier.evaluate.query import Query
+from lmm_classifier.metrics.bootstrap import Estimate, Statistic, estimate
+from lmm_classifier.metrics.confidence import (
+    adaptive_calibration_error,
+    aurc,
+    brier,
+    expected_calibration_error,
+    reliability_bins,
+    selective_accuracy,
+)
+from lmm_classifier.metrics.open_set import (
     aupr_known,
     aupr_unknown,
     auroc,
     fpr_at_kept,
     oscr_area,
 )
-from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.rerank_metrics import (
+from lmm_classifier.metrics.per_label import macro_f1
+from lmm_classifier.metrics.rerank import (
     best_label,
     candidate_ranks,
     candidate_recall,
     offered,
 )
-from lmm_classifier.evaluate.rerank_share import Sent, accuracy_by_share, share_for_gain
+from lmm_classifier.metrics.rerank_share import Sent, accuracy_by_share, share_for_gain
+from lmm_classifier.metrics.stages import known_score
+from lmm_classifier.metrics.weighted import Counts, Floats, share
 from lmm_classifier.types import UNKNOWN, BoolArray
 
 GAIN_PART = 0.8  # of the reranker's gain: from here on, more questions bring little

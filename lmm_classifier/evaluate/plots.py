@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from lmm_classifier.evaluate.columns import Curve, Floats
-from lmm_classifier.evaluate.confidence_metrics import ReliabilityBin
+from lmm_classifier.metrics.confidence import ReliabilityBin
+from lmm_classifier.metrics.weighted import Curve, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import TypeVar
 
-from lmm_classifier.evaluate.bootstrap import LEVEL, Estimate
 from lmm_classifier.evaluate.evaluation import Evaluation
+from lmm_classifier.metrics.bootstrap import LEVEL, Estimate
 
 T = TypeVar("T")
 BRACKETS = f"in brackets: {100 * LEVEL:.0f} % bootstrap intervals"

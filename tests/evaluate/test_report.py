@@ -11,10 +11,10 @@ from PIL import Image
 
 from html_page import HOSTILE, Tags, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.evaluate.label_metrics import label_rows
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.report import write_report
 from lmm_classifier.indexing import index_corpus
+from lmm_classifier.metrics.per_label import label_rows
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.result import Candidate
 from synthetic import COLOURS, picture, write_corpus

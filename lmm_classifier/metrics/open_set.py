@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.columns import (
+from lmm_classifier.metrics.weighted import (
     Counts,
     Curve,
     Flags,

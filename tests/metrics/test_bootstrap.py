@@ -8,10 +8,10 @@ from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.bootstrap import estimate
-from lmm_classifier.evaluate.columns import share
-from lmm_classifier.evaluate.confidence_metrics import adaptive_calibration_error, aurc
-from lmm_classifier.evaluate.open_set_metrics import auroc, fpr_at_kept, oscr_area
+from lmm_classifier.metrics.bootstrap import estimate
+from lmm_classifier.metrics.confidence import adaptive_calibration_error, aurc
+from lmm_classifier.metrics.open_set import auroc, fpr_at_kept, oscr_area
+from lmm_classifier.metrics.weighted import share
 
 
 def test_an_accuracy_has_the_binomial_interval() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.columns import Counts, Floats, drawn, share
+from lmm_classifier.metrics.weighted import Counts, Floats, drawn, share
 from lmm_classifier.result import Candidate, Classification
 from lmm_classifier.types import UNKNOWN, BoolArray, IntArray
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.evaluate.metrics import confusion, known_score, measure
+from lmm_classifier.metrics.stages import confusion, known_score, measure
 from lmm_classifier.result import Candidate, Classification
 
 

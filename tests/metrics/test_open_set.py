@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.open_set_metrics import (
+from lmm_classifier.metrics.open_set import (
     aupr_known,
     aupr_unknown,
     auroc,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.columns import Counts, Floats
+from lmm_classifier.metrics.weighted import Counts, Floats
 
 RESAMPLES = 1000  # Efron and Tibshirani 1993: enough for the ends of a 95 % interval
 LEVEL = 0.95

@@ -14,7 +14,7 @@ from pytorch_ood.metrics import functional as oracle
 from sklearn.metrics import brier_score_loss
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.confidence_metrics import (
+from lmm_classifier.metrics.confidence import (
     adaptive_calibration_error,
     aurc,
     brier,

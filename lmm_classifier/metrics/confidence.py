@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.columns import (
+from lmm_classifier.metrics.weighted import (
     Counts,
     Curve,
     Flags,

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.columns import Counts, Floats, drawn, ratio, totals
+from lmm_classifier.metrics.weighted import Counts, Floats, drawn, ratio, totals
 from lmm_classifier.types import UNKNOWN, IntArray
 
 
