@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.decision.gates import route
 from lmm_classifier.decision.heads import HEADS, HeadSettings, Queries
 from lmm_classifier.decision.novelty import SCORES, Combination
-from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.index.build import BuildOptions
 from lmm_classifier.index.calibration import read_calibration, write_calibration
 from lmm_classifier.index.change import import_npz

@@ -14,7 +14,7 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.target import Costs
+    from lmm_classifier.calibration.targets import Costs
     from lmm_classifier.index.calibration import Calibration, RerankTrial
 
 Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
@@ -86,10 +86,10 @@ def run(
 
     Needs no photo of anything unknown: labels of the index are held out in turn.
     """
+    from lmm_classifier.calibration.calibrate import calibrate
+    from lmm_classifier.calibration.targets import Target
     from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.corpus.source import read_corpus
-    from lmm_classifier.evaluate.calibrate import calibrate
-    from lmm_classifier.evaluate.target import Target
     from lmm_classifier.steps.open_set import OpenSet
 
     target = Target(
@@ -133,7 +133,7 @@ def _share_of_label(text: str) -> tuple[str, float]:
 
 
 def _costs(text: str) -> Costs:
-    from lmm_classifier.evaluate.target import Costs
+    from lmm_classifier.calibration.targets import Costs
 
     try:
         return Costs(*(float(part) for part in text.split(":")))

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.leave_one_out import (
+from lmm_classifier.index.nearest_others import (
     QUERIES,
     Others,
     near_threshold,

@@ -24,9 +24,9 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from lmm_classifier.calibration.targets import Target
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.target import Target
 from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
 
 RESAMPLES = 200  # of each run's intervals; what the seeds say is in `experiment compare`

@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
+from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, LmmClassifierError
-from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.embedded import EmbeddedOnce
 from lmm_classifier.evaluate.evaluate import evaluate
 from lmm_classifier.evaluate.evaluation import Evaluation

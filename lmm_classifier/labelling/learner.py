@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lmm_classifier.calibration.calibrate import as_calibrated, rehearsed_head
+from lmm_classifier.calibration.leave_out import rehearse
+from lmm_classifier.calibration.model_selection import tune
+from lmm_classifier.calibration.targets import Target, fit_gates
 from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import Gates, Routed, route
 from lmm_classifier.decision.heads import Queries
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
-from lmm_classifier.evaluate.calibrate import as_calibrated, rehearsed_head
-from lmm_classifier.evaluate.leave_one_out import near_threshold
-from lmm_classifier.evaluate.rehearsal import rehearse
-from lmm_classifier.evaluate.target import Target, fit_gates
-from lmm_classifier.evaluate.tuning import tune
 from lmm_classifier.index.engine import ExactSearch, Search
+from lmm_classifier.index.nearest_others import near_threshold
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.index.vectors import Vectors

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from lmm_classifier.calibration.context import subject_of
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluate import plots
 from lmm_classifier.evaluate.page import write_page
-from lmm_classifier.evaluate.subject import subject_of
 from lmm_classifier.labelling.rows import path_of
 from lmm_classifier.labelling.simulate import Review, looks_needed, simulate
 from lmm_classifier.labelling.store import Run

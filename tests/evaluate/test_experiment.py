@@ -14,6 +14,7 @@ import yaml
 
 from experiments import BASE, records, write_experiment
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.calibration.targets import Costs
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
@@ -24,7 +25,6 @@ from lmm_classifier.evaluate.parts import Sources
 from lmm_classifier.evaluate.run_figures import figures_of
 from lmm_classifier.evaluate.runs import Outcome, run_experiment
 from lmm_classifier.evaluate.shared_indexes import link_files
-from lmm_classifier.evaluate.target import Costs
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.storage.progress import Progress, unheard

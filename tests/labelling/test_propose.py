@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import RunError
-from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.labelling.proposed import PROPOSALS, propose_groups, read_groups, write_groups
 from lmm_classifier.labelling.run import label_photos

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmm_classifier.calibration.leave_out import Rehearsal, rehearse
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.leave_one_out import near_threshold
-from lmm_classifier.evaluate.rehearsal import Rehearsal, rehearse
 from lmm_classifier.index.manifest import read_manifest
+from lmm_classifier.index.nearest_others import near_threshold
 from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.steps.embed import Embed

@@ -13,12 +13,12 @@ from PIL import Image
 
 from fitted import GATES, write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.calibration.calibrate import calibrate
+from lmm_classifier.calibration.rerank_trial import Case, answer_of, fit_fusion, worth_asking
+from lmm_classifier.calibration.targets import Target
 from lmm_classifier.corpus.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.calibrate import calibrate
-from lmm_classifier.evaluate.rerank_trial import Case, answer_of, fit_fusion, worth_asking
-from lmm_classifier.evaluate.target import Target
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, Question

@@ -8,12 +8,12 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.calibration.calibrate import calibrate
+from lmm_classifier.calibration.targets import Calibrated, Costs, Target, fit_gates
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.calibrate import calibrate
 from lmm_classifier.evaluate.evaluate import evaluate
-from lmm_classifier.evaluate.target import Calibrated, Costs, Target, fit_gates
 from lmm_classifier.index.build import BuildOptions
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.change import import_npz

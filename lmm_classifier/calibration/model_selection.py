@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
 
+from lmm_classifier.calibration.leave_out import Part, Rehearsal
 from lmm_classifier.decision.decider import Decider, encoders_needed
 from lmm_classifier.decision.heads import (
     FUSION,
@@ -30,7 +31,6 @@ from lmm_classifier.decision.novelty import (
 )
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.evaluate.rehearsal import Part, Rehearsal
 from lmm_classifier.types import Float64Array, FloatArray, IntArray
 
 VOTERS = (1, 3, 5, 10, 20, 50, 100)

@@ -12,11 +12,11 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 
+from lmm_classifier.calibration.position_bias import ListBias
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
 from lmm_classifier.decision.fusion import Fusion, certainty, decided, fused_logits, retrieval_probabilities
 from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.errors import CorpusError, ImageError
-from lmm_classifier.evaluate.rerank_bias import ListBias
 from lmm_classifier.index.calibration import RerankTrial
 from lmm_classifier.index.exemplars import COPY
 from lmm_classifier.models.asking import Case as ModelCase

@@ -15,6 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lmm_classifier.calibration.context import Subject, subject_of
+from lmm_classifier.calibration.held_out import HeldOut, look_at_held_out
+from lmm_classifier.calibration.leave_out import Part, Rehearsal
+from lmm_classifier.calibration.model_selection import LEARNED, HeadScore, NoveltyChoice, tune
+from lmm_classifier.calibration.rerank_trial import Photo, try_reranker
+from lmm_classifier.calibration.targets import Calibrated, Target, fit_gates
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.decision.decider import Decider
@@ -22,12 +28,6 @@ from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.decision.heads import FUSION, HEADS, HeadSettings, head_probabilities
 from lmm_classifier.decision.novelty import SCORES
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.held_out import HeldOut, look_at_held_out
-from lmm_classifier.evaluate.rehearsal import Part, Rehearsal
-from lmm_classifier.evaluate.rerank_trial import Photo, try_reranker
-from lmm_classifier.evaluate.subject import Subject, subject_of
-from lmm_classifier.evaluate.target import Calibrated, Target, fit_gates
-from lmm_classifier.evaluate.tuning import LEARNED, HeadScore, NoveltyChoice, tune
 from lmm_classifier.index.calibration import Calibration, RerankTrial, write_calibration
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.registry import did_you_mean

@@ -13,12 +13,12 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.calibration.calibrate import calibrate
+from lmm_classifier.calibration.targets import Target
 from lmm_classifier.corpus.corpus import Corpus
 from lmm_classifier.corpus.digits import write_digits
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.evaluate.calibrate import calibrate
-from lmm_classifier.evaluate.target import Target
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from lmm_classifier.calibration.context import Subject
+from lmm_classifier.calibration.leave_out import LEAST_IMAGES
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import load_image_file
 from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import joined
 from lmm_classifier.errors import CorpusError, ImageError
-from lmm_classifier.evaluate.rehearsal import LEAST_IMAGES
-from lmm_classifier.evaluate.subject import Subject
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.vote import queries_of
 from lmm_classifier.types import Sample, Scores, required
