@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.audit.audit import audit_index
 from lmm_classifier.corpus.corpus import SKIP_CODES
-from lmm_classifier.evaluate.audit import audit_index
 from lmm_classifier.index.search import open_index
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec

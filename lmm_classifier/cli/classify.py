@@ -17,7 +17,7 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.p_value_log import PValueLog
+    from lmm_classifier.monitoring.p_value_log import PValueLog
     from lmm_classifier.result import Classification
 
 
@@ -34,7 +34,7 @@ def run(
 ) -> int:
     """Classify photos: a table for people, JSON Lines for programs."""
     from lmm_classifier.classifier import HybridClassifier
-    from lmm_classifier.evaluate.p_value_log import open_log
+    from lmm_classifier.monitoring.p_value_log import open_log
 
     classifier = HybridClassifier.from_yaml(config)
     classifier.load()

@@ -11,14 +11,14 @@ import typer
 from lmm_classifier.cli.output import note
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.drift import Drift
+    from lmm_classifier.monitoring.drift import Drift
 
 
 def report(log: Path, config: Path, window: int, as_json: bool) -> int:
     """Say whether logged photos still look as those calibrated on; 2 when they do not."""
     from lmm_classifier.classifier import HybridClassifier
-    from lmm_classifier.evaluate.drift import drift
-    from lmm_classifier.evaluate.p_value_log import calibration_of, name_of, read_log
+    from lmm_classifier.monitoring.drift import drift
+    from lmm_classifier.monitoring.p_value_log import calibration_of, name_of, read_log
 
     fitted = calibration_of(HybridClassifier.from_yaml(config))
     logged = read_log(log, name_of(fitted))

@@ -13,7 +13,7 @@ from lmm_classifier.cli.output import first_lines, note, progress
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.audit import Audit
+    from lmm_classifier.audit.audit import Audit
     from lmm_classifier.index.search import VectorIndex
 
 PAGE = Path("audit.html")
@@ -47,8 +47,8 @@ def audit(
 
     Needs the index alone; the photos only to show them. Exit code 2 when something was found.
     """
-    from lmm_classifier.evaluate.audit import audit_index
-    from lmm_classifier.evaluate.audit_page import write_audit
+    from lmm_classifier.audit.audit import audit_index
+    from lmm_classifier.audit.page import write_audit
 
     opened = _opened(index, encoder)
     with progress() as on_progress:

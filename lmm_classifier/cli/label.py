@@ -17,8 +17,8 @@ from lmm_classifier.registry import did_you_mean
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.drift import Drift
     from lmm_classifier.labelling.run import Labelled
+    from lmm_classifier.monitoring.drift import Drift
 
 FOLDER = "FOLDER"  # what the list of commands shows for the one that has no name of its own
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.evaluate import plots
 from lmm_classifier.evaluate.evaluation import Evaluation, ShareFigures
 from lmm_classifier.evaluate.figures import closed_right, confidences, known_scores, right
-from lmm_classifier.evaluate.plots import Line, Plot
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.report import Gallery, write_report
 from lmm_classifier.evaluate.tables import GROUP_NAMES, tables
@@ -18,6 +16,8 @@ from lmm_classifier.metrics.confidence import risk_coverage_curve
 from lmm_classifier.metrics.open_set import oscr_curve, roc_curve
 from lmm_classifier.metrics.stages import known_score
 from lmm_classifier.metrics.weighted import Curve
+from lmm_classifier.reports import plots
+from lmm_classifier.reports.plots import Line, Plot
 from lmm_classifier.types import UNKNOWN, BoolArray
 
 PER_GALLERY = 12

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmm_classifier.evaluate.page import picture_of, write_page
-from lmm_classifier.evaluate.plots import Plot
 from lmm_classifier.evaluate.query import Query
 from lmm_classifier.evaluate.tables import BRACKETS, Table
 from lmm_classifier.metrics.per_label import LabelRow
 from lmm_classifier.metrics.stages import confusion
+from lmm_classifier.reports.html import picture_of, write_page
+from lmm_classifier.reports.plots import Plot
 from lmm_classifier.result import Classification, Neighbour
 from lmm_classifier.types import UNKNOWN
 
@@ -88,6 +88,7 @@ def write_report(
     write_page(
         path,
         "report.html.jinja",
+        package="lmm_classifier.evaluate",
         title=title,
         figures=figures,
         tables=tables,

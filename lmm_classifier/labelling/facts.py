@@ -17,11 +17,11 @@ from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.photos import Photos
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, IndexFolderError, RunError
-from lmm_classifier.evaluate.p_value_log import calibration_of, name_of
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import encoders_of
 from lmm_classifier.labelling.rows import as_text
 from lmm_classifier.models.base import load_encoder
+from lmm_classifier.monitoring.p_value_log import calibration_of, name_of
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.storage.atomic_files import is_single_file, replace_file

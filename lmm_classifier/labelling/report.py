@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from lmm_classifier.evaluate import plots
-from lmm_classifier.evaluate.page import picture_of, write_page
-from lmm_classifier.evaluate.plots import Plot
 from lmm_classifier.labelling.facts import Facts
 from lmm_classifier.labelling.rows import Row
 from lmm_classifier.labelling.store import Run
+from lmm_classifier.reports import plots
+from lmm_classifier.reports.html import picture_of, write_page
+from lmm_classifier.reports.plots import Plot
 from lmm_classifier.types import UNKNOWN, Float64Array, IntArray, required
 
 REPORT = "report.html"

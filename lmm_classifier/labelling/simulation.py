@@ -14,13 +14,13 @@ from lmm_classifier.calibration.context import subject_of
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate import plots
-from lmm_classifier.evaluate.page import write_page
 from lmm_classifier.labelling.rows import path_of
 from lmm_classifier.labelling.simulate import Review, looks_needed, simulate
 from lmm_classifier.labelling.store import Run
 from lmm_classifier.labelling.subject import learner_of, subject_of_run, vectors_of
 from lmm_classifier.metrics.weighted import Curve
+from lmm_classifier.reports import plots
+from lmm_classifier.reports.html import write_page
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.types import UNKNOWN
 

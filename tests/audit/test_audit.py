@@ -13,9 +13,9 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from html_page import HOSTILE, Tags, parsed
+from lmm_classifier.audit.audit import Audit, audit_index
+from lmm_classifier.audit.page import PER_KIND, write_audit
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.audit import Audit, audit_index
-from lmm_classifier.evaluate.audit_page import PER_KIND, write_audit
 from lmm_classifier.index import nearest_others as leave_one_out
 from lmm_classifier.index.engine import ApproximateSearch, tuned
 from lmm_classifier.index.nearest_others import near_threshold, nearest_others

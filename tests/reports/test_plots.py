@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from html_page import HOSTILE
-from lmm_classifier.evaluate.plots import POINTS, Line, Plot, curves, histogram, reliability, reranked
 from lmm_classifier.metrics.confidence import reliability_bins, risk_coverage_curve
 from lmm_classifier.metrics.open_set import roc_curve
 from lmm_classifier.metrics.weighted import Curve
+from lmm_classifier.reports.plots import POINTS, Line, Plot, curves, histogram, reliability, reranked
 
 
 def scores(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,10 @@ from fitted import write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.decision.conformal import p_values
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.drift import ALARM, Drift, drift
-from lmm_classifier.evaluate.p_value_log import calibration_of, name_of, open_log, read_log
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.monitoring.drift import ALARM, Drift, drift
+from lmm_classifier.monitoring.p_value_log import calibration_of, name_of, open_log, read_log
 from synthetic import write_corpus
 
 SEEDS = 200

@@ -18,18 +18,18 @@ from lmm_classifier.errors import ImageError
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.text import printable
 
-HERE = "lmm_classifier.evaluate"
+HERE = "lmm_classifier.reports"
 THUMBNAIL = 96  # px, longest side
 QUALITY = 90  # of 100
 
 
-def write_page(path: Path, template: str, *, package: str = HERE, **values: Any) -> None:
-    """Render a template, which extends frame.html.jinja of this folder, and write it as UTF-8.
+def write_page(path: Path, template: str, *, package: str, **values: Any) -> None:
+    """Render a template, which extends frame.html.jinja beside this file, and write it as UTF-8.
 
     Args:
         path: the HTML file.
-        template: name of the file.
-        package: whose folder it lies in.
+        template: name of its file.
+        package: the package in whose folder that file lies, such as "lmm_classifier.audit".
         values: what the template reads; each is escaped, and a missing one is an error.
 
     Raises:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lmm_classifier.audit.audit import Audit, Copies, Disagreement, NearDuplicate
 from lmm_classifier.errors import ImageError
-from lmm_classifier.evaluate.audit import Audit, Copies, Disagreement, NearDuplicate
-from lmm_classifier.evaluate.page import thumbnail, write_page
 from lmm_classifier.index.records import Record
+from lmm_classifier.reports.html import thumbnail, write_page
 from lmm_classifier.result import Neighbour
 
 PER_KIND = 24  # findings of each kind on the page
@@ -62,6 +62,7 @@ def write_audit(path: Path, title: str, audit: Audit, corpus_root: Path | None =
     write_page(
         path,
         "audit.html.jinja",
+        package="lmm_classifier.audit",
         title=title,
         audit=audit,
         sections=sections,
