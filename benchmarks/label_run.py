@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lmm_classifier.corpus.digits import load_digit_scans
+from lmm_classifier.checkpoints.digits import load_digit_scans
 
 SIDES = (64, 128, 256, 384, 512)  # px
 POINTS = 20

@@ -30,7 +30,7 @@ from transformers import (
     pipeline,
 )
 
-from lmm_classifier.corpus.digits import picture_of, scans_in
+from lmm_classifier.checkpoints.digits import picture_of, scans_in
 from lmm_classifier.models.answers import rate
 from lmm_classifier.models.asking import LETTER_PROMPT
 from lmm_classifier.models.base import ModelSpec, Question

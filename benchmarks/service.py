@@ -35,7 +35,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from lmm_classifier.corpus.digits import picture_of, scans_in
+from lmm_classifier.checkpoints.digits import picture_of, scans_in
 
 HYBRID = "classify_hybrid"
 PARTS = ("together", "load", "soak")

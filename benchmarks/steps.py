@@ -20,7 +20,7 @@ from statistics import median
 
 import numpy as np
 
-from lmm_classifier.corpus.digits import write_digits
+from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline

@@ -17,7 +17,9 @@ import pytest
 from installed import run_with
 from lmm_classifier import __version__
 from lmm_classifier.collection import version
-from lmm_classifier.evaluate import compare, evaluation, runs
+from lmm_classifier.evaluation import results as evaluation
+from lmm_classifier.experiments import compare
+from lmm_classifier.experiments import run as runs
 from lmm_classifier.index import calibration, manifest
 from lmm_classifier.labelling import facts
 

@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from lmm_classifier.checkpoints import training
+from lmm_classifier.checkpoints.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
 from lmm_classifier.checkpoints.training import known_scans, photos
-from lmm_classifier.corpus.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
 from lmm_classifier.models import base as models
 from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.models.qwen_vl import QwenVLChooser

@@ -25,6 +25,7 @@ from transformers import (
     SiglipProcessor,
 )
 
+from lmm_classifier.checkpoints.digits import KNOWN_NAMES
 from lmm_classifier.checkpoints.training import (
     Inked,
     augment,
@@ -37,7 +38,6 @@ from lmm_classifier.checkpoints.training import (
     seed_everything,
     train,
 )
-from lmm_classifier.corpus.digits import KNOWN_NAMES
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lmm_classifier.corpus.digits import PICTURE_SIDE, DigitScan, picture_of, scans_in
+from lmm_classifier.checkpoints.digits import PICTURE_SIDE, DigitScan, picture_of, scans_in
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from lmm_classifier.evaluate.demo import run_demo
+    from lmm_classifier.demo import run_demo
 
     with progress() as on_progress:
         summary = run_demo(output, on_progress)

@@ -15,7 +15,7 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.evaluation import Evaluation
+    from lmm_classifier.evaluation.results import Evaluation
 
 OUTPUT = Path("evaluation")
 FIGURES, PAGE = "evaluation.json", "report.html"
@@ -88,8 +88,8 @@ def run(
         raise ConfigError("give either PHOTOS, or --drift LOG")
     from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.corpus.source import read_corpus
-    from lmm_classifier.evaluate.evaluate import evaluate
-    from lmm_classifier.evaluate.questions import read_unknowns
+    from lmm_classifier.evaluation.dataset import read_unknowns
+    from lmm_classifier.evaluation.evaluate import evaluate
 
     folder = output or (None if as_json else OUTPUT)
     if folder and folder.exists() and not folder.is_dir():
@@ -119,7 +119,7 @@ def run(
 
 
 def _write(found: Evaluation, folder: Path, title: str, corpus_root: Path | None) -> None:
-    from lmm_classifier.evaluate.evaluation_page import write_evaluation
+    from lmm_classifier.evaluation.page import write_evaluation
     from lmm_classifier.storage.atomic_files import replace_file
 
     replace_file(folder / FIGURES, _json(found).encode() + b"\n")
@@ -134,7 +134,7 @@ def _show(found: Evaluation, folder: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from lmm_classifier.evaluate.tables import BRACKETS, tables
+    from lmm_classifier.evaluation.tables import BRACKETS, tables
 
     console = Console()
     for table in tables(found):

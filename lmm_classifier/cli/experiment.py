@@ -13,7 +13,7 @@ from lmm_classifier.cli.output import first_lines, help_without_command, note, p
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.evaluate.compare import Comparison
+    from lmm_classifier.experiments.compare import Comparison
 
 RUNS = Path("runs")
 PIPED_WIDTH = 240  # columns of the table where nobody's terminal limits them
@@ -41,8 +41,8 @@ def run(
     Run again after an interruption, only what is not finished is done. A run that fails is recorded with its
     reason and stops no other; exit code 2 then.
     """
-    from lmm_classifier.evaluate.experiment import Experiment
-    from lmm_classifier.evaluate.runs import run_experiment
+    from lmm_classifier.experiments.run import run_experiment
+    from lmm_classifier.experiments.spec import Experiment
 
     output = output or RUNS / path.stem
     experiment = Experiment.from_yaml(path)
@@ -74,8 +74,8 @@ def compare(
     Writes compare.json, compare.csv and compare.html into the folder. Exit code 2 when runs failed or are
     missing.
     """
-    from lmm_classifier.evaluate.compare import compare as compared
-    from lmm_classifier.evaluate.compare_page import write_comparison
+    from lmm_classifier.experiments.compare import compare as compared
+    from lmm_classifier.experiments.page import write_comparison
 
     found = compared(folder, sort)
     written = write_comparison(folder, found)

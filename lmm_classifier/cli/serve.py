@@ -60,7 +60,7 @@ def serve(
 
 def _make_demo(classifier: HybridClassifier) -> None:
     """The demo's settings serve at once: its index is made of what comes with the package."""
-    from lmm_classifier.evaluate.demo import is_demo, make_demo_index
+    from lmm_classifier.demo import is_demo, make_demo_index
 
     retrieval = classifier.config.retrieval
     if retrieval is None or retrieval.index_path.exists() or not is_demo(classifier.config):

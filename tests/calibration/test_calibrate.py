@@ -13,7 +13,7 @@ from lmm_classifier.calibration.targets import Calibrated, Costs, Target, fit_ga
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.evaluate import evaluate
+from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.index.build import BuildOptions
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.change import import_npz

@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.targets import Target
+from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.corpus.corpus import Corpus
-from lmm_classifier.corpus.digits import write_digits
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.indexing import index_corpus

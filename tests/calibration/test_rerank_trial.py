@@ -16,7 +16,7 @@ from lmm_classifier import HybridClassifier, PipelineConfig, registry
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.rerank_trial import Case, answer_of, fit_fusion, worth_asking
 from lmm_classifier.calibration.targets import Target
-from lmm_classifier.corpus.digits import write_digits
+from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_classifier.corpus.digits import (
+from lmm_classifier.checkpoints.digits import (
     DIGIT_NAMES,
     HELD_OUT,
     KNOWN_NAMES,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from experiments import write_experiment
+from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.cli.output import progress
-from lmm_classifier.corpus.digits import write_digits
 from lmm_classifier.storage.progress import Progress
 from served import started
 from shell import run

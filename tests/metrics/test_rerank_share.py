@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.figures import Measure
-from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.summary import Measure
 from lmm_classifier.metrics.rerank_share import Sent, accuracy_by_share, share_for_gain
 from lmm_classifier.result import Candidate, Classification
 from lmm_classifier.types import UNKNOWN

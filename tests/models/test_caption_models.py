@@ -18,7 +18,7 @@ from transformers import (
     BlipProcessor,
 )
 
-from lmm_classifier.corpus.digits import picture_of, scans_in
+from lmm_classifier.checkpoints.digits import picture_of, scans_in
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned, load_captioner

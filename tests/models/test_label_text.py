@@ -23,8 +23,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from lmm_classifier.checkpoints.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.checkpoints.train_siglip import TEMPLATES as TRAINED
-from lmm_classifier.corpus.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models import base

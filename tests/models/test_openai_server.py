@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import pipeline
 
 from clock import from_now
-from lmm_classifier.corpus.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
+from lmm_classifier.checkpoints.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
 from lmm_classifier.errors import FetchError, ModelError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits, fetch
 from lmm_classifier.models.base import ModelSpec, Question, load_chooser

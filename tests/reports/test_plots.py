@@ -77,6 +77,6 @@ def test_hardly_any_photos(values: list[float]) -> None:
 
 
 def test_matplotlib_is_imported_for_the_first_plot_and_not_before() -> None:
-    code = "import sys, lmm_classifier.evaluate.evaluation_page; print('matplotlib' in sys.modules)"
+    code = "import sys, lmm_classifier.evaluation.page; print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.tables import BRACKETS, Table
+from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.tables import BRACKETS, Table
 from lmm_classifier.metrics.per_label import LabelRow
 from lmm_classifier.metrics.stages import confusion
 from lmm_classifier.reports.html import picture_of, write_page
@@ -88,7 +88,7 @@ def write_report(
     write_page(
         path,
         "report.html.jinja",
-        package="lmm_classifier.evaluate",
+        package="lmm_classifier.evaluation",
         title=title,
         figures=figures,
         tables=tables,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.evaluate.query import Query
+from lmm_classifier.evaluation.query import Query
 from lmm_classifier.metrics.bootstrap import Estimate
 from lmm_classifier.metrics.confidence import ReliabilityBin
 from lmm_classifier.metrics.per_label import LabelRow

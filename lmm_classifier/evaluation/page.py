@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.evaluate.evaluation import Evaluation, ShareFigures
-from lmm_classifier.evaluate.figures import closed_right, confidences, known_scores, right
-from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.report import Gallery, write_report
-from lmm_classifier.evaluate.tables import GROUP_NAMES, tables
+from lmm_classifier.evaluation.galleries import Gallery, write_report
+from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.results import Evaluation, ShareFigures
+from lmm_classifier.evaluation.summary import closed_right, confidences, known_scores, right
+from lmm_classifier.evaluation.tables import GROUP_NAMES, tables
 from lmm_classifier.metrics.confidence import risk_coverage_curve
 from lmm_classifier.metrics.open_set import oscr_curve, roc_curve
 from lmm_classifier.metrics.stages import known_score

@@ -15,7 +15,7 @@ from lmm_classifier.corpus.folder import list_images
 from lmm_classifier.corpus.images import read_image_bytes
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, ImageError
-from lmm_classifier.evaluate.query import Group
+from lmm_classifier.evaluation.query import Group
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import open_index
 from lmm_classifier.steps.retrieve import Retrieve

@@ -13,9 +13,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.run_figures import FIGURES, RERANKED, Figure
-from lmm_classifier.evaluate.runs import RUN, RUNS
-from lmm_classifier.evaluate.tables import Table
+from lmm_classifier.evaluation.tables import Table
+from lmm_classifier.experiments.figures import FIGURES, RERANKED, Figure
+from lmm_classifier.experiments.run import RUN, RUNS
 from lmm_classifier.registry import did_you_mean
 
 SCHEMA_VERSION = 1

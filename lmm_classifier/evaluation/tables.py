@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import TypeVar
 
-from lmm_classifier.evaluate.evaluation import Evaluation
+from lmm_classifier.evaluation.results import Evaluation
 from lmm_classifier.metrics.bootstrap import LEVEL, Estimate
 
 T = TypeVar("T")

@@ -28,14 +28,14 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, LmmClassifierError
-from lmm_classifier.evaluate.embedded import EmbeddedOnce
-from lmm_classifier.evaluate.evaluate import evaluate
-from lmm_classifier.evaluate.evaluation import Evaluation
-from lmm_classifier.evaluate.evaluation_page import write_evaluation
-from lmm_classifier.evaluate.experiment import Experiment, Plan, plans
-from lmm_classifier.evaluate.parts import Parts, Sources
-from lmm_classifier.evaluate.run_figures import figures_of, milliseconds
-from lmm_classifier.evaluate.shared_indexes import SharedIndexes, index_key, link_files
+from lmm_classifier.evaluation.embedding_cache import EmbeddedOnce
+from lmm_classifier.evaluation.evaluate import evaluate
+from lmm_classifier.evaluation.page import write_evaluation
+from lmm_classifier.evaluation.results import Evaluation
+from lmm_classifier.experiments.figures import figures_of, milliseconds
+from lmm_classifier.experiments.shared_indexes import SharedIndexes, index_key, link_files
+from lmm_classifier.experiments.spec import Experiment, Plan, plans
+from lmm_classifier.experiments.splits import Parts, Sources
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.storage.atomic_files import explained, replace_file
 from lmm_classifier.storage.checksummed_json import digest_of

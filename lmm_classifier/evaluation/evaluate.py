@@ -17,16 +17,16 @@ import yaml
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import NO_PHOTOS, Corpus, SkippedFile
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.evaluate.evaluation import Evaluation, UnknownFigures
-from lmm_classifier.evaluate.figures import Measure
-from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.questions import (
+from lmm_classifier.evaluation.dataset import (
     Question,
     Unknowns,
     answerable_labels,
     questions,
     refuse_seen,
 )
+from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.results import Evaluation, UnknownFigures
+from lmm_classifier.evaluation.summary import Measure
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.metrics.bootstrap import LEVEL, RESAMPLES

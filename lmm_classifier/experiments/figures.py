@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmm_classifier.evaluate.evaluation import Evaluation
+from lmm_classifier.evaluation.results import Evaluation
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from html_page import HOSTILE, Tags, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.evaluate.query import Query
-from lmm_classifier.evaluate.report import write_report
+from lmm_classifier.evaluation.galleries import write_report
+from lmm_classifier.evaluation.query import Query
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.metrics.per_label import label_rows
 from lmm_classifier.models.base import ModelSpec

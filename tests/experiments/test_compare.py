@@ -12,8 +12,8 @@ import pytest
 
 from html_page import HOSTILE, parsed
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.evaluate.compare import compare
-from lmm_classifier.evaluate.compare_page import write_comparison
+from lmm_classifier.experiments.compare import compare
+from lmm_classifier.experiments.page import write_comparison
 from lmm_classifier.reports.plots import dots
 
 OSCR = {"knn": [0.8, 0.9, 0.7], "gda": [0.9, 0.95, 0.91], HOSTILE: [0.5, 0.6, 0.4]}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.evaluate.parts import Photos
+from lmm_classifier.experiments.splits import Photos
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.options import NOT_TAKEN_BY_ALL

@@ -7,14 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from lmm_classifier.evaluate.evaluation import (
+from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.results import (
     ConfidenceFigures,
     KnownFigures,
     RerankFigures,
     ShareFigures,
     UnknownFigures,
 )
-from lmm_classifier.evaluate.query import Query
 from lmm_classifier.metrics.bootstrap import Estimate, Statistic, estimate
 from lmm_classifier.metrics.confidence import (
     adaptive_calibration_error,

@@ -14,8 +14,8 @@ from lmm_classifier.corpus.corpus import Corpus, CorpusItem, SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.corpus.split import split_of
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.experiment import Experiment
-from lmm_classifier.evaluate.questions import read_unknowns
+from lmm_classifier.evaluation.dataset import read_unknowns
+from lmm_classifier.experiments.spec import Experiment
 from lmm_classifier.storage.progress import OnProgress, Progress
 
 

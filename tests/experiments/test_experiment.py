@@ -18,13 +18,13 @@ from lmm_classifier.calibration.targets import Costs
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluate.embedded import EmbeddedOnce
-from lmm_classifier.evaluate.evaluate import evaluate
-from lmm_classifier.evaluate.experiment import CalibrateSettings, Experiment, plans
-from lmm_classifier.evaluate.parts import Sources
-from lmm_classifier.evaluate.run_figures import figures_of
-from lmm_classifier.evaluate.runs import Outcome, run_experiment
-from lmm_classifier.evaluate.shared_indexes import link_files
+from lmm_classifier.evaluation.embedding_cache import EmbeddedOnce
+from lmm_classifier.evaluation.evaluate import evaluate
+from lmm_classifier.experiments.figures import figures_of
+from lmm_classifier.experiments.run import Outcome, run_experiment
+from lmm_classifier.experiments.shared_indexes import link_files
+from lmm_classifier.experiments.spec import CalibrateSettings, Experiment, plans
+from lmm_classifier.experiments.splits import Sources
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.storage.progress import Progress, unheard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lmm_classifier.evaluate.compare import COMPARED, Comparison
+from lmm_classifier.experiments.compare import COMPARED, Comparison
 from lmm_classifier.reports import plots
 from lmm_classifier.reports.html import write_page
 from lmm_classifier.reports.plots import Plot
@@ -24,7 +24,7 @@ def write_comparison(folder: Path, found: Comparison) -> tuple[Path, ...]:
     write_page(
         folder / "compare.html",
         "compare.html.jinja",
-        package="lmm_classifier.evaluate",
+        package="lmm_classifier.experiments",
         title=f"Experiment {found.name}",
         about=found.about,
         table=found.table(),

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.evaluate.demo import demo_config
+from lmm_classifier.demo import demo_config
 from lmm_classifier.index.search import open_index
 
 ROOT = Path(__file__).parents[2]
