@@ -31,11 +31,11 @@ from transformers import (
 )
 
 from lmm_classifier.checkpoints.digits import picture_of, scans_in
-from lmm_classifier.models.answers import rate
-from lmm_classifier.models.asking import LETTER_PROMPT
 from lmm_classifier.models.base import ModelSpec, Question
-from lmm_classifier.models.pretrained import locate
-from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.models.runtime.pretrained import locate
+from lmm_classifier.models.vlm.answer_cache import rate
+from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.models.vlm.strategies import LETTER_PROMPT
 
 LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Answers = Callable[[], list[str]]

@@ -7,9 +7,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from lmm_classifier.models.asking import Mode, Scoring
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.models.options import PLACEMENT
+from lmm_classifier.models.runtime.options import PLACEMENT
+from lmm_classifier.models.vlm.strategies import Mode, Scoring
 from lmm_classifier.ranges import (
     BatchSize,
     Candidates,

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from lmm_classifier.models.base import Question
-from lmm_classifier.models.prompt import YES_NO, answers_of, asked
+from lmm_classifier.models.vlm.prompts import YES_NO, answers_of, asked
 
 with_decisions = pytest.mark.skipif(
     "decision" not in PIPELINE_REGISTRY.get_supported_tasks(),

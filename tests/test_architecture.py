@@ -168,8 +168,8 @@ def test_one_file_opens_the_urls_of_the_project() -> None:
         "index/milvus.py": {"grpc"},  # the errors of Milvus' own client
         "index/ray_runner.py": {"socket", "create_connection"},  # is the Ray there that the user names?
         "models/faster_rcnn.py": {"load_state_dict_from_url"},  # one address, with its digest
-        "models/pretrained.py": {"snapshot_download"},
-        "models/store.py": {"snapshot_download"},
+        "models/runtime/pretrained.py": {"snapshot_download"},
+        "models/runtime/checkpoint_cache.py": {"snapshot_download"},
     }
 
 

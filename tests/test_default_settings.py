@@ -26,7 +26,7 @@ from safetensors.torch import save
 import lmm_classifier
 from hub_cache import files_in
 from lmm_classifier.checkpoints.digits import write_digits
-from lmm_classifier.models.published import DEFAULTS
+from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS
 from mini_hub import COMMIT, LARGE, MiniHub, Repositories, serving
 from segmentation_graphs import write_detr, write_echo, write_encoder
 from served import started

@@ -14,7 +14,7 @@ from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.demo import demo_config
 from lmm_classifier.index.search import open_index
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def run(cwd: Path, *arguments: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import softmax
 
-from lmm_classifier.models.asking import Case, rotations
+from lmm_classifier.models.vlm.strategies import Case, rotations
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import Choice, Float64Array
 

@@ -19,7 +19,7 @@ from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.errors import CorpusError, ImageError
 from lmm_classifier.index.calibration import RerankTrial
 from lmm_classifier.index.exemplars import COPY
-from lmm_classifier.models.asking import Case as ModelCase
+from lmm_classifier.models.vlm.strategies import Case as ModelCase
 from lmm_classifier.steps.rerank import Doubt, Rerank
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Sample, Scores, Verdict, required
 

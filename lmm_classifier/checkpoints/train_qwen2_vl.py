@@ -33,8 +33,8 @@ from lmm_classifier.checkpoints import training
 from lmm_classifier.checkpoints.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
 from lmm_classifier.checkpoints.training import known_scans, photos
 from lmm_classifier.models import base as models
-from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
-from lmm_classifier.models.qwen_vl import QwenVLChooser
+from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.models.vlm.qwen_vl import QwenVLChooser
 from lmm_classifier.types import UNKNOWN
 
 Qwen2VL = Qwen2VLForConditionalGeneration

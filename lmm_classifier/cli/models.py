@@ -13,7 +13,7 @@ from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.models.store import Checkpoint
+    from lmm_classifier.models.runtime.checkpoint_cache import Checkpoint
 
 app = typer.Typer()
 
@@ -76,7 +76,7 @@ def fetch(
     cache_dir: CacheDir = None,
 ) -> int:
     """Download what is missing of checkpoints; a connection that breaks is taken up where it was."""
-    from lmm_classifier.models.store import fetch as fetched
+    from lmm_classifier.models.runtime.checkpoint_cache import fetch as fetched
 
     for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption), cache_dir):
         folder = fetched(checkpoint)
@@ -99,7 +99,7 @@ def verify(
 
     Exit code 2 when one is not on this machine, or was not downloaded to its end.
     """
-    from lmm_classifier.models.store import problems_of
+    from lmm_classifier.models.runtime.checkpoint_cache import problems_of
 
     damaged = absent = 0
     for checkpoint in _wanted(config, (embed, rerank, detect, segment, classify, caption), cache_dir):
@@ -123,7 +123,7 @@ def verify(
 @app.command()
 def where(config: Config = None, cache_dir: CacheDir = None) -> int:
     """Print the folders that checkpoints are kept in."""
-    from lmm_classifier.models.store import CACHE, SHIPPED
+    from lmm_classifier.models.runtime.checkpoint_cache import CACHE, SHIPPED
 
     folders = {each.cache_dir for each in _used_by(config)} if config and not cache_dir else {cache_dir}
     for folder in sorted(filter(None, folders)):
@@ -144,8 +144,8 @@ def _wanted(config: Path | None, asked: Sequence[bool], cache_dir: Path | None) 
     from dataclasses import replace
 
     from lmm_classifier.errors import ConfigError
-    from lmm_classifier.models.published import TASKS
-    from lmm_classifier.models.store import defaults
+    from lmm_classifier.models.runtime.checkpoint_cache import defaults
+    from lmm_classifier.models.runtime.default_checkpoints import TASKS
 
     chosen = [task for task, wanted in zip(TASKS, asked, strict=True) if wanted]
     if config is None:
@@ -157,7 +157,7 @@ def _wanted(config: Path | None, asked: Sequence[bool], cache_dir: Path | None) 
 
 def _used_by(config: Path) -> tuple[Checkpoint, ...]:
     from lmm_classifier.config import PipelineConfig
-    from lmm_classifier.models.store import wanted_by
+    from lmm_classifier.models.runtime.checkpoint_cache import wanted_by
 
     steps = PipelineConfig.from_yaml(config).steps()
     return wanted_by(spec for step in steps for spec in step.models())
@@ -166,7 +166,7 @@ def _used_by(config: Path) -> tuple[Checkpoint, ...]:
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from lmm_classifier.models.store import size_of
+    from lmm_classifier.models.runtime.checkpoint_cache import size_of
 
     folder = checkpoint.folder()
     size = size_of(folder) / 2**20 if folder else None

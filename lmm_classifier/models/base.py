@@ -330,7 +330,7 @@ def set_memory_budget(n_bytes: int | None) -> None:
 def _make_room(newest: tuple[registry.Kind, ModelSpec]) -> None:
     if not _budget:
         return
-    from lmm_classifier.models.footprint import weight_bytes  # torch, which not every model needs
+    from lmm_classifier.models.runtime.memory import weight_bytes  # torch, which not every model needs
 
     with _lock:
         sizes = {key: weight_bytes(model) for key, model in _opened.items()}

@@ -20,9 +20,9 @@ from torchvision.transforms.functional import to_tensor
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
-from lmm_classifier.models.forward import running
-from lmm_classifier.models.options import refuse_untaken
-from lmm_classifier.models.pretrained import (
+from lmm_classifier.models.runtime.inference import running
+from lmm_classifier.models.runtime.options import refuse_untaken
+from lmm_classifier.models.runtime.pretrained import (
     cache_of,
     for_inference,
     is_local,
@@ -30,7 +30,7 @@ from lmm_classifier.models.pretrained import (
     opening,
     refuse_missing,
 )
-from lmm_classifier.models.shape import widened
+from lmm_classifier.models.runtime.resizing import widened
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
 FILES = ("config.json", "model.safetensors")

@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
-from lmm_classifier.models.forward import Batches
-from lmm_classifier.models.generation import make_greedy, refuse_without_vocabulary
-from lmm_classifier.models.options import PLACEMENT, refuse_untaken
-from lmm_classifier.models.placement import entry_device, placed_model
-from lmm_classifier.models.pretrained import first_line, pretrained
-from lmm_classifier.models.qwen_pixels import MODEL_TYPES, PixelBudget
-from lmm_classifier.models.shape import MAX_PIXELS, shrunk, widened
+from lmm_classifier.models.runtime.generation import make_greedy, refuse_without_vocabulary
+from lmm_classifier.models.runtime.inference import Batches
+from lmm_classifier.models.runtime.options import PLACEMENT, refuse_untaken
+from lmm_classifier.models.runtime.placement import entry_device, placed_model
+from lmm_classifier.models.runtime.pretrained import first_line, pretrained
+from lmm_classifier.models.runtime.resizing import MAX_PIXELS, shrunk, widened
+from lmm_classifier.models.vlm.pixel_budget import MODEL_TYPES, PixelBudget
 
 DEFAULT_PROMPT = "Describe this photo in one sentence. Name only what is visible in it."
 MAX_ASPECT_RATIO = 200  # of Qwen's image processors, the strictest known

@@ -12,11 +12,11 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
-from lmm_classifier.models.forward import running
-from lmm_classifier.models.options import refuse_untaken
-from lmm_classifier.models.pretrained import pretrained, pretrained_model
-from lmm_classifier.models.published import default_weights
-from lmm_classifier.models.shape import widened
+from lmm_classifier.models.runtime.default_checkpoints import default_weights
+from lmm_classifier.models.runtime.inference import running
+from lmm_classifier.models.runtime.options import refuse_untaken
+from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.runtime.resizing import widened
 
 DEFAULT_WEIGHTS = default_weights("objects")
 MAX_ASPECT_RATIO = 64

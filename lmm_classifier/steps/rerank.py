@@ -23,8 +23,12 @@ from lmm_classifier.decision.fusion import certainty, reconsidered, retrieval_pr
 from lmm_classifier.errors import ConfigError, ImageError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
 from lmm_classifier.index.exemplars import COPY, nearest_of_label
-from lmm_classifier.models.answers import rate
-from lmm_classifier.models.asking import (
+from lmm_classifier.models.base import ModelSpec, input_size_of, load_chooser
+from lmm_classifier.models.runtime.deadline import in_time
+from lmm_classifier.models.runtime.resizing import shrunk, side_of
+from lmm_classifier.models.vlm.answer_cache import rate
+from lmm_classifier.models.vlm.self_test import fault_of
+from lmm_classifier.models.vlm.strategies import (
     Asking,
     Case,
     Mode,
@@ -33,10 +37,6 @@ from lmm_classifier.models.asking import (
     default_template,
     needed_placeholder,
 )
-from lmm_classifier.models.base import ModelSpec, input_size_of, load_chooser
-from lmm_classifier.models.in_time import in_time
-from lmm_classifier.models.self_test import fault_of
-from lmm_classifier.models.shape import shrunk, side_of
 from lmm_classifier.pipeline import Step
 from lmm_classifier.ranges import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required

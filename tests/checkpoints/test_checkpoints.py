@@ -19,7 +19,7 @@ from transformers import (
 from lmm_classifier.checkpoints import train_qwen2_vl, train_siglip
 from lmm_classifier.checkpoints.digits import HELD_OUT, KNOWN_NAMES, scans_in
 from lmm_classifier.checkpoints.training import chimeras, known_scans, photos, save
-from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
 
 SIGLIP, QWEN = train_siglip.OUTPUT, train_qwen2_vl.OUTPUT
 MAX_BYTES = 8_000_000

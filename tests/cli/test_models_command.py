@@ -12,7 +12,7 @@ import pytest
 
 from hub_cache import COMMIT, files_in, write_cached
 from lmm_classifier import registry
-from lmm_classifier.models.published import DEFAULTS, TASKS
+from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS, TASKS
 from mini_hub import COMMIT as SERVED
 from mini_hub import MiniHub, serving
 from shell import run

@@ -22,8 +22,8 @@ from lmm_classifier.checkpoints.digits import picture_of, scans_in
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned, load_captioner
-from lmm_classifier.models.pretrained import locate
-from lmm_classifier.models.prompt import DEFAULT_PROMPT, render_prompt
+from lmm_classifier.models.runtime.pretrained import locate
+from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
 from naive_qwen import prepared
 from refusals import refused
 from tiny_models import write_siglip

@@ -18,7 +18,7 @@ from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.fake import FakeSegmenter
-from lmm_classifier.models.segmentation import Candidates, Segment
+from lmm_classifier.models.segmentation.base import Candidates, Segment
 from lmm_classifier.pipeline import Pipeline, run_shared
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.focus import Focus
