@@ -30,9 +30,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.labelling.learner import Learner
-from lmm_classifier.labelling.proposals import propose
-from lmm_classifier.labelling.simulate import Review, looks_needed, simulate
+from lmm_classifier.labelling.clustering import propose
+from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.types import BoolArray, FloatArray
 

@@ -10,7 +10,7 @@ import yaml
 
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.labelling.learner import Learner
+from lmm_classifier.labelling.incremental import Learner
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.types import BoolArray, FloatArray
 

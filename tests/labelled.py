@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.store import RESULTS
+from lmm_classifier.labelling.run_store import RESULTS
 from lmm_classifier.storage.progress import Progress
 from served import make_index
 from synthetic import COLOURS, picture

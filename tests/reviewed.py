@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from lmm_classifier.labelling.decisions import SUFFIX
-from lmm_classifier.labelling.review.app import SETTINGS, create_review
-from lmm_classifier.labelling.review.items import Item, by_certainty
+from lmm_classifier.labelling.annotation_log import SUFFIX
+from lmm_classifier.labelling.review_items import Item, by_certainty
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.review.app import SETTINGS, create_review
 from served import Reply, Served, classifier, listening, make_index
 from synthetic import COLOURS, picture
 

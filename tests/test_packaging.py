@@ -21,7 +21,7 @@ from lmm_classifier.evaluation import results as evaluation
 from lmm_classifier.experiments import compare
 from lmm_classifier.experiments import run as runs
 from lmm_classifier.index import calibration, manifest
-from lmm_classifier.labelling import facts
+from lmm_classifier.labelling import run_manifest as facts
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))

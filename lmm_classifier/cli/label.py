@@ -69,10 +69,10 @@ def label(
     A run that was interrupted goes on with the same command. What cannot be read is a row with a code.
     """
     from lmm_classifier.classifier import HybridClassifier
-    from lmm_classifier.labelling.drifted import drift_of
     from lmm_classifier.labelling.report import write_report
-    from lmm_classifier.labelling.results import write_results
     from lmm_classifier.labelling.run import label_photos
+    from lmm_classifier.labelling.run_drift import drift_of
+    from lmm_classifier.labelling.table_export import write_results
 
     started = time.perf_counter()
     classifier = HybridClassifier.from_yaml(config)

@@ -12,9 +12,9 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.labelling.accepted import Accepted
+    from lmm_classifier.labelling.agreed_labels import Accepted
     from lmm_classifier.labelling.export import Way
-    from lmm_classifier.labelling.store import Run
+    from lmm_classifier.labelling.run_store import Run
 
 
 def apply(
@@ -39,8 +39,8 @@ def apply(
     Photos that reviewers give different labels, that have changed or are gone, are listed and left out:
     exit code 2.
     """
-    from lmm_classifier.labelling.accepted import accepted_photos
-    from lmm_classifier.labelling.store import Run
+    from lmm_classifier.labelling.agreed_labels import accepted_photos
+    from lmm_classifier.labelling.run_store import Run
 
     elsewhere = [target for target in (tree, imagefolder, csv) if target is not None]
     if len(elsewhere) > 1:
@@ -67,8 +67,8 @@ def apply(
 
 
 def _tell_of_drift(run: Run) -> None:
-    from lmm_classifier.labelling.drifted import drift_of
-    from lmm_classifier.labelling.facts import classifier_of
+    from lmm_classifier.labelling.run_drift import drift_of
+    from lmm_classifier.labelling.run_manifest import classifier_of
 
     drift = drift_of(run, classifier_of(run.facts))
     if drift is not None and drift.recalibrate:

@@ -13,8 +13,8 @@ from lmm_classifier.cli.output import note
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.labelling.proposed import Group
-    from lmm_classifier.labelling.store import Run
+    from lmm_classifier.labelling.cluster_store import Group
+    from lmm_classifier.labelling.run_store import Run
 
 
 def propose(
@@ -32,8 +32,8 @@ def propose(
 
     Photos that are like no other, or like too few, are in none.
     """
-    from lmm_classifier.labelling.proposed import captioned, propose_groups, write_groups
-    from lmm_classifier.labelling.store import Run
+    from lmm_classifier.labelling.cluster_store import captioned, propose_groups, write_groups
+    from lmm_classifier.labelling.run_store import Run
 
     opened = Run(run)
     groups = propose_groups(opened, smallest)

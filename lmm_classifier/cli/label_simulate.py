@@ -29,7 +29,7 @@ def simulate(
     """
     from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.labelling.run import label_photos
-    from lmm_classifier.labelling.simulation import check_source, simulate_review, write_simulation
+    from lmm_classifier.labelling.simulation.report import check_source, simulate_review, write_simulation
     from lmm_classifier.storage.progress import Progress
 
     classifier = HybridClassifier.from_yaml(config)

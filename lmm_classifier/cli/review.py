@@ -42,11 +42,11 @@ def run(
         raise ConfigError(
             f"{host} can be reached from other machines, and a review has no keys: use 127.0.0.1"
         )
-    from lmm_classifier.labelling.store import Run
+    from lmm_classifier.labelling.run_store import Run
 
     with extra("uvicorn", "service"):
-        from lmm_classifier.labelling.review.app import SETTINGS, create_review
-        from lmm_classifier.labelling.teaching import Teaching
+        from lmm_classifier.labelling.active_queue import Teaching
+        from lmm_classifier.review.app import SETTINGS, create_review
         from lmm_classifier.service.server import serve
 
     run = Run(folder)
@@ -85,7 +85,7 @@ def _corpus_of(settings: Mapping[str, Any]) -> Path | None:
 
 
 def _tell_of_cut_off_lines(folder: Path) -> None:
-    from lmm_classifier.labelling.verdicts import Verdicts
+    from lmm_classifier.labelling.annotations import Verdicts
 
     verdicts = Verdicts(folder)
     verdicts.read()

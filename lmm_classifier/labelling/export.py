@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from lmm_classifier.corpus.corpus import CorpusItem
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.labelling.accepted import Accepted
-from lmm_classifier.labelling.rows import as_text
+from lmm_classifier.labelling.agreed_labels import Accepted
+from lmm_classifier.labelling.run_schema import as_text
 from lmm_classifier.storage.atomic_files import explained, replace_file, replace_large_file
 
 Way = Literal["copy", "link"]

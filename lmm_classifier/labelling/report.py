@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from lmm_classifier.labelling.facts import Facts
-from lmm_classifier.labelling.rows import Row
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.run_manifest import Facts
+from lmm_classifier.labelling.run_schema import Row
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.reports import plots
 from lmm_classifier.reports.html import picture_of, write_page
 from lmm_classifier.reports.plots import Plot

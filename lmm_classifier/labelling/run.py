@@ -17,11 +17,11 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.photos import Photos, list_photos
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.labelling.facts import RUN, Facts, continued, facts_of, refuse_changed, write_facts
 from lmm_classifier.labelling.report import REPORT
-from lmm_classifier.labelling.results import CSV, JSONL
-from lmm_classifier.labelling.rows import Row, as_table
-from lmm_classifier.labelling.store import RESULTS, Run, keep_beginning, rows_in, write_shard
+from lmm_classifier.labelling.run_manifest import RUN, Facts, continued, facts_of, refuse_changed, write_facts
+from lmm_classifier.labelling.run_schema import Row, as_table
+from lmm_classifier.labelling.run_store import RESULTS, Run, keep_beginning, rows_in, write_shard
+from lmm_classifier.labelling.table_export import CSV, JSONL
 from lmm_classifier.result import summarise
 from lmm_classifier.storage.exclusive_folder import sole_writer
 from lmm_classifier.storage.progress import OnProgress, Progress, unheard

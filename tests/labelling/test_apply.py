@@ -17,12 +17,12 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.search import open_index
 from lmm_classifier.indexing import index_corpus
-from lmm_classifier.labelling.accepted import accepted_photos
-from lmm_classifier.labelling.decisions import log_of
+from lmm_classifier.labelling.active_queue import Teaching
+from lmm_classifier.labelling.agreed_labels import accepted_photos
+from lmm_classifier.labelling.annotation_log import log_of
 from lmm_classifier.labelling.export import write_csv, write_imagefolder, write_tree
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.teaching import Teaching
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.models.base import ModelSpec
 from shell import run
 from synthetic import COLOURS, picture

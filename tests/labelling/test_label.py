@@ -20,7 +20,7 @@ from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError, RunError
 from lmm_classifier.indexing import add_photos
 from lmm_classifier.labelling.run import PACKED_ROWS, label_photos
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from shell import run
 from synthetic import COLOURS, picture, write_corpus

@@ -13,9 +13,9 @@ import pytest
 from labelled import attempt, table, write_photos
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.errors import RunError
-from lmm_classifier.labelling.results import write_results
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.store import SHARDS, Run
+from lmm_classifier.labelling.run_store import SHARDS, Run
+from lmm_classifier.labelling.table_export import write_results
 from lmm_classifier.storage.progress import Progress
 
 SHARD = 8

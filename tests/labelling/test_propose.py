@@ -13,10 +13,10 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import RunError
 from lmm_classifier.indexing import index_corpus
-from lmm_classifier.labelling.proposed import PROPOSALS, propose_groups, read_groups, write_groups
+from lmm_classifier.labelling.active_queue import Teaching
+from lmm_classifier.labelling.cluster_store import PROPOSALS, propose_groups, read_groups, write_groups
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.teaching import Teaching
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import UNKNOWN
 from shell import run

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.labelling.review.items import Item, Order
+from lmm_classifier.labelling.review_items import Item, Order
 
 log = logging.getLogger(__name__)
 

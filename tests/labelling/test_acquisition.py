@@ -11,8 +11,8 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
-from lmm_classifier.labelling.proposals import Proposal
-from lmm_classifier.labelling.queue import Answers, disagreement, order
+from lmm_classifier.labelling.acquisition import Answers, disagreement, order
+from lmm_classifier.labelling.clustering import Proposal
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 # A reference whose whitening only scales, so that the cosines below are those that the queue sees.

@@ -12,10 +12,13 @@ from functools import cached_property
 from itertools import islice
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.labelling.decisions import LABELLING, Decision, Photo, checked_label
-from lmm_classifier.labelling.review.items import Item, Order
-from lmm_classifier.labelling.review.learning import Learning
-from lmm_classifier.labelling.review.schemas import (
+from lmm_classifier.labelling.annotation_log import LABELLING, Decision, Photo, checked_label
+from lmm_classifier.labelling.annotations import Verdicts, contradict
+from lmm_classifier.labelling.review_items import Item, Order
+from lmm_classifier.labelling.run_schema import as_text
+from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.review.background_reorder import Learning
+from lmm_classifier.review.schemas import (
     Answer,
     Decided,
     Entry,
@@ -27,9 +30,6 @@ from lmm_classifier.labelling.review.schemas import (
     Undo,
     Undone,
 )
-from lmm_classifier.labelling.rows import as_text
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.verdicts import Verdicts, contradict
 from lmm_classifier.service.refusals import Refusal
 from lmm_classifier.types import UNKNOWN, required
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmm_classifier.labelling.decisions import Number
+from lmm_classifier.labelling.annotation_log import Number
 
 State = Literal["open", "skipped", "mine", "others", "conflict"]
 """Of a photo or a group: nobody has answered; only I have seen it, and said nothing; I have answered; only

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from flower_splits import Flowers, FlowerSplit, flower_split
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
-from lmm_classifier.labelling.proposals import MOST_COMPARED, Proposal, propose
+from lmm_classifier.labelling.clustering import MOST_COMPARED, Proposal, propose
 from lmm_classifier.types import FloatArray, IntArray
 
 LABELS = tuple("abcdef")

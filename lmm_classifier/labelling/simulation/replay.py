@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.labelling.learner import Learner
-from lmm_classifier.labelling.proposals import SMALLEST, Proposal, propose
-from lmm_classifier.labelling.queue import Answers, Item, order
+from lmm_classifier.labelling.acquisition import Answers, Item, order
+from lmm_classifier.labelling.clustering import SMALLEST, Proposal, propose
+from lmm_classifier.labelling.incremental import Learner
 from lmm_classifier.types import UNKNOWN, Float64Array, FloatArray, IntArray
 
 EVERY = 8

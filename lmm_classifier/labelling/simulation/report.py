@@ -14,10 +14,10 @@ from lmm_classifier.calibration.context import subject_of
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.labelling.rows import path_of
-from lmm_classifier.labelling.simulate import Review, looks_needed, simulate
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.subject import learner_of, subject_of_run, vectors_of
+from lmm_classifier.labelling.run_context import learner_of, subject_of_run, vectors_of
+from lmm_classifier.labelling.run_schema import path_of
+from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
 from lmm_classifier.metrics.weighted import Curve
 from lmm_classifier.reports import plots
 from lmm_classifier.reports.html import write_page
@@ -134,7 +134,7 @@ def write_simulation(run: Run, found: Simulation) -> tuple[Path, Path]:
     write_page(
         run.folder / PAGE,
         "simulation.html.jinja",
-        package="lmm_classifier.labelling",
+        package="lmm_classifier.labelling.simulation",
         title=f"Simulated review of {run.folder.name}",
         figures=_figures(found),
         plots=(_plot(found),),

@@ -8,8 +8,8 @@ import pytest
 from clusters import clusters
 from flower_splits import Flowers, FlowerSplit, flower_split
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.labelling.learner import Learner
-from lmm_classifier.labelling.simulate import Review, looks_needed, simulate
+from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 

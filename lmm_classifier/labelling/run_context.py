@@ -11,10 +11,10 @@ from lmm_classifier.calibration.context import Subject, subject_of
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import RunError
-from lmm_classifier.labelling.facts import classifier_of
-from lmm_classifier.labelling.learner import Learner
-from lmm_classifier.labelling.queue import Answers, disagreement
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.acquisition import Answers, disagreement
+from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.run_manifest import classifier_of
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.monitoring.p_value_log import calibration_of
 from lmm_classifier.types import UNKNOWN, FloatArray
 

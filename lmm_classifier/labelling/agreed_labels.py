@@ -9,9 +9,9 @@ from pathlib import Path
 from lmm_classifier.corpus.corpus import CorpusItem, SkippedFile
 from lmm_classifier.corpus.images import read_image_bytes
 from lmm_classifier.errors import ImageError
-from lmm_classifier.labelling.rows import path_of
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.verdicts import Verdicts
+from lmm_classifier.labelling.annotations import Verdicts
+from lmm_classifier.labelling.run_schema import path_of
+from lmm_classifier.labelling.run_store import Run
 
 
 @dataclass(frozen=True, slots=True)

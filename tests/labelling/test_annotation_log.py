@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_classifier.errors import ConfigError, RunError
-from lmm_classifier.labelling.decisions import Decision, Log, checked_label, log_of
-from lmm_classifier.labelling.verdicts import Verdicts
+from lmm_classifier.labelling.annotation_log import Decision, Log, checked_label, log_of
+from lmm_classifier.labelling.annotations import Verdicts
 
 SHA = "0" * 64
 A, B, C = (("a.png", SHA), ("b.png", SHA), ("c/<b>.png", "1" * 64))
@@ -268,7 +268,7 @@ def test_logs_fold_as_a_plain_list_of_presses_does(
 SPEAKER = """
 import sys
 from pathlib import Path
-from lmm_classifier.labelling.decisions import log_of
+from lmm_classifier.labelling.annotation_log import log_of
 log = log_of(Path(sys.argv[1]), "anna")
 for i in range(int(sys.argv[2])):
     made = log.undo() if i % 5 == 4 else log.say("accept", [(f"{sys.argv[3]}-{i}.png", "0" * 64)] * 1, "red")
@@ -313,7 +313,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from lmm_classifier.errors import RunError
-from lmm_classifier.labelling.decisions import log_of
+from lmm_classifier.labelling.annotation_log import log_of
 log = log_of(Path(sys.argv[1]), "anna")
 log.say("accept", [("a.png", "0" * 64)], "red")
 resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 40, resource.RLIM_INFINITY))

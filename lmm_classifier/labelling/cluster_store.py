@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.captions.source import Failure, Source
 from lmm_classifier.errors import CaptionError, IndexFolderError, RunError
-from lmm_classifier.labelling.proposals import SMALLEST, propose
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.subject import references_of, subject_of_run
+from lmm_classifier.labelling.clustering import SMALLEST, propose
+from lmm_classifier.labelling.run_context import references_of, subject_of_run
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.checksummed_json import digest_of, seal, unseal
 from lmm_classifier.types import UNKNOWN

@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse, Response
 
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.index.manifest import read_manifest
-from lmm_classifier.labelling.review.desk import Desk
-from lmm_classifier.labelling.review.items import Order, by_certainty
-from lmm_classifier.labelling.review.pictures import Size, below, picture
-from lmm_classifier.labelling.review.schemas import (
+from lmm_classifier.labelling.review_items import Order, by_certainty
+from lmm_classifier.labelling.run_schema import as_text
+from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.review.schemas import (
     About,
     Answer,
     Decided,
@@ -28,8 +28,8 @@ from lmm_classifier.labelling.review.schemas import (
     Undo,
     Undone,
 )
-from lmm_classifier.labelling.rows import as_text
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.review.session import Desk
+from lmm_classifier.review.thumbnails import Size, below, picture
 from lmm_classifier.service.guards import Guards
 from lmm_classifier.service.metrics import Metrics
 from lmm_classifier.service.pages import PAGE as SHARED

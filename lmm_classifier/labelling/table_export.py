@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lmm_classifier.labelling.rows import SCHEMA, path_of
-from lmm_classifier.labelling.store import RESULTS, Run
+from lmm_classifier.labelling.run_schema import SCHEMA, path_of
+from lmm_classifier.labelling.run_store import RESULTS, Run
 from lmm_classifier.storage.atomic_files import replace_large_file
 
 CSV, JSONL = "results.csv", "results.jsonl"

@@ -32,7 +32,7 @@ from lmm_classifier.index.nearest_others import near_threshold
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.index.vectors import Vectors
-from lmm_classifier.labelling.queue import Answers, disagreement
+from lmm_classifier.labelling.acquisition import Answers, disagreement
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, IntArray, Scores
 
 DEFAULT_TARGET = Target()

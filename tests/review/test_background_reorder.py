@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 
 from lmm_classifier.errors import RunError
-from lmm_classifier.labelling.review.items import Item
-from lmm_classifier.labelling.review.learning import EVERY, Learning
+from lmm_classifier.labelling.review_items import Item
+from lmm_classifier.review.background_reorder import EVERY, Learning
 
 
 def settled(learning: Learning) -> None:

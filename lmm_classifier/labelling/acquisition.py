@@ -24,7 +24,7 @@ from scipy.stats import entropy
 
 from lmm_classifier.decision.heads import HeadSettings, Queries, gda
 from lmm_classifier.decision.reference import Reference
-from lmm_classifier.labelling.proposals import Proposal, whitened
+from lmm_classifier.labelling.clustering import Proposal, whitened
 from lmm_classifier.types import UNKNOWN, BoolArray, Float64Array, FloatArray, IntArray
 
 MOST_COMPARED = 2000

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from lmm_classifier.errors import IndexFolderError, RunError
 from lmm_classifier.index.shards import save_vectors, vector_files
-from lmm_classifier.labelling.facts import REMEDY, read_facts
-from lmm_classifier.labelling.rows import SCHEMA, Row, path_of, row_of
+from lmm_classifier.labelling.run_manifest import REMEDY, read_facts
+from lmm_classifier.labelling.run_schema import SCHEMA, Row, path_of, row_of
 from lmm_classifier.storage.atomic_files import (
     FileRecord,
     read_verified,

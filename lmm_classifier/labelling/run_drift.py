@@ -9,7 +9,7 @@ import numpy as np
 from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.index.manifest import read_manifest
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.monitoring.drift import Drift, drift
 from lmm_classifier.monitoring.p_value_log import calibration_of, name_of
 

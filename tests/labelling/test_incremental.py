@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clusters import clusters
-from lmm_classifier.labelling.learner import Learner
+from lmm_classifier.labelling.incremental import Learner
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lmm_classifier.labelling.review.pictures import below
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.review.thumbnails import below
 from lmm_classifier.service.refusals import Refusal
 from reviewed import MARKUP, Reviewing, attached, fresh, grouped, lines, make_run, reviewing
 from served import started

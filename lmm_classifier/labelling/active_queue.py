@@ -6,20 +6,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lmm_classifier.labelling.proposals import Proposal
-from lmm_classifier.labelling.proposed import Group, propose_groups, read_groups, write_groups
-from lmm_classifier.labelling.queue import Item as Queued
-from lmm_classifier.labelling.queue import order
-from lmm_classifier.labelling.review.items import Item
-from lmm_classifier.labelling.rows import as_text
-from lmm_classifier.labelling.store import Run
-from lmm_classifier.labelling.subject import (
+from lmm_classifier.labelling.acquisition import Item as Queued
+from lmm_classifier.labelling.acquisition import order
+from lmm_classifier.labelling.cluster_store import Group, propose_groups, read_groups, write_groups
+from lmm_classifier.labelling.clustering import Proposal
+from lmm_classifier.labelling.review_items import Item
+from lmm_classifier.labelling.run_context import (
     answers_of,
     learner_of,
     references_of,
     subject_of_run,
     vectors_of,
 )
+from lmm_classifier.labelling.run_schema import as_text
+from lmm_classifier.labelling.run_store import Run
 
 
 class Teaching:

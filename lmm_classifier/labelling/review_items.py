@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lmm_classifier.labelling.store import Run
+from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.types import UNKNOWN
 
 RANKS = {"uncertain": 2.0, "unknown": 1.0, "known": 0.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lmm_classifier.labelling.decisions import DECISIONS, SUFFIX, Decision, Log, Photo, log_of
+from lmm_classifier.labelling.annotation_log import DECISIONS, SUFFIX, Decision, Log, Photo, log_of
 
 
 class Verdicts:
