@@ -30,11 +30,11 @@ from lmm_classifier.review.schemas import (
 )
 from lmm_classifier.review.session import Desk
 from lmm_classifier.review.thumbnails import Size, below, picture
-from lmm_classifier.service.guards import Guards
+from lmm_classifier.service.errors import Refusal, explain_refusals
 from lmm_classifier.service.metrics import Metrics
-from lmm_classifier.service.pages import PAGE as SHARED
-from lmm_classifier.service.pages import page
-from lmm_classifier.service.refusals import Refusal, explain_refusals
+from lmm_classifier.service.middleware import Guards
+from lmm_classifier.service.static_pages import PAGE as SHARED
+from lmm_classifier.service.static_pages import page
 from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.types import required
 

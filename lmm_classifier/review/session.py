@@ -30,7 +30,7 @@ from lmm_classifier.review.schemas import (
     Undo,
     Undone,
 )
-from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.errors import Refusal
 from lmm_classifier.types import UNKNOWN, required
 
 

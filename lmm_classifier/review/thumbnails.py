@@ -10,7 +10,7 @@ from typing import Literal
 from lmm_classifier.corpus.images import open_image, read_image_bytes
 from lmm_classifier.corpus.pixels import as_webp
 from lmm_classifier.errors import ImageError
-from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.errors import Refusal
 
 Size = Literal["large", "small"]
 SIDES: dict[Size, int] = {"large": 1024, "small": 256}  # px, longest side; twice what a gallery shows

@@ -23,9 +23,9 @@ from lmm_classifier.errors import (
     UnknownCollectionError,
 )
 from lmm_classifier.models.base import load_encoder
+from lmm_classifier.service.batching import Photo, Workbench
 from lmm_classifier.service.operations import Asked, Operation, Refused
 from lmm_classifier.service.schemas import Analysis, EncoderResult, OperationResult, RegionResult, Task
-from lmm_classifier.service.workbench import Photo, Workbench
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Box, Sample
 

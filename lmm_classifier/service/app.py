@@ -14,13 +14,12 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.service.admission import Desk
 from lmm_classifier.service.collections import describe, listed
-from lmm_classifier.service.desk import Desk
-from lmm_classifier.service.guards import Guards
-from lmm_classifier.service.many import ManyAnswers
+from lmm_classifier.service.errors import Refusal, explain_refusals, first_problem
 from lmm_classifier.service.metrics import Metrics
-from lmm_classifier.service.pages import PAGE, page
-from lmm_classifier.service.refusals import Refusal, explain_refusals, first_problem
+from lmm_classifier.service.middleware import Guards
+from lmm_classifier.service.readiness import Readiness
 from lmm_classifier.service.schemas import (
     Analysis,
     CollectionEntry,
@@ -29,7 +28,8 @@ from lmm_classifier.service.schemas import (
     Tasks,
     UrlRequest,
 )
-from lmm_classifier.service.warm import Readiness
+from lmm_classifier.service.static_pages import PAGE, page
+from lmm_classifier.service.streaming import ManyAnswers
 from lmm_classifier.text import one_line
 
 FILES = ("index.html", "page.css", "page.js", "photo.js", "results.js", "elements.js")

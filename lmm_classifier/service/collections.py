@@ -9,7 +9,7 @@ from typing import Any
 from lmm_classifier.collection.bank import shelf_of
 from lmm_classifier.collection.store import DEFAULT_FOLDER, Snapshot
 from lmm_classifier.errors import ClassifierFileError, UnknownCollectionError
-from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.errors import Refusal
 from lmm_classifier.service.schemas import CollectionEntry
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from lmm_classifier.config import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.plan import TargetName, Where, make_where
-from lmm_classifier.service.workbench import Line
+from lmm_classifier.service.batching import Line
 from lmm_classifier.types import Box, Sample, required
 from lmm_classifier.yaml_file import explain
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.review.thumbnails import below
-from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.errors import Refusal
 from reviewed import MARKUP, Reviewing, attached, fresh, grouped, lines, make_run, reviewing
 from served import started
 from shell import run as shell

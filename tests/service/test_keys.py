@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_classifier.service.rates import Rates
+from lmm_classifier.service.rate_limit import Rates
 from lmm_classifier.service_settings import is_loopback
 from served import FAKE, Served, classifier, encoded, serving
 from shell import run
@@ -172,7 +172,7 @@ def test_who_asks_too_often_must_wait(index: Path) -> None:
 
 def test_rates_fill_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("lmm_classifier.service.rates.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lmm_classifier.service.rate_limit.time.monotonic", lambda: now[0])
     rates = Rates(60)  # one a second
     assert [rates.wait_for("a") for _ in range(61)] == [0] * 60 + [1]
     now[0] += 1.5

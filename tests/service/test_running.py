@@ -22,11 +22,11 @@ import pytest
 
 from lmm_classifier import HybridClassifier, registry
 from lmm_classifier.errors import ConfigError
+from lmm_classifier.service.admission import Desk
 from lmm_classifier.service.app import create_app
-from lmm_classifier.service.desk import Desk
-from lmm_classifier.service.many import ManyAnswers
 from lmm_classifier.service.metrics import Metrics
 from lmm_classifier.service.schemas import Tasks
+from lmm_classifier.service.streaming import ManyAnswers
 from served import Child, Reply, Served, child, classifier, encoded, serving
 from shell import run
 from synthetic import COLOURS, picture

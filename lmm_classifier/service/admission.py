@@ -14,11 +14,11 @@ from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.errors import FetchError, ImageError
 from lmm_classifier.fetch import fetch
 from lmm_classifier.service.analysis import Analyst, Finished
+from lmm_classifier.service.batching import Workbench
+from lmm_classifier.service.errors import Refusal, first_problem
 from lmm_classifier.service.metrics import Metrics
-from lmm_classifier.service.offers import operations
-from lmm_classifier.service.refusals import Refusal, first_problem
+from lmm_classifier.service.operation_catalog import operations
 from lmm_classifier.service.schemas import Tasks, UrlRequest
-from lmm_classifier.service.workbench import Workbench
 
 TOO_LARGE = frozenset({"too_many_bytes", "too_many_pixels"})
 BYTES_PER_PIXEL = 3

@@ -14,8 +14,8 @@ from fastapi import UploadFile
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lmm_classifier.service.desk import Desk
-from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.admission import Desk
+from lmm_classifier.service.errors import Refusal
 from lmm_classifier.service.schemas import Tasks
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Step
-from lmm_classifier.service.workbench import Workbench
+from lmm_classifier.service.batching import Workbench
 from lmm_classifier.types import Sample
 from served import encoded
 from synthetic import picture

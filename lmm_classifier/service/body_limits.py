@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Send
 
-from lmm_classifier.service.refusals import Refusal
+from lmm_classifier.service.errors import Refusal
 from lmm_classifier.service_settings import ServiceSettings
 
 MAX_TEXT = (
