@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from lmm_classifier.collection.bank import Shelf
+from lmm_classifier.collection.artifact import stem_of, write_linear
 from lmm_classifier.collection.estimators import Linear
+from lmm_classifier.collection.loaded_classifiers import Shelf
 from lmm_classifier.collection.step import Classify
 from lmm_classifier.collection.training_set import Part
-from lmm_classifier.collection.version import stem_of, write_linear
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample, required

@@ -16,7 +16,7 @@ import pytest
 
 from installed import run_with
 from lmm_classifier import __version__
-from lmm_classifier.collection import version
+from lmm_classifier.collection import artifact as version
 from lmm_classifier.evaluation import results as evaluation
 from lmm_classifier.experiments import compare
 from lmm_classifier.experiments import run as runs

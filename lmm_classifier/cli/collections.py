@@ -109,8 +109,8 @@ def train(
 
     A service's token is read from the environment variable LMM_CLASSIFIER_COLLECTIONS_TOKEN.
     """
-    from lmm_classifier.collection.binding import parse_encoders
-    from lmm_classifier.collection.source import SourceOptions, read_source
+    from lmm_classifier.collection.encoder_binding import parse_encoders
+    from lmm_classifier.collection.sources.source import SourceOptions, read_source
     from lmm_classifier.collection.train import train as trained
     from lmm_classifier.fetch import FetchLimits
     from lmm_classifier.plan import make_where
@@ -224,8 +224,8 @@ def convert(
 
 
 def _options(names: list[str], metric: str, threshold: float | None, abstain: float | None) -> Any:
-    from lmm_classifier.collection.compete import METRICS
     from lmm_classifier.collection.estimators import parse_estimator
+    from lmm_classifier.collection.selection import METRICS
     from lmm_classifier.collection.train import TrainOptions
     from lmm_classifier.errors import ConfigError
     from lmm_classifier.registry import did_you_mean

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.collection.bank import shelf_of
+from lmm_classifier.collection.loaded_classifiers import shelf_of
 from lmm_classifier.collection.step import Classify
 from lmm_classifier.collection.store import DEFAULT_FOLDER
 from lmm_classifier.corpus.corpus import SkippedFile

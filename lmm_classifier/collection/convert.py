@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lmm_classifier.collection.binding import check_target
+from lmm_classifier.collection.artifact import PICKLES, Version, write_linear
+from lmm_classifier.collection.encoder_binding import check_target
 from lmm_classifier.collection.estimators import Linear
 from lmm_classifier.collection.publish import free_stem
 from lmm_classifier.collection.store import Snapshot, changing
 from lmm_classifier.collection.training_set import JOIN, Part
-from lmm_classifier.collection.version import PICKLES, Version, write_linear
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 
 MAX_SECONDS = 60

@@ -13,12 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmm_classifier.collection.compete import Competitor, Metric, compete
-from lmm_classifier.collection.estimators import Estimator
-from lmm_classifier.collection.fit import Calibrated
-from lmm_classifier.collection.store import BEST, changing
-from lmm_classifier.collection.training_set import TrainingSet
-from lmm_classifier.collection.version import (
+from lmm_classifier.collection.artifact import (
     SCHEMA_VERSION,
     Version,
     stem_of,
@@ -26,6 +21,11 @@ from lmm_classifier.collection.version import (
     write_version,
     written,
 )
+from lmm_classifier.collection.estimators import Estimator
+from lmm_classifier.collection.fit import Calibrated
+from lmm_classifier.collection.selection import Competitor, Metric, compete
+from lmm_classifier.collection.store import BEST, changing
+from lmm_classifier.collection.training_set import TrainingSet
 from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
 from lmm_classifier.storage.atomic_files import replace_file, sync_folder
 from lmm_classifier.storage.checksummed_json import seal, unseal

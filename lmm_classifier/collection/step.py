@@ -11,10 +11,10 @@ from pydantic import BeforeValidator, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.collection.bank import Bank, Refusal, Stack, shelf_of
-from lmm_classifier.collection.looking import KINDS, looked_at
+from lmm_classifier.collection.artifact import Version
+from lmm_classifier.collection.loaded_classifiers import Bank, Refusal, Stack, shelf_of
+from lmm_classifier.collection.region_embeddings import KINDS, looked_at
 from lmm_classifier.collection.store import DEFAULT_FOLDER, Store, natural
-from lmm_classifier.collection.version import Version
 from lmm_classifier.errors import (
     ClassifierFileError,
     ConfigError,

@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmm_classifier.collection.version import Version, check_name, checked, written
+from lmm_classifier.collection.artifact import Version, check_name, checked, written
 from lmm_classifier.errors import ClassifierFileError, CollectionError, UnknownCollectionError
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.storage.atomic_files import replace_file

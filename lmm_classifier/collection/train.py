@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.collection.compete import Competitor, Metric
+from lmm_classifier.collection.artifact import Version
 from lmm_classifier.collection.estimators import LOGISTIC_REGRESSION, Estimator
 from lmm_classifier.collection.fit import fit
 from lmm_classifier.collection.publish import KEEP, Candidate, publish
+from lmm_classifier.collection.selection import Competitor, Metric
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
-from lmm_classifier.collection.version import Version
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import BoolArray

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lmm_classifier.collection.bank import shelf_of
+from lmm_classifier.collection.loaded_classifiers import shelf_of
 from lmm_classifier.collection.store import DEFAULT_FOLDER, Snapshot
 from lmm_classifier.errors import ClassifierFileError, UnknownCollectionError
 from lmm_classifier.service.errors import Refusal

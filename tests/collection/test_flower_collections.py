@@ -10,7 +10,7 @@ import yaml
 from sklearn.metrics import average_precision_score
 
 from lmm_classifier import CollectionClassifier
-from lmm_classifier.collection.source import SourceOptions, read_source
+from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.store import Store
 from lmm_classifier.collection.train import train
 from lmm_classifier.errors import EncoderMismatchError

@@ -24,10 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from lmm_classifier import CollectionClassifier
+from lmm_classifier.collection.artifact import Version, read_model, read_version
 from lmm_classifier.collection.estimators import parse_estimator
 from lmm_classifier.collection.store import BEST, Store
 from lmm_classifier.collection.train import TrainOptions
-from lmm_classifier.collection.version import Version, read_model, read_version
 from lmm_classifier.errors import ClassifierFileError
 from synthetic import COLOURS, picture
 from training_sets import of_colour, trained

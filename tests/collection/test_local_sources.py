@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier
-from lmm_classifier.collection.source import SourceOptions, read_source
+from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError, CorpusError

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier
-from lmm_classifier.collection.bank import shelf_of
-from lmm_classifier.collection.binding import encoder_of
+from lmm_classifier.collection.artifact import read_model
+from lmm_classifier.collection.encoder_binding import encoder_of
 from lmm_classifier.collection.estimators import parse_estimator
+from lmm_classifier.collection.loaded_classifiers import shelf_of
 from lmm_classifier.collection.step import Classify, decide
 from lmm_classifier.collection.store import Store
 from lmm_classifier.collection.train import TrainOptions
 from lmm_classifier.collection.training_set import Part, unit_rows
-from lmm_classifier.collection.version import read_model
 from lmm_classifier.errors import (
     ClassifierFileError,
     ConfigError,

@@ -16,13 +16,13 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from collections_service import blobs
 from lmm_classifier.collection import publish as publishing
-from lmm_classifier.collection.compete import calibration_error, measure
+from lmm_classifier.collection.artifact import read_model, read_version
 from lmm_classifier.collection.estimators import Linear, parse_estimator, probabilities
 from lmm_classifier.collection.fit import best_f1_cut, fit, platt
+from lmm_classifier.collection.selection import calibration_error, measure
 from lmm_classifier.collection.store import Store
 from lmm_classifier.collection.train import TrainOptions, train
 from lmm_classifier.collection.training_set import SkippedCollection, is_held_out
-from lmm_classifier.collection.version import read_model, read_version
 from lmm_classifier.errors import CollectionError, ConfigError
 from training_sets import trained, training_set
 

@@ -14,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier import registry
-from lmm_classifier.collection.source import SourceOptions, read_source
+from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec

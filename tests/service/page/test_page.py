@@ -25,7 +25,7 @@ from browser import (
     tab,
 )
 from fitted import GATES, write_fitted
-from lmm_classifier.collection.source import SourceOptions, read_source
+from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.plan import Where

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
+from lmm_classifier.collection.artifact import Metrics, Version, read_model, read_version
 from lmm_classifier.collection.estimators import DoubleArray, probabilities
 from lmm_classifier.collection.training_set import TrainingSet
-from lmm_classifier.collection.version import Metrics, Version, read_model, read_version
 from lmm_classifier.errors import ClassifierFileError, ConfigError
 from lmm_classifier.types import BoolArray
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from collections_service import Handler, blobs, body, collection, data_path, records, serving
-from lmm_classifier.collection.service import TOKEN, Service
+from lmm_classifier.collection.sources.http import TOKEN, Service
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError, FetchError
 from lmm_classifier.fetch import FetchLimits

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lmm_classifier.collection.binding import Encoders
-from lmm_classifier.collection.local import array_sets, photo_sets
-from lmm_classifier.collection.service import Service
+from lmm_classifier.collection.encoder_binding import Encoders
+from lmm_classifier.collection.sources.http import Service
+from lmm_classifier.collection.sources.local import array_sets, photo_sets
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError
 from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits

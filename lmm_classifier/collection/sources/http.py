@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from lmm_classifier.collection.binding import Encoders, bound, check_target
-from lmm_classifier.collection.embedded_json import json_in
+from lmm_classifier.collection.encoder_binding import Encoders, bound, check_target
+from lmm_classifier.collection.sources.json_response import json_in
 from lmm_classifier.collection.training_set import JOIN, SkippedCollection, TrainingSet, unit_rows
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits, bearer, fetch

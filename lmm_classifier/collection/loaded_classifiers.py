@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.collection.binding import check_encoder, encoder_of
+from lmm_classifier.collection.artifact import Version, read_model
+from lmm_classifier.collection.encoder_binding import check_encoder, encoder_of
 from lmm_classifier.collection.estimators import DoubleArray, Linear, Model, probabilities
 from lmm_classifier.collection.store import Snapshot, Store
-from lmm_classifier.collection.version import Version, read_model
 from lmm_classifier.errors import (
     ClassifierFileError,
     CollectionError,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.collection.binding import Encoders, bound, part_of
+from lmm_classifier.collection.encoder_binding import Encoders, bound, part_of
 from lmm_classifier.collection.training_set import Part, SkippedCollection, TrainingSet, unit_rows
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
