@@ -29,10 +29,10 @@ from lmm_classifier.decision.heads import HEADS, HeadSettings, Queries
 from lmm_classifier.decision.novelty import SCORES, Combination
 from lmm_classifier.index.build import BuildOptions
 from lmm_classifier.index.calibration import read_calibration, write_calibration
-from lmm_classifier.index.change import import_npz
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import open_index
+from lmm_classifier.index.update import import_npz
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import EncoderContract, FloatArray, Sample, Scores, read_only, required
 

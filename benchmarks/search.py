@@ -29,13 +29,13 @@ import numpy as np
 
 from lmm_classifier.index import search as opening
 from lmm_classifier.index.build import BuildOptions
-from lmm_classifier.index.change import import_npz
 from lmm_classifier.index.engine import ApproximateSearch, factory_for, tuned
 from lmm_classifier.index.manifest import EXACT, read_manifest
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.index.shards import SHARD_ROWS, read_records
+from lmm_classifier.index.update import import_npz
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import EncoderContract, FloatArray
 

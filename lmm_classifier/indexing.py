@@ -21,10 +21,10 @@ from lmm_classifier.index.build import (
     Runner,
     build_index,
 )
-from lmm_classifier.index.change import add_to_index
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.ray_runner import RayRunner
 from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
+from lmm_classifier.index.update import add_to_index
 from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
 from lmm_classifier.ranges import Device, Dtype
 from lmm_classifier.storage.progress import OnProgress, unheard
@@ -105,7 +105,7 @@ def add_photos(
 
     Raises:
         EncoderMismatchError: what the encoders' names and weights open here is not what built the index.
-        LmmClassifierError: otherwise as `index_corpus` and `lmm_classifier.index.change.add_to_index`.
+        LmmClassifierError: otherwise as `index_corpus` and `lmm_classifier.index.update.add_to_index`.
     """
     corpus = _corpus(source, index)
     encoders = _encoders_of(Path(index), device, cache_dir)

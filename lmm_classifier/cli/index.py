@@ -181,7 +181,7 @@ def remove(
 ) -> int:
     """Remove photos from an index. No photo and no model is opened."""
     from lmm_classifier.errors import ConfigError
-    from lmm_classifier.index.change import remove_from_index
+    from lmm_classifier.index.update import remove_from_index
 
     if not path and not label:
         raise ConfigError("nothing to remove: give --path or --label")
@@ -196,7 +196,7 @@ def export(
     encoder: Annotated[str, typer.Option(help="Which of the index's encoders, if it has several.")] = "",
 ) -> int:
     """Write an index as one .npz file with embeddings, labels, metadata and metric, without pickle."""
-    from lmm_classifier.index.change import export_npz
+    from lmm_classifier.index.update import export_npz
 
     count = export_npz(index, npz, encoder)
     typer.echo(f"{printable(str(npz))}: {count} images")
@@ -209,7 +209,7 @@ def import_(
     output: Annotated[Path, typer.Option("--output", "-o", help="Index folder to make.")],
 ) -> int:
     """Turn an .npz file into an index folder."""
-    from lmm_classifier.index.change import import_npz
+    from lmm_classifier.index.update import import_npz
 
     started = time.perf_counter()
     return _tell(import_npz(npz, output), started)

@@ -12,11 +12,11 @@ from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
 from lmm_classifier.errors import CorpusError, IndexFolderError
 from lmm_classifier.index.engine import check_factory
-from lmm_classifier.index.intake import Reading, stat_now
-from lmm_classifier.index.making import MakesVectors, OnTaken, Shard, Work, make_shard
+from lmm_classifier.index.existing import NOTHING, Previous, Task, open_previous
 from lmm_classifier.index.manifest import EXACT
-from lmm_classifier.index.previous import NOTHING, Previous, Task, open_previous
 from lmm_classifier.index.publish import SearchOptions, publish, same_content
+from lmm_classifier.index.reading import Reading, stat_now
+from lmm_classifier.index.shard_builder import MakesVectors, OnTaken, Shard, Work, make_shard
 from lmm_classifier.index.shards import SHARD_ROWS, read_records, write_shard
 from lmm_classifier.index.workspace import ShardEntry, Workspace, locked_workspace, plan_of
 from lmm_classifier.storage.atomic_files import is_single_file

@@ -14,9 +14,9 @@ import numpy as np
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.index.calibration import carry_calibration
 from lmm_classifier.index.engine import TARGET_RECALL, ApproximateSearch, factory_for, tuned, write_engine
+from lmm_classifier.index.existing import write_stats
 from lmm_classifier.index.manifest import EXACT, EXACTLY, MANIFEST, Manifest, OperatingPoint, Space
 from lmm_classifier.index.npz import write_npz
-from lmm_classifier.index.previous import write_stats
 from lmm_classifier.index.records import Records
 from lmm_classifier.index.search import engine_file
 from lmm_classifier.index.shards import map_vectors, write_failures

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
+from lmm_classifier.index.existing import Kept, Stat, Task
 from lmm_classifier.index.manifest import MANIFEST
-from lmm_classifier.index.previous import Kept, Stat, Task
 from lmm_classifier.storage.atomic_files import (
     FileRecord,
     explained,

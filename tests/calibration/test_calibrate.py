@@ -16,9 +16,9 @@ from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.index.build import BuildOptions
 from lmm_classifier.index.calibration import read_calibration
-from lmm_classifier.index.change import import_npz
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.records import Record, Records
+from lmm_classifier.index.update import import_npz
 from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import EncoderContract

@@ -11,12 +11,12 @@ import pytest
 
 from lmm_classifier.errors import ConfigError, IndexFolderError
 from lmm_classifier.index.build import BuildOptions
-from lmm_classifier.index.change import import_npz
 from lmm_classifier.index.engine import ApproximateSearch, ExactSearch, factory_for, tuned
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex, open_index
+from lmm_classifier.index.update import import_npz
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import EncoderContract
 

@@ -21,10 +21,10 @@ import pytest
 from clock import wait_until
 from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.errors import EncoderMismatchError
-from lmm_classifier.index.intake import Reading
-from lmm_classifier.index.making import Work
-from lmm_classifier.index.previous import NOTHING
+from lmm_classifier.index.existing import NOTHING
 from lmm_classifier.index.ray_runner import Recipe
+from lmm_classifier.index.reading import Reading
+from lmm_classifier.index.shard_builder import Work
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.fake import FakeEncoder
 from synthetic import COLOURS, picture, write_corpus

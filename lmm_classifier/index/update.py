@@ -14,12 +14,12 @@ from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.errors import ConfigError, IndexFolderError, ModelError
 from lmm_classifier.index.build import DEFAULT_OPTIONS, BuildOptions, BuildReport, Plan, carry_out
 from lmm_classifier.index.engine import factory_for
-from lmm_classifier.index.making import MakesVectors
+from lmm_classifier.index.existing import Kept, Previous, Task, open_previous
 from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
 from lmm_classifier.index.npz import read_npz, write_npz
-from lmm_classifier.index.previous import Kept, Previous, Task, open_previous
 from lmm_classifier.index.records import Record
 from lmm_classifier.index.search import open_index, the_encoder
+from lmm_classifier.index.shard_builder import MakesVectors
 from lmm_classifier.index.shards import read_failures
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.index.workspace import Workspace, locked_workspace

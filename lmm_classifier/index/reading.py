@@ -10,7 +10,7 @@ from PIL import Image
 
 from lmm_classifier.corpus.images import ImageLimits, open_image, read_image_bytes
 from lmm_classifier.errors import ImageError
-from lmm_classifier.index.previous import Kept, Previous, Stat, Task
+from lmm_classifier.index.existing import Kept, Previous, Stat, Task
 
 QUEUED_PER_WORKER = 8  # decoded images in memory: enough that neither threads nor model wait for the other
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
-from lmm_classifier.index.intake import QUEUED_PER_WORKER, Reading, Taken, take
-from lmm_classifier.index.previous import Previous, Stat, Task
+from lmm_classifier.index.existing import Previous, Stat, Task
+from lmm_classifier.index.reading import QUEUED_PER_WORKER, Reading, Taken, take
 from lmm_classifier.index.records import Record
 from lmm_classifier.storage.prefetch import in_order
 from lmm_classifier.types import EncoderContract, FloatArray

@@ -11,9 +11,9 @@ import pytest
 
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, EncoderMismatchError, IndexFolderError
-from lmm_classifier.index.change import add_to_index, export_npz, import_npz, remove_from_index
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import encoders_of, open_index
+from lmm_classifier.index.update import add_to_index, export_npz, import_npz, remove_from_index
 from lmm_classifier.index.verify import problems_of
 from lmm_classifier.indexing import add_photos, index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
@@ -210,7 +210,7 @@ def _failures(index: Path) -> list[str]:
 
 
 def _count_opens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from lmm_classifier.index import intake
+    from lmm_classifier.index import reading as intake
 
     counts = [0]
     real = intake.open_image
