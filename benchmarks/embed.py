@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.images import open_image
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
 
 THREADS = 2
@@ -37,7 +37,7 @@ ROUNDS = 5
 MANY = 20_000
 LABELS = 10
 CHILD = (
-    "import re, sys; from pathlib import Path; from lmm_classifier.indexing import index_corpus\n"
+    "import re, sys; from pathlib import Path; from lmm_classifier.api.build_index import index_corpus\n"
     "from lmm_classifier.models.base import ModelSpec\n"
     "tiny = ModelSpec('siglip', 'shipped:siglip-digits')\n"
     "index_corpus(sys.argv[1], sys.argv[2], encoder=tiny, workers=2)\n"

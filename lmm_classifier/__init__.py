@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmm_classifier.classifier import HybridClassifier as HybridClassifier
+    from lmm_classifier.api.build_index import build_index_from_directory as build_index_from_directory
+    from lmm_classifier.api.classification import Classification as Classification
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier as HybridClassifier
     from lmm_classifier.collection.classifier import CollectionClassifier as CollectionClassifier
-    from lmm_classifier.config import PipelineConfig as PipelineConfig
+    from lmm_classifier.config.pipeline import PipelineConfig as PipelineConfig
     from lmm_classifier.errors import LmmClassifierError as LmmClassifierError
-    from lmm_classifier.indexing import build_index_from_directory as build_index_from_directory
     from lmm_classifier.models.base import ModelSpec as ModelSpec
-    from lmm_classifier.result import Classification as Classification
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Classification": "lmm_classifier.result",
+    "Classification": "lmm_classifier.api.classification",
     "CollectionClassifier": "lmm_classifier.collection.classifier",
-    "HybridClassifier": "lmm_classifier.classifier",
+    "HybridClassifier": "lmm_classifier.api.hybrid_classifier",
     "LmmClassifierError": "lmm_classifier.errors",
     "ModelSpec": "lmm_classifier.models.base",
-    "PipelineConfig": "lmm_classifier.config",
-    "build_index_from_directory": "lmm_classifier.indexing",
+    "PipelineConfig": "lmm_classifier.config.pipeline",
+    "build_index_from_directory": "lmm_classifier.api.build_index",
 }
 __all__ = [*_HOMES, "__version__"]
 

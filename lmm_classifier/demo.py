@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.targets import Target
 from lmm_classifier.checkpoints.digits import UNKNOWN_FOLDER, write_digits
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig, RetrievalSettings
+from lmm_classifier.config.pipeline import PipelineConfig, RetrievalSettings
+from lmm_classifier.config.rerank import RerankSettings
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluation.galleries import write_report
 from lmm_classifier.evaluation.query import Query
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.metrics.stages import Metrics, measure
 from lmm_classifier.models.base import ModelSpec, load_encoder
-from lmm_classifier.rerank_settings import RerankSettings
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import UNKNOWN

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from lmm_classifier.api.build_index import build_index_from_directory
 from lmm_classifier.cli import main
-from lmm_classifier.indexing import build_index_from_directory
 
 __all__ = ["build_index_from_directory"]
 

@@ -27,8 +27,8 @@ from playwright.sync_api import (
 )
 
 import served
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig
 from served import FAKES, Served, make_index
 
 OPERATIONS = FAKES | {"embed_dino_v3": {"encoder": {"family": "onnx", "weights": "./nowhere.onnx"}}}

@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from lmm_classifier.captions.server import LIMITS
+from lmm_classifier.captioning.server import LIMITS
 from local_server import LocalHandler, LocalServer, running
 
 QUICK = replace(LIMITS, silence_s=1.0, total_s=2.0, tries=3, wait_s=0.01)

@@ -44,5 +44,5 @@ def without_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     for module in ("client", "connection"):
         monkeypatch.setattr(f"lmm_classifier.fetch.{module}.time", clock)
     monkeypatch.setattr("lmm_classifier.fetch.client.threading", events)
-    monkeypatch.setattr("lmm_classifier.captions.server.threading", events)
+    monkeypatch.setattr("lmm_classifier.captioning.server.threading", events)
     return pauses

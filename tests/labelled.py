@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.labelling.run import label_photos
 from lmm_classifier.labelling.run_store import RESULTS
 from lmm_classifier.storage.progress import Progress

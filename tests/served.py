@@ -26,11 +26,11 @@ from fastapi import FastAPI
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.indexing import index_corpus
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.service.app import create_app
 from lmm_classifier.service.server import bound
-from lmm_classifier.service_settings import ServiceSettings
 from synthetic import write_corpus
 
 REAL_CONNECT = socket.socket.connect  # before a fixture replaces it

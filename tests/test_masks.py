@@ -13,7 +13,6 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from lmm_classifier.errors import ConfigError, ImageError
-from lmm_classifier.findings import findings
 from lmm_classifier.masks import (
     apply_mask,
     compose_overlay,
@@ -27,6 +26,7 @@ from lmm_classifier.masks import (
     to_polygons,
     to_rle,
 )
+from lmm_classifier.serialize import findings
 from lmm_classifier.types import Region, Sample
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ModelError
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.steps.embed import Embed

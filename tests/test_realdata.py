@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.classification import Classification
 from lmm_classifier.audit.audit import audit_index
 from lmm_classifier.corpus.corpus import SKIP_CODES
 from lmm_classifier.index.search import open_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.result import Classification
 from planted import plant_faults
 
 DESCRIPTOR = ModelSpec("descriptor")

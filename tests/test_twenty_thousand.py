@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig, RetrievalSettings
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.classification import Classification
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig, RetrievalSettings
+from lmm_classifier.config.rerank import RerankSettings
 from lmm_classifier.index.search import open_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
-from lmm_classifier.rerank_settings import RerankSettings
-from lmm_classifier.result import Classification
 
 SIGLIP = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")
 LABELS, PER_LABEL = 20, 1000

@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from lmm_classifier.api.classification import Neighbour
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.nearest_others import (
     QUERIES,
@@ -19,7 +20,6 @@ from lmm_classifier.index.nearest_others import (
 )
 from lmm_classifier.index.records import Record
 from lmm_classifier.index.search import VectorIndex
-from lmm_classifier.result import Neighbour
 from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import FloatArray, IntArray
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lmm_classifier.api.classification import Neighbour
 from lmm_classifier.audit.audit import Audit, Copies, Disagreement, NearDuplicate
 from lmm_classifier.errors import ImageError
 from lmm_classifier.index.records import Record
 from lmm_classifier.reports.html import thumbnail, write_page
-from lmm_classifier.result import Neighbour
 
 PER_KIND = 24  # findings of each kind on the page
 PER_GROUP = 6  # photos of one group of copies

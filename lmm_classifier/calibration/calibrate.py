@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.context import Subject, subject_of
 from lmm_classifier.calibration.held_out import HeldOut, look_at_held_out
 from lmm_classifier.calibration.leave_out import Part, Rehearsal
 from lmm_classifier.calibration.model_selection import LEARNED, HeadScore, NoveltyChoice, tune
 from lmm_classifier.calibration.rerank_trial import Photo, try_reranker
 from lmm_classifier.calibration.targets import Calibrated, Target, fit_gates
-from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import Gates, route

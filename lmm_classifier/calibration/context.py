@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.leave_out import Rehearsal, rehearse
-from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.manifest import read_manifest

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from lmm_classifier.decision.conformal import keeping_cut, set_cut
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.ranges import Flag
+from lmm_classifier.options import Flag
 from lmm_classifier.types import Float64Array, IntArray
 
 

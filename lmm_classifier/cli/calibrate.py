@@ -86,9 +86,9 @@ def run(
 
     Needs no photo of anything unknown: labels of the index are held out in turn.
     """
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.calibration.calibrate import calibrate
     from lmm_classifier.calibration.targets import Target
-    from lmm_classifier.classifier import HybridClassifier
     from lmm_classifier.corpus.source import read_corpus
     from lmm_classifier.steps.open_set import OpenSet
 

@@ -13,7 +13,7 @@ from lmm_classifier.cli.output import note, progress
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.captions.source import Source
+    from lmm_classifier.captioning.source import Source
 
 MODEL = "blip"
 
@@ -53,7 +53,7 @@ def run(
 
     Photos that have one already are left out. Those of one stem keep their full names: a.jpg.txt, a.png.txt.
     """
-    from lmm_classifier.captions.folder import caption_folder
+    from lmm_classifier.captioning.folder import caption_folder
 
     source = _source(model, server, key_file, max_length, concurrency)
     with progress(json_progress) as on_progress:
@@ -78,8 +78,8 @@ def _source(
     model: str | None, server: str | None, key_file: Path | None, max_length: int, concurrency: int
 ) -> Source:
     """Who describes the photos."""
-    from lmm_classifier.captions.local import LocalModel
-    from lmm_classifier.captions.server import KEY, Server, read_key
+    from lmm_classifier.captioning.local import LocalModel
+    from lmm_classifier.captioning.server import KEY, Server, read_key
     from lmm_classifier.errors import ConfigError
 
     if server is None:

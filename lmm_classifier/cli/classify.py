@@ -17,8 +17,8 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
+    from lmm_classifier.api.classification import Classification
     from lmm_classifier.monitoring.p_value_log import PValueLog
-    from lmm_classifier.result import Classification
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     ] = None,
 ) -> int:
     """Classify photos: a table for people, JSON Lines for programs."""
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.monitoring.p_value_log import open_log
 
     classifier = HybridClassifier.from_yaml(config)

@@ -113,8 +113,8 @@ def train(
     from lmm_classifier.collection.sources.source import SourceOptions, read_source
     from lmm_classifier.collection.train import train as trained
     from lmm_classifier.fetch import FetchLimits
-    from lmm_classifier.plan import make_where
-    from lmm_classifier.yaml_file import read_parameters
+    from lmm_classifier.regions import make_where
+    from lmm_classifier.yaml_settings import read_parameters
 
     options = SourceOptions(
         parse_encoders(encoder),

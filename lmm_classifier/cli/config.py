@@ -22,7 +22,7 @@ def group(context: typer.Context) -> None:
 @app.command()
 def check(path: Annotated[Path, typer.Argument(help="YAML file.")]) -> int:
     """Check a settings file and its index, opening no model, and print the settings in force."""
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
 
     classifier = HybridClassifier.from_yaml(path)
     classifier.check_index()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def report(log: Path, config: Path, window: int, as_json: bool) -> int:
     """Say whether logged photos still look as those calibrated on; 2 when they do not."""
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.monitoring.drift import drift
     from lmm_classifier.monitoring.p_value_log import calibration_of, name_of, read_log
 

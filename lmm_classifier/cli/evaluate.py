@@ -86,7 +86,7 @@ def run(
         return report(drift, config, window, as_json)
     if photos is None or drift is not None:
         raise ConfigError("give either PHOTOS, or --drift LOG")
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.corpus.source import read_corpus
     from lmm_classifier.evaluation.dataset import read_unknowns
     from lmm_classifier.evaluation.evaluate import evaluate

@@ -15,8 +15,8 @@ from lmm_classifier.cli.output import first_lines, help_without_command, note, p
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
+    from lmm_classifier.api.build_index import RunnerOf
     from lmm_classifier.index.build import BuildReport
-    from lmm_classifier.indexing import RunnerOf
     from lmm_classifier.models.base import ModelSpec
 
 app = typer.Typer()
@@ -107,8 +107,8 @@ def build(
     Only new and changed photos are encoded. An interrupted build goes on where it was. Files that cannot
     be read are skipped and listed.
     """
+    from lmm_classifier.api.build_index import index_corpus
     from lmm_classifier.index.publish import SearchOptions
-    from lmm_classifier.indexing import index_corpus
 
     runner = _runner(engine, address)
     specs = _specs(
@@ -154,7 +154,7 @@ def add(
     A photo whose path the index has already takes the place of that one. `index build` synchronises
     with one corpus and would remove the added photos again.
     """
-    from lmm_classifier.indexing import add_photos
+    from lmm_classifier.api.build_index import add_photos
 
     started = time.perf_counter()
     with progress(json_progress) as on_progress:
@@ -231,8 +231,8 @@ def _runner(engine: str, address: str | None) -> RunnerOf | None:
         if address is not None:
             raise ConfigError("--address is that of a Ray cluster; add --engine ray")
         return None
+    from lmm_classifier.api.build_index import on_ray
     from lmm_classifier.index.ray_runner import check_installed
-    from lmm_classifier.indexing import on_ray
 
     check_installed()
     return on_ray(address)
@@ -240,7 +240,7 @@ def _runner(engine: str, address: str | None) -> RunnerOf | None:
 
 def _specs(encoders: Sequence[str], weights: str, **options: str | bool | Path | None) -> list[ModelSpec]:
     """A spec per `NAME` or `NAME=WEIGHTS`; `--weights` is another way to say the weights of a single one."""
-    from lmm_classifier.config import model_spec
+    from lmm_classifier.config.pipeline import model_spec
     from lmm_classifier.errors import ConfigError
 
     if weights and len(encoders) > 1:

@@ -68,7 +68,7 @@ def label(
 
     A run that was interrupted goes on with the same command. What cannot be read is a row with a code.
     """
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.labelling.report import write_report
     from lmm_classifier.labelling.run import label_photos
     from lmm_classifier.labelling.run_drift import drift_of

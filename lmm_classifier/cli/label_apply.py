@@ -76,8 +76,8 @@ def _tell_of_drift(run: Run) -> None:
 
 
 def _to_index(found: Accepted, run: Run) -> None:
+    from lmm_classifier.api.build_index import add_corpus
     from lmm_classifier.corpus.corpus import Corpus
-    from lmm_classifier.indexing import add_corpus
 
     index, cache_dir = Path(run.facts.index), run.facts.settings.get("cache_dir")
     corpus = Corpus(found.items, (), empty_labels=(), root=run.root)

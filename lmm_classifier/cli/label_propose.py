@@ -38,7 +38,7 @@ def propose(
     opened = Run(run)
     groups = propose_groups(opened, smallest)
     if captioner is not None:
-        from lmm_classifier.captions.local import LocalModel
+        from lmm_classifier.captioning.local import LocalModel
 
         groups = captioned(opened, groups, LocalModel.named(captioner, 50))
     path = write_groups(opened, groups)

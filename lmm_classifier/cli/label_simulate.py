@@ -27,7 +27,7 @@ def simulate(
     The photos are labelled as by `label FOLDER`, without their labels, which answer in a reviewer's place.
     Labels that the index lacks are what it should learn.
     """
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.labelling.run import label_photos
     from lmm_classifier.labelling.simulation.report import check_source, simulate_review, write_simulation
     from lmm_classifier.storage.progress import Progress

@@ -156,7 +156,7 @@ def _wanted(config: Path | None, asked: Sequence[bool], cache_dir: Path | None) 
 
 
 def _used_by(config: Path) -> tuple[Checkpoint, ...]:
-    from lmm_classifier.config import PipelineConfig
+    from lmm_classifier.config.pipeline import PipelineConfig
     from lmm_classifier.models.runtime.checkpoint_cache import wanted_by
 
     steps = PipelineConfig.from_yaml(config).steps()

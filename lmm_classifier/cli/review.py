@@ -15,7 +15,7 @@ import typer
 
 from lmm_classifier.cli.output import note
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.extras import extra
+from lmm_classifier.optional import extra
 
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # one is set where a browser has somewhere to open
 
@@ -36,7 +36,7 @@ def run(
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
 ) -> int:
     """Review a labelling run in the browser, by keyboard. Every answer is stored at once; Ctrl-C stops it."""
-    from lmm_classifier.service_settings import is_loopback
+    from lmm_classifier.config.service import is_loopback
 
     if not is_loopback(host):
         raise ConfigError(

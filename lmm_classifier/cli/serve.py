@@ -12,11 +12,11 @@ import typer
 
 from lmm_classifier.cli.output import note, progress
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.extras import extra
 from lmm_classifier.logging_config import PACKAGE, setup_logging
+from lmm_classifier.optional import extra
 
 if TYPE_CHECKING:
-    from lmm_classifier.classifier import HybridClassifier
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
 
 LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
 
@@ -34,8 +34,8 @@ def serve(
     IMAGE_EMBED_DEVICE=cuda or cpu is where models run that name no device; IMAGE_EMBED_REQUIRE_GPU=1 does
     not start without a GPU.
     """
-    from lmm_classifier.classifier import HybridClassifier
-    from lmm_classifier.service_settings import is_loopback
+    from lmm_classifier.api.hybrid_classifier import HybridClassifier
+    from lmm_classifier.config.service import is_loopback
 
     with extra("uvicorn", "service"):
         from lmm_classifier.service.app import create_app

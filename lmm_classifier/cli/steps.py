@@ -39,10 +39,10 @@ def run(
     ] = [],  # noqa: B006 -- typer copies it
 ) -> int:
     """Run one step over photos; one JSON object per photo says what it found."""
-    from lmm_classifier.config import make_step
+    from lmm_classifier.config.pipeline import make_step
     from lmm_classifier.pipeline import Pipeline
-    from lmm_classifier.plan import make_where
-    from lmm_classifier.yaml_file import read_parameters
+    from lmm_classifier.regions import make_where
+    from lmm_classifier.yaml_settings import read_parameters
 
     place = make_where(read_parameters(where))
     line = (*place.steps(), make_step(step, read_parameters(param)))
@@ -54,7 +54,7 @@ def pipeline(
     config: Annotated[Path, typer.Option("--config", "-c", help="Settings with a `pipeline` list.")],
 ) -> int:
     """Run the steps of a settings file over photos; one JSON object per photo says what they found."""
-    from lmm_classifier.config import PipelineConfig
+    from lmm_classifier.config.pipeline import PipelineConfig
 
     return _tell(PipelineConfig.from_yaml(config).build(), photos)
 
@@ -65,7 +65,7 @@ def steps(
     ] = False,
 ) -> int:
     """List all steps, built-in and installed, with what they read, set and take."""
-    from lmm_classifier.catalogue import catalogue
+    from lmm_classifier.api.step_catalog import catalogue
 
     entries = catalogue()
     if as_json:
@@ -80,7 +80,7 @@ def steps(
 
 
 def _tell(line: Pipeline, photos: Sequence[Path]) -> int:
-    from lmm_classifier.findings import findings
+    from lmm_classifier.serialize import findings
 
     for step in line.steps:
         step.load()

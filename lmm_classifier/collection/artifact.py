@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from lmm_classifier.collection.estimators import Linear, Model, from_skops, to_skops
 from lmm_classifier.collection.training_set import JOIN, Part
 from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
-from lmm_classifier.plan import TargetName
+from lmm_classifier.regions import TargetName
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.checksummed_json import digest_of, unseal
 

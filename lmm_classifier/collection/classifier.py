@@ -18,7 +18,7 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.types import Membership, Sample, required
-from lmm_classifier.yaml_file import explain
+from lmm_classifier.yaml_settings import explain
 
 
 class CollectionClassifier:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lmm_classifier.errors import ClassifierFileError, ConfigError
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import FloatArray
-from lmm_classifier.yaml_file import read_parameters
+from lmm_classifier.yaml_settings import read_parameters
 
 DoubleArray = npt.NDArray[np.float64]
 SEED = 42

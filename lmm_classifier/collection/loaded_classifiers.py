@@ -23,8 +23,8 @@ from lmm_classifier.errors import (
     UnknownCollectionError,
 )
 from lmm_classifier.models.base import ModelSpec, load_encoder
-from lmm_classifier.plan import TargetName
-from lmm_classifier.ranges import Device
+from lmm_classifier.options import Device
+from lmm_classifier.regions import TargetName
 from lmm_classifier.types import FloatArray
 
 NamedEncoders = tuple[tuple[str, ModelSpec], ...]

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.pipeline import Step, run_shared
-from lmm_classifier.plan import TargetName, Where
+from lmm_classifier.regions import TargetName, Where
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import FloatArray, Sample, read_only
 

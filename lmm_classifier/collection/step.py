@@ -22,9 +22,9 @@ from lmm_classifier.errors import (
     ModelError,
 )
 from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
+from lmm_classifier.options import Device
 from lmm_classifier.pipeline import Step
-from lmm_classifier.plan import FACES, PERSONS, TargetName
-from lmm_classifier.ranges import Device
+from lmm_classifier.regions import FACES, PERSONS, TargetName
 from lmm_classifier.types import Membership, MembershipCode, Sample
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lmm_classifier.corpus.split import split_of
 from lmm_classifier.errors import CollectionError
-from lmm_classifier.plan import TargetName
+from lmm_classifier.regions import TargetName
 from lmm_classifier.types import BoolArray, FloatArray
 
 HELD_OUT = "held_out"

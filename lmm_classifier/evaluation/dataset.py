@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import Corpus, CorpusItem
 from lmm_classifier.corpus.folder import list_images
 from lmm_classifier.corpus.images import read_image_bytes

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.classification import Classification, summarise
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ImageError
 from lmm_classifier.pipeline import Pipeline, Step, run_shared
-from lmm_classifier.result import Classification, summarise
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.classification import Classification
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import NO_PHOTOS, Corpus, SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluation.dataset import (
@@ -32,7 +33,6 @@ from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.metrics.bootstrap import LEVEL, RESAMPLES
 from lmm_classifier.metrics.per_label import label_rows
 from lmm_classifier.metrics.stages import measure
-from lmm_classifier.result import Classification
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.storage.atomic_files import is_single_file

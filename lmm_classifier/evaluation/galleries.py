@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmm_classifier.api.classification import Classification, Neighbour
 from lmm_classifier.evaluation.query import Query
 from lmm_classifier.evaluation.tables import BRACKETS, Table
 from lmm_classifier.metrics.per_label import LabelRow
 from lmm_classifier.metrics.stages import confusion
 from lmm_classifier.reports.html import picture_of, write_page
 from lmm_classifier.reports.plots import Plot
-from lmm_classifier.result import Classification, Neighbour
 from lmm_classifier.types import UNKNOWN
 
 SHOWN_NEIGHBOURS = 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmm_classifier.result import Classification
+from lmm_classifier.api.classification import Classification
 from lmm_classifier.types import UNKNOWN
 
 Group = Literal["known", "near", "far"]

@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, LmmClassifierError
 from lmm_classifier.evaluation.embedding_cache import EmbeddedOnce

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.experiments.splits import Photos
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.options import NOT_TAKEN_BY_ALL
 from lmm_classifier.storage.atomic_files import explained, replace_file

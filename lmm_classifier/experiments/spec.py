@@ -25,9 +25,9 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from lmm_classifier.calibration.targets import Target
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
+from lmm_classifier.yaml_settings import explain, naming, place_of, read_yaml
 
 RESAMPLES = 200  # of each run's intervals; what the seeds say is in `experiment compare`
 SLUG = 60  # characters of a folder's name that tell what is in it

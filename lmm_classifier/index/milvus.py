@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from lmm_classifier.errors import ConfigError, IndexFolderError
-from lmm_classifier.extras import extra
 from lmm_classifier.index.engine import LOOKED_UP, Found, Search, rescored, stacked
 from lmm_classifier.index.manifest import Manifest, read_manifest
 from lmm_classifier.index.search import VectorIndex, open_index, the_encoder
 from lmm_classifier.index.vectors import Vectors
+from lmm_classifier.optional import extra
 from lmm_classifier.storage.atomic_files import is_single_file
 from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import FloatArray

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, LmmClassifierError, ModelError
-from lmm_classifier.extras import extra
 from lmm_classifier.index.existing import NOTHING, Task, open_previous
 from lmm_classifier.index.reading import Reading
 from lmm_classifier.index.shard_builder import MakesVectors, OnTaken, Shard, Work, make_shard
+from lmm_classifier.optional import extra
 from lmm_classifier.types import EncoderContract
 
 log = logging.getLogger(__name__)

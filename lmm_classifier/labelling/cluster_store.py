@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.captions.source import Failure, Source
+from lmm_classifier.captioning.source import Failure, Source
 from lmm_classifier.errors import CaptionError, IndexFolderError, RunError
 from lmm_classifier.labelling.clustering import SMALLEST, propose
 from lmm_classifier.labelling.run_context import references_of, subject_of_run

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.classification import summarise
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.photos import Photos, list_photos
 from lmm_classifier.errors import CorpusError
@@ -22,7 +23,6 @@ from lmm_classifier.labelling.run_manifest import RUN, Facts, continued, facts_o
 from lmm_classifier.labelling.run_schema import Row, as_table
 from lmm_classifier.labelling.run_store import RESULTS, Run, keep_beginning, rows_in, write_shard
 from lmm_classifier.labelling.table_export import CSV, JSONL
-from lmm_classifier.result import summarise
 from lmm_classifier.storage.exclusive_folder import sole_writer
 from lmm_classifier.storage.progress import OnProgress, Progress, unheard
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required

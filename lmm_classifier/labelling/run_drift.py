@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.labelling.run_store import Run

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.photos import Photos
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, IndexFolderError, RunError
@@ -27,7 +27,7 @@ from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.storage.atomic_files import is_single_file, replace_file
 from lmm_classifier.storage.checksummed_json import seal, unseal
 from lmm_classifier.types import EncoderContract
-from lmm_classifier.yaml_file import explain
+from lmm_classifier.yaml_settings import explain
 
 RUN = "run.json"
 SCHEMA_VERSION = 1

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from lmm_classifier.api.classification import Candidate, Classification, Neighbour
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.result import Candidate, Classification, Neighbour
 
 _NEIGHBOUR = pa.struct([("path", pa.string()), ("label", pa.string()), ("similarity", pa.float64())])
 _CANDIDATE = pa.struct([("label", pa.string()), ("score", pa.float64()), ("probability", pa.float64())])

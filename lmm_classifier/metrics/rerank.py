@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lmm_classifier.api.classification import Candidate, Classification
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.metrics.weighted import Counts, Floats, drawn, share
-from lmm_classifier.result import Candidate, Classification
 from lmm_classifier.types import UNKNOWN, BoolArray, IntArray
 
 

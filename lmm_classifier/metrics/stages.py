@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from lmm_classifier.api.classification import Classification
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.metrics.open_set import auroc
-from lmm_classifier.result import Classification
 from lmm_classifier.types import UNKNOWN, IntArray
 
 

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import EncoderMismatchError, LmmClassifierError, ModelError, ModelUnavailableError
-from lmm_classifier.ranges import (
+from lmm_classifier.options import (
     Device,
     DeviceMap,
     Dtype,

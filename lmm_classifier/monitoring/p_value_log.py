@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.classification import Classification
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.calibration import Fitted, read_calibration
-from lmm_classifier.result import Classification
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.types import required
 

@@ -11,6 +11,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.labelling.review_items import Order, by_certainty
@@ -35,7 +36,6 @@ from lmm_classifier.service.metrics import Metrics
 from lmm_classifier.service.middleware import Guards
 from lmm_classifier.service.static_pages import PAGE as SHARED
 from lmm_classifier.service.static_pages import page
-from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.types import required
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import FetchError, ImageError
 from lmm_classifier.fetch import fetch
 from lmm_classifier.service.analysis import Analyst, Finished

@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.service.admission import Desk
 from lmm_classifier.service.collections import describe, listed
 from lmm_classifier.service.errors import Refusal, explain_refusals, first_problem

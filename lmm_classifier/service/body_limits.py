@@ -9,8 +9,8 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Send
 
+from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.service.errors import Refusal
-from lmm_classifier.service_settings import ServiceSettings
 
 MAX_TEXT = (
     2**20

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lmm_classifier.config.service import ServiceSettings, is_loopback
 from lmm_classifier.logging_config import request_id
 from lmm_classifier.service.body_limits import Answer, Body
 from lmm_classifier.service.errors import Refusal
 from lmm_classifier.service.metrics import Metrics
 from lmm_classifier.service.rate_limit import Rates
-from lmm_classifier.service_settings import ServiceSettings, is_loopback
 
 log = logging.getLogger(__name__)
 

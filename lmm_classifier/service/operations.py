@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lmm_classifier import registry
 from lmm_classifier.collection.step import CollectionId
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.plan import TargetName, Where, make_where
+from lmm_classifier.regions import TargetName, Where, make_where
 from lmm_classifier.service.batching import Line
 from lmm_classifier.types import Box, Sample, required
-from lmm_classifier.yaml_file import explain
+from lmm_classifier.yaml_settings import explain
 
 Targets = tuple[TargetName, ...]
 WHOLE: Targets = ("whole_image",)

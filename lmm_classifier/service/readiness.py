@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.models.base import DEVICE, REQUIRE_GPU, is_open, set_memory_budget
 from lmm_classifier.service.errors import Refusal

@@ -18,9 +18,9 @@ from fastapi import FastAPI
 from starlette.formparsers import MultiPartParser
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.service.middleware import MAX_HEADERS
-from lmm_classifier.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 

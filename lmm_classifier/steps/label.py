@@ -13,8 +13,8 @@ from lmm_classifier import registry
 from lmm_classifier.decision.ranking import ranked
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.classification import classified, load_classifier
+from lmm_classifier.options import Share, TopK
 from lmm_classifier.pipeline import Step, by_sample, crops_of
-from lmm_classifier.ranges import Share, TopK
 from lmm_classifier.types import Sample
 
 SYNONYMS = ", "

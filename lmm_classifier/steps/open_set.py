@@ -26,8 +26,8 @@ from lmm_classifier.decision.policy import (
 )
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.calibration import Fitted, read_calibration
+from lmm_classifier.options import Candidates, Flag, Share
 from lmm_classifier.pipeline import Step, by_sample
-from lmm_classifier.ranges import Candidates, Flag, Share
 from lmm_classifier.types import Sample, Scores, Verdict, required
 
 

@@ -37,8 +37,8 @@ from lmm_classifier.models.vlm.strategies import (
     default_template,
     needed_placeholder,
 )
+from lmm_classifier.options import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
 from lmm_classifier.pipeline import Step
-from lmm_classifier.ranges import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier.index.milvus import Milvus
 from lmm_classifier.index.search import FAISS, Backend, VectorIndex, open_index, open_matching
+from lmm_classifier.options import SearchBackend, TopK
 from lmm_classifier.pipeline import Step, by_sample
-from lmm_classifier.ranges import SearchBackend, TopK
 from lmm_classifier.types import EncoderContract, Neighbours, Sample
 
 

@@ -15,8 +15,8 @@ from lmm_classifier.decision.text_prior import DEFAULT_TEXT_TEMPERATURE, text_pr
 from lmm_classifier.index.search import open_index
 from lmm_classifier.models.base import ModelSpec, embedded
 from lmm_classifier.models.encoders.label_text import TEMPLATES, kept_label_vectors
+from lmm_classifier.options import Share, Temperature, Template
 from lmm_classifier.pipeline import Step
-from lmm_classifier.ranges import Share, Temperature, Template
 from lmm_classifier.types import FloatArray, Sample, Scores, required
 
 

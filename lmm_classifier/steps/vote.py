@@ -15,8 +15,8 @@ from lmm_classifier.decision.heads import Queries
 from lmm_classifier.decision.vote import DEFAULT_TEMPERATURE, weighted_vote
 from lmm_classifier.index.calibration import Fitted, read_calibration
 from lmm_classifier.index.search import open_index
+from lmm_classifier.options import Temperature
 from lmm_classifier.pipeline import Step, by_sample
-from lmm_classifier.ranges import Temperature
 from lmm_classifier.types import Neighbours, Sample, Scores, required
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.targets import Calibrated, Costs, Target, fit_gates
 from lmm_classifier.corpus.source import read_corpus
@@ -19,7 +20,6 @@ from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.update import import_npz
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import EncoderContract
 from synthetic import COLOURS, picture, write_corpus

@@ -13,13 +13,13 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.targets import Target
 from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.corpus.corpus import Corpus
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.embed import Embed

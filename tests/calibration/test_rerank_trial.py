@@ -13,6 +13,7 @@ from PIL import Image
 
 from fitted import GATES, write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.rerank_trial import Case, answer_of, fit_fusion, worth_asking
 from lmm_classifier.calibration.targets import Target
@@ -20,7 +21,6 @@ from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import Choice, FloatArray, Sample, Scores, Verdict

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.plan import Where
+from lmm_classifier.regions import Where
 from lmm_classifier.registry import names
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample

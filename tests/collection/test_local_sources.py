@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError, CorpusError
 from lmm_classifier.index.search import open_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
-from lmm_classifier.plan import Where
+from lmm_classifier.regions import Where
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")

@@ -28,11 +28,11 @@ from lmm_classifier.errors import (
     ModelError,
     UnknownCollectionError,
 )
-from lmm_classifier.findings import findings
 from lmm_classifier.models import detection
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.pipeline import Pipeline
+from lmm_classifier.serialize import findings
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus

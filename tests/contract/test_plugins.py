@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from installed import run_with as run
-from lmm_classifier.indexing import index_corpus
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
@@ -49,7 +49,7 @@ pipeline:
 IN_PYTHON = """
 import json
 from lmm_classifier import PipelineConfig
-from lmm_classifier.findings import findings
+from lmm_classifier.serialize import findings
 from my_package import Discount
 pipeline = PipelineConfig.from_yaml("s.yaml").build()
 assert pipeline.steps[3] == Discount(labels=("red",), factor=0.25)

@@ -14,12 +14,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier import registry
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.plan import Where
+from lmm_classifier.regions import Where
 from lmm_classifier.types import Sample
 from synthetic import COLOURS, picture, write_corpus
 
@@ -160,7 +160,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 def test_constructing_steps_opens_no_model_library() -> None:
     code = (
-        "import sys; from lmm_classifier.config import PipelineConfig\n"
+        "import sys; from lmm_classifier.config.pipeline import PipelineConfig\n"
         "PipelineConfig(retrieval={'index_path': 'nowhere'}).build()\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluation.dataset import answerable_labels, questions, read_unknowns
 from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.evaluation.page import drawings, write_evaluation
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.storage.progress import Progress
 from synthetic import COLOURS, picture, write_corpus

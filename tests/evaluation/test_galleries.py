@@ -11,12 +11,12 @@ from PIL import Image
 
 from html_page import HOSTILE, Tags, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.classification import Candidate
 from lmm_classifier.evaluation.galleries import write_report
 from lmm_classifier.evaluation.query import Query
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.metrics.per_label import label_rows
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.result import Candidate
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")

@@ -14,6 +14,7 @@ import yaml
 
 from experiments import BASE, records, write_experiment
 from lmm_classifier import HybridClassifier, PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.calibration.targets import Costs
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
@@ -25,7 +26,6 @@ from lmm_classifier.experiments.run import Outcome, run_experiment
 from lmm_classifier.experiments.shared_indexes import link_files
 from lmm_classifier.experiments.spec import CalibrateSettings, Experiment, plans
 from lmm_classifier.experiments.splits import Sources
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.storage.progress import Progress, unheard
 from synthetic import COLOURS, write_corpus

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from lmm_classifier.api.build_index import build_index_from_directory, index_corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError, IndexFolderError, ModelError
 from lmm_classifier.index.build import BuildOptions, build_index
 from lmm_classifier.index.search import open_index
-from lmm_classifier.indexing import build_index_from_directory, index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.storage.progress import Progress
 from synthetic import COLOURS, Disturbed, write_corpus

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fitted import write_fitted
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.calibration import CALIBRATION, read_calibration
@@ -20,7 +21,6 @@ from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.shards import read_failures
 from lmm_classifier.index.verify import problems_of
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.storage.atomic_files import replace_file
 from synthetic import write_corpus

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.build import BuildOptions, build_index
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.update import add_to_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from synthetic import COLOURS, Disturbed, picture, write_corpus
 

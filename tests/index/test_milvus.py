@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError, IndexFolderError
 from lmm_classifier.index.milvus import Milvus, connected, push_index
 from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex, open_index
 from lmm_classifier.index.update import import_npz, remove_from_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import EncoderContract
 from synthetic import COLOURS, picture, write_corpus

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from fitted import write_fitted
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError, EncoderMismatchError, IndexFolderError, ModelError
 from lmm_classifier.index.build import BuildOptions, BuildReport, build_index
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import open_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from synthetic import COLOURS, Disturbed, picture, write_corpus
 
@@ -220,7 +220,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import lmm_classifier.index.build as b
-from lmm_classifier.indexing import index_corpus
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 b.SHARD_ROWS = int(sys.argv[4])
 load_encoder(ModelSpec("fake"))

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lmm_classifier.api.build_index import add_photos, index_corpus
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.index.update import add_to_index, export_npz, import_npz, remove_from_index
 from lmm_classifier.index.verify import problems_of
-from lmm_classifier.indexing import add_photos, index_corpus
 from lmm_classifier.models.base import ModelSpec, load_encoder
 from synthetic import COLOURS, picture, write_corpus
 

@@ -6,8 +6,8 @@ import pytest
 
 from flower_splits import Flowers, FlowerSplit, embed_flowers, flower_split
 from labelled import write_settings
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig
 
 
 @pytest.fixture

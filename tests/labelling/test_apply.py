@@ -11,12 +11,12 @@ from datasets import load_dataset
 from PIL import Image
 
 from labelled import write_photos
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.search import open_index
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.labelling.active_queue import Teaching
 from lmm_classifier.labelling.agreed_labels import accepted_photos
 from lmm_classifier.labelling.annotation_log import log_of

@@ -15,10 +15,10 @@ from PIL import Image
 
 from html_page import HOSTILE, parsed
 from labelled import table, write_photos
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.build_index import add_photos
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError, RunError
-from lmm_classifier.indexing import add_photos
 from lmm_classifier.labelling.run import PACKED_ROWS, label_photos
 from lmm_classifier.labelling.run_store import Run
 from lmm_classifier.models.base import ModelSpec, load_encoder

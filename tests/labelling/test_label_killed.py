@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from labelled import attempt, table, write_photos
-from lmm_classifier.classifier import HybridClassifier
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import RunError
 from lmm_classifier.labelling.run import label_photos
 from lmm_classifier.labelling.run_store import SHARDS, Run

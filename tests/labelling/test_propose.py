@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.classifier import HybridClassifier
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import RunError
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.labelling.active_queue import Teaching
 from lmm_classifier.labelling.cluster_store import PROPOSALS, propose_groups, read_groups, write_groups
 from lmm_classifier.labelling.run import label_photos

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
+from lmm_classifier.api.classification import Candidate, Classification
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.metrics.per_label import label_rows, macro_f1
 from lmm_classifier.metrics.rerank import best_label, candidate_ranks, candidate_recall, offered
-from lmm_classifier.result import Candidate, Classification
 from lmm_classifier.types import UNKNOWN
 
 

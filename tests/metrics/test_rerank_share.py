@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lmm_classifier.api.classification import Candidate, Classification
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluation.query import Query
 from lmm_classifier.evaluation.summary import Measure
 from lmm_classifier.metrics.rerank_share import Sent, accuracy_by_share, share_for_gain
-from lmm_classifier.result import Candidate, Classification
 from lmm_classifier.types import UNKNOWN
 
 

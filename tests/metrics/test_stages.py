@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from lmm_classifier.api.classification import Candidate, Classification
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.metrics.stages import confusion, known_score, measure
-from lmm_classifier.result import Candidate, Classification
 
 
 def answer(

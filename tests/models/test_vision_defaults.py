@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from hub_cache import files_in, write_cached
-from lmm_classifier.config import PipelineConfig, make_step
+from lmm_classifier.api.vision import classify, embed, labels, similarity
+from lmm_classifier.config.pipeline import PipelineConfig, make_step
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.steps.label import Label
 from lmm_classifier.types import Sample, required
-from lmm_classifier.vision import classify, embed, labels, similarity
 from tiny_models import randomised
 from tiny_vision import names, write_convnext
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lmm_classifier.config.service import is_loopback
 from lmm_classifier.service.rate_limit import Rates
-from lmm_classifier.service_settings import is_loopback
 from served import FAKE, Served, classifier, encoded, serving
 from shell import run
 from synthetic import COLOURS, picture

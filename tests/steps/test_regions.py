@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.findings import findings
 from lmm_classifier.models import detection
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections, load_detector
 from lmm_classifier.pipeline import Pipeline, run_shared
-from lmm_classifier.plan import Where, lines_of, make_where
+from lmm_classifier.regions import Where, lines_of, make_where
+from lmm_classifier.serialize import findings
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus

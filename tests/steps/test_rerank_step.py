@@ -18,8 +18,8 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from clock import from_now
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, Question
 from lmm_classifier.models.runtime.pretrained import locate
 from lmm_classifier.steps.rerank import Rerank

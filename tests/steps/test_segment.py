@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.config import make_step
+from lmm_classifier.config.pipeline import make_step
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec

@@ -24,7 +24,7 @@ from lmm_classifier.collection.sources.json_response import json_in
 from lmm_classifier.collection.training_set import JOIN, SkippedCollection, TrainingSet, unit_rows
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits, bearer, fetch
-from lmm_classifier.plan import TargetName
+from lmm_classifier.regions import TargetName
 
 TOKEN = "LMM_CLASSIFIER_COLLECTIONS_TOKEN"  # noqa: S105 -- the variable's name
 

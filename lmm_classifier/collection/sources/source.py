@@ -12,7 +12,7 @@ from lmm_classifier.collection.sources.local import array_sets, photo_sets
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError
 from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits
-from lmm_classifier.plan import Where
+from lmm_classifier.regions import Where
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.context import subject_of
-from lmm_classifier.classifier import HybridClassifier
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.labelling.run_context import learner_of, subject_of_run, vectors_of

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lmm_classifier.errors import ConfigError, ModelError, ModelUnavailableError
 from lmm_classifier.models.runtime.pretrained import is_local, local_path
 from lmm_classifier.types import FloatArray
-from lmm_classifier.yaml_file import explain, read_yaml
+from lmm_classifier.yaml_settings import explain, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")
 Side = Annotated[int, Field(ge=1, le=8192)]

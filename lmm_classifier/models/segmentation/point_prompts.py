@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.types import BoolArray, Box, FloatArray
-from lmm_classifier.yaml_file import explain
+from lmm_classifier.yaml_settings import explain
 
 Coordinate = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Point = tuple[Coordinate, Coordinate]

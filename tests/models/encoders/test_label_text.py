@@ -23,10 +23,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.checkpoints.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.checkpoints.train_siglip import TEMPLATES as TRAINED
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models import base
 from lmm_classifier.models.base import ModelSpec, TextEncoder, load_text_encoder
 from lmm_classifier.models.encoders.label_text import (

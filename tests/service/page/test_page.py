@@ -28,7 +28,7 @@ from fitted import GATES, write_fitted
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.plan import Where
+from lmm_classifier.regions import Where
 from lmm_classifier.types import Sample
 from served import FAKE, Served
 from synthetic import COLOURS, picture

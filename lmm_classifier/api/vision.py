@@ -1,6 +1,6 @@
 """What a program asks of one photo, without settings and without an index.
 
-    from lmm_classifier.vision import classify, embed, labels, similarity
+    from lmm_classifier.api.vision import classify, embed, labels, similarity
 
 Models are opened on first use and kept. A photo is anything that `open_image` takes.
 """
@@ -16,7 +16,7 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
 from lmm_classifier.steps.label import Label
 from lmm_classifier.types import FloatArray, LabelScore, Sample, required
-from lmm_classifier.yaml_file import explain
+from lmm_classifier.yaml_settings import explain
 
 CLASSIFIER = ModelSpec("image-classifier")
 ENCODER = ModelSpec("dinov2")

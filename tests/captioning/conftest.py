@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from caption_server import QUICK, CaptionServer, captioning
-from lmm_classifier.captions.local import LocalModel
-from lmm_classifier.captions.server import Server
-from lmm_classifier.captions.source import Source
+from lmm_classifier.captioning.local import LocalModel
+from lmm_classifier.captioning.server import Server
+from lmm_classifier.captioning.source import Source
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from lmm_classifier.captions.source import Failure, Keep, Outcome
-from lmm_classifier.config import make_step
+from lmm_classifier.captioning.source import Failure, Keep, Outcome
+from lmm_classifier.config.pipeline import make_step
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
 from lmm_classifier.pipeline import Pipeline

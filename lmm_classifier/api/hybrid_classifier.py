@@ -8,7 +8,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeVar
 
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.api.classification import Classification, summarise
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, ImageSource, open_image
 from lmm_classifier.decision.gates import Gates
@@ -17,7 +18,6 @@ from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import describe_encoder, encoders_of, open_index
 from lmm_classifier.models.base import load_encoder
-from lmm_classifier.result import Classification, summarise
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank

@@ -1,6 +1,6 @@
 """Reading what a person wrote: strict YAML, and what is wrong with it in one line.
 
-The only file that parses YAML: settings (`config.py`) and the description of an ONNX model share it.
+The only file that parses YAML: settings (`config/pipeline.py`) and the description of an ONNX model share it.
 """
 
 from __future__ import annotations

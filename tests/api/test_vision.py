@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmm_classifier.api.vision import classify, embed, labels, similarity
 from lmm_classifier.errors import ConfigError, ImageError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.types import LabelScore
-from lmm_classifier.vision import classify, embed, labels, similarity
 
 FAKE = ModelSpec("fake")
 REDDISH = Image.new("RGB", (8, 6), (99, 49, 49))
@@ -82,5 +82,5 @@ def test_wrong_options_are_one_line() -> None:
 
 
 def test_importing_it_opens_no_model_library() -> None:
-    code = "import sys, lmm_classifier.vision; sys.exit('torch' in sys.modules)"
+    code = "import sys, lmm_classifier.api.vision; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0

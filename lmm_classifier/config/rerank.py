@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.options import PLACEMENT
 from lmm_classifier.models.vlm.strategies import Mode, Scoring
-from lmm_classifier.ranges import (
+from lmm_classifier.options import (
     BatchSize,
     Candidates,
     Device,

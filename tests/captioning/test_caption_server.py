@@ -12,8 +12,8 @@ import pytest
 
 from caption_server import QUICK, Asked, Handler, Reply, answer, captioning, refuses, says, tells_the_size
 from clock import without_waiting
-from lmm_classifier.captions.folder import IN_A_ROW, caption_folder
-from lmm_classifier.captions.server import LIMITS, Server
+from lmm_classifier.captioning.folder import IN_A_ROW, caption_folder
+from lmm_classifier.captioning.server import LIMITS, Server
 from lmm_classifier.errors import CaptionError, FetchError, LmmClassifierError
 from photo_folders import texts, write_photos
 

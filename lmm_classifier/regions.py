@@ -13,7 +13,7 @@ from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.pipeline import Step
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.focus import CropPolicy, Focus, OnMissing, Padding, Prominence
-from lmm_classifier.yaml_file import explain
+from lmm_classifier.yaml_settings import explain
 
 TargetName = Literal["whole_image", "prominent_person", "prominent_face"]
 FaceContext = Literal["prominent_person", "whole_image"]

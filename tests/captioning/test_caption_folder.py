@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from caption_server import CaptionServer
-from lmm_classifier.captions.folder import IN_A_ROW, Report, caption_folder, caption_names
-from lmm_classifier.captions.local import LocalModel
-from lmm_classifier.captions.source import Failure, Keep, Outcome, Source
+from lmm_classifier.captioning.folder import IN_A_ROW, Report, caption_folder, caption_names
+from lmm_classifier.captioning.local import LocalModel
+from lmm_classifier.captioning.source import Failure, Keep, Outcome, Source
 from lmm_classifier.errors import CaptionError, CorpusError
 from lmm_classifier.storage.progress import Progress
 from lmm_classifier.text import printable
@@ -227,8 +227,8 @@ def test_progress_counts_what_there_is_to_do(tmp_path: Path, source: Source) -> 
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from lmm_classifier.captions.folder import caption_folder
-from lmm_classifier.captions.local import LocalModel
+from lmm_classifier.captioning.folder import caption_folder
+from lmm_classifier.captioning.local import LocalModel
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 changes = 0
 def hook(event, arguments):

@@ -12,11 +12,11 @@ from PIL import Image
 
 from fitted import write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
+from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.classification import Classification
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError, ModelError
-from lmm_classifier.indexing import index_corpus
 from lmm_classifier.models.base import ModelSpec, Question
-from lmm_classifier.result import Classification
 from lmm_classifier.steps.rerank import Rerank
 from synthetic import COLOURS, picture, write_corpus
 

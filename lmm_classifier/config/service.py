@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lmm_classifier.fetch.guard import PORTS, Guard
 from lmm_classifier.models.base import ModelSpec
-from lmm_classifier.ranges import BatchSize, Flag, Seconds
+from lmm_classifier.options import BatchSize, Flag, Seconds
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 NO_KEY = f"sha256:{hashlib.sha256(b'').hexdigest()}"

@@ -10,8 +10,8 @@ from typing import ClassVar
 import pytest
 from PIL import Image
 
-from lmm_classifier.captions.folder import caption_folder
-from lmm_classifier.captions.local import LocalModel
+from lmm_classifier.captioning.folder import caption_folder
+from lmm_classifier.captioning.local import LocalModel
 from lmm_classifier.errors import CaptionError, ConfigError, ModelError
 from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned

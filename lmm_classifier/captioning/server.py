@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
-from lmm_classifier.captions.source import Failure, Keep, Outcome
+from lmm_classifier.captioning.source import Failure, Keep, Outcome
 from lmm_classifier.corpus.images import read_image_bytes, type_of_image
 from lmm_classifier.errors import CaptionError, ConfigError, FetchError, ImageError
 from lmm_classifier.fetch import FetchLimits, FormFile, bearer, check_url, fetch, form_data, post

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lmm_classifier.captions.source import Failure, Outcome, Source
+from lmm_classifier.captioning.source import Failure, Outcome, Source
 from lmm_classifier.corpus.corpus import NO_PHOTOS
 from lmm_classifier.corpus.folder import list_images
 from lmm_classifier.errors import CaptionError, CorpusError, IndexFolderError

@@ -15,14 +15,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lmm_classifier import registry
+from lmm_classifier.config.rerank import NOT_OF_THE_STEP, RerankSettings
+from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.options import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.ranges import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
-from lmm_classifier.rerank_settings import NOT_OF_THE_STEP, RerankSettings
-from lmm_classifier.service_settings import ServiceSettings
 from lmm_classifier.storage.atomic_files import is_single_file
-from lmm_classifier.yaml_file import explain, naming, place_of, read_yaml
+from lmm_classifier.yaml_settings import explain, naming, place_of, read_yaml
 
 
 class _Section(BaseModel):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_classifier.config import PipelineConfig
+from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import ModelSpec
@@ -15,7 +15,7 @@ from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.steps.vote import Vote
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def written(folder: Path, text: str) -> Path:
