@@ -25,7 +25,8 @@ from lmm_classifier.collection.estimators import Linear
 from lmm_classifier.collection.loaded_classifiers import Shelf
 from lmm_classifier.collection.step import Classify
 from lmm_classifier.collection.training_set import Part
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample, required
 

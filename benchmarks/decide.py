@@ -33,7 +33,7 @@ from lmm_classifier.index.npz import write_npz
 from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.update import import_npz
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import EncoderContract, FloatArray, Sample, Scores, read_only, required
 
 K = 20

@@ -29,7 +29,9 @@ from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionM
 
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.images import open_image
-from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
+from lmm_classifier.models.base import Encoder, input_size_of
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 THREADS = 2
 BATCH = 32
@@ -38,7 +40,7 @@ MANY = 20_000
 LABELS = 10
 CHILD = (
     "import re, sys; from pathlib import Path; from lmm_classifier.api.build_index import index_corpus\n"
-    "from lmm_classifier.models.base import ModelSpec\n"
+    "from lmm_classifier.models.spec import ModelSpec\n"
     "tiny = ModelSpec('siglip', 'shipped:siglip-digits')\n"
     "index_corpus(sys.argv[1], sys.argv[2], encoder=tiny, workers=2)\n"
     # Not getrusage: its peak counts the process that started this one, until exec.

@@ -33,7 +33,8 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.labelling.clustering import propose
 from lmm_classifier.labelling.incremental import Learner
 from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, FloatArray
 
 LEVEL = 0.93

@@ -31,8 +31,9 @@ from transformers import (
 )
 
 from lmm_classifier.checkpoints.digits import picture_of, scans_in
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
 from lmm_classifier.models.runtime.pretrained import locate
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
 from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.models.vlm.strategies import LETTER_PROMPT

@@ -22,7 +22,7 @@ import numpy as np
 
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.checkpoints.digits import write_digits
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.open_set import OpenSet

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lmm_classifier.collection.classifier import CollectionClassifier as CollectionClassifier
     from lmm_classifier.config.pipeline import PipelineConfig as PipelineConfig
     from lmm_classifier.errors import LmmClassifierError as LmmClassifierError
-    from lmm_classifier.models.base import ModelSpec as ModelSpec
+    from lmm_classifier.models.spec import ModelSpec as ModelSpec
 
 __version__ = "0.1.0"
 

@@ -22,7 +22,8 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluation.galleries import write_report
 from lmm_classifier.evaluation.query import Query
 from lmm_classifier.metrics.stages import Metrics, measure
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import UNKNOWN

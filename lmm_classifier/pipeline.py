@@ -18,7 +18,7 @@ from PIL import Image
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, load_image_file
 from lmm_classifier.errors import ConfigError, ImageError, StepError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.prefetch import in_order
 from lmm_classifier.types import FloatArray, IntArray, Sample, read_only
 

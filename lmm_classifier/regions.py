@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Step
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.focus import CropPolicy, Focus, OnMissing, Padding, Prominence

@@ -11,7 +11,8 @@ import yaml
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.labelling.incremental import Learner
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, FloatArray
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import registry
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models import loading
+from lmm_classifier.models.spec import ModelSpec
 from tiny_vision import WRITERS
 
 
@@ -26,8 +26,8 @@ def opener(
         weights = str(place) if place.exists() else WRITERS[family](place)
 
     def open_again() -> Any:
-        monkeypatch.setattr(base, "_opened", {})
-        return base.open_model(kind, ModelSpec(family, weights))
+        loading.reset()
+        return loading.open_model(kind, ModelSpec(family, weights))
 
     return open_again
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 
 LONGEST = 500  # characters
 

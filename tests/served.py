@@ -28,7 +28,7 @@ from PIL import Image
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.config.service import ServiceSettings
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.service.app import create_app
 from lmm_classifier.service.server import bound
 from synthetic import write_corpus

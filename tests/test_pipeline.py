@@ -17,7 +17,7 @@ from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.rerank import Rerank

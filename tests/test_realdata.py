@@ -17,7 +17,7 @@ from lmm_classifier.api.classification import Classification
 from lmm_classifier.audit.audit import audit_index
 from lmm_classifier.corpus.corpus import SKIP_CODES
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from planted import plant_faults
 
 DESCRIPTOR = ModelSpec("descriptor")

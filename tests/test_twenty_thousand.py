@@ -15,7 +15,8 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.config.pipeline import PipelineConfig, RetrievalSettings
 from lmm_classifier.config.rerank import RerankSettings
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 SIGLIP = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")
 LABELS, PER_LABEL = 20, 1000

@@ -10,7 +10,8 @@ import numpy as np
 from collections_service import blobs
 from lmm_classifier.collection.train import Trained, TrainOptions, train
 from lmm_classifier.collection.training_set import Part, TrainingSet, unit_rows
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture
 
 DEFAULTS = TrainOptions()

@@ -25,7 +25,9 @@ from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.ray_runner import RayRunner
 from lmm_classifier.index.search import VectorIndex, encoders_of, open_index
 from lmm_classifier.index.update import add_to_index
-from lmm_classifier.models.base import Encoder, ModelSpec, input_size_of, load_encoder
+from lmm_classifier.models.base import Encoder, input_size_of
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Device, Dtype
 from lmm_classifier.storage.progress import OnProgress, unheard
 from lmm_classifier.types import EncoderContract

@@ -17,7 +17,7 @@ from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import describe_encoder, encoders_of, open_index
-from lmm_classifier.models.base import load_encoder
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank

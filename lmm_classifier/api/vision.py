@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from lmm_classifier.corpus.images import ImageSource, open_image
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
+from lmm_classifier.models.base import input_size_of
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.label import Label
 from lmm_classifier.types import FloatArray, LabelScore, Sample, required
 from lmm_classifier.yaml_settings import explain

@@ -32,7 +32,8 @@ from transformers import (
 from lmm_classifier.checkpoints import training
 from lmm_classifier.checkpoints.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
 from lmm_classifier.checkpoints.training import known_scans, photos
-from lmm_classifier.models import base as models
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.models.vlm.qwen_vl import QwenVLChooser
 from lmm_classifier.types import UNKNOWN
@@ -74,14 +75,14 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DigitQuestion:
     """What is asked about one picture, and what the assistant should say."""
 
     labels: tuple[str, ...]
     answer: str
 
 
-def ask(truth: str | None, draw: random.Random) -> Question:
+def ask(truth: str | None, draw: random.Random) -> DigitQuestion:
     """Draw labels for a scan of `truth` (None: a sign that has no name)."""
     others = [name for name in KNOWN_NAMES if name != truth]
     count = draw.randint(*LABELS)
@@ -93,7 +94,7 @@ def ask(truth: str | None, draw: random.Random) -> Question:
         labels = [*draw.sample(others, count), UNKNOWN]
         answer = UNKNOWN
     draw.shuffle(labels)
-    return Question(tuple(labels), answer)
+    return DigitQuestion(tuple(labels), answer)
 
 
 def build_processor() -> Qwen2VLProcessor:
@@ -160,7 +161,7 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2VL:
 
 
 def encode(
-    processor: Qwen2VLProcessor, ink: Tensor, questions: Sequence[Question], answers: Sequence[str]
+    processor: Qwen2VLProcessor, ink: Tensor, questions: Sequence[DigitQuestion], answers: Sequence[str]
 ) -> tuple[BatchFeature, Tensor]:
     """Write out n whole conversations, about ink float32 (n, 1, 64, 64).
 
@@ -180,7 +181,7 @@ def encode(
     return inputs, labels
 
 
-def conversation(processor: Qwen2VLProcessor, question: Question) -> str:
+def conversation(processor: Qwen2VLProcessor, question: DigitQuestion) -> str:
     """The chat up to the point where the assistant answers."""
     prompt = {"type": "text", "text": render_prompt(DEFAULT_PROMPT, question.labels)}
     chat: Any = [{"role": "user", "content": [{"type": "image"}, prompt]}]  # annotated for text only
@@ -199,8 +200,8 @@ def choice_accuracy(folder: Path, scans: Sequence[DigitScan], seed: int) -> floa
         labels = [scan.name, *draw.sample([name for name in KNOWN_NAMES if name != scan.name], 2)]
         draw.shuffle(labels)
         picture = picture_of(scan.pixels).convert("RGB")
-        questions.append(models.Question(picture, render_prompt(DEFAULT_PROMPT, labels), tuple(labels)))
-    chooser = QwenVLChooser(models.ModelSpec("qwen-vl", str(folder.absolute()), dtype="float32"))
+        questions.append(Question(picture, render_prompt(DEFAULT_PROMPT, labels), tuple(labels)))
+    chooser = QwenVLChooser(ModelSpec("qwen-vl", str(folder.absolute()), dtype="float32"))
     rated = chooser.log_likelihoods(questions, batch_size=BATCH)
     right = [q.options[r.argmax()] == scan.name for q, r, scan in zip(questions, rated, scans, strict=True)]
     return sum(right) / len(right)

@@ -17,7 +17,7 @@ from lmm_classifier.text import printable
 if TYPE_CHECKING:
     from lmm_classifier.api.build_index import RunnerOf
     from lmm_classifier.index.build import BuildReport
-    from lmm_classifier.models.base import ModelSpec
+    from lmm_classifier.models.spec import ModelSpec
 
 app = typer.Typer()
 ENGINES = ("local", "ray")

@@ -15,7 +15,7 @@ from lmm_classifier.collection.store import DEFAULT_FOLDER
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import ImageSource, open_image
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.types import Membership, Sample, required
 from lmm_classifier.yaml_settings import explain

@@ -10,7 +10,8 @@ from typing import cast, get_args
 from lmm_classifier import registry
 from lmm_classifier.collection.training_set import Part
 from lmm_classifier.errors import CollectionError, ConfigError, EncoderMismatchError
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Device, Dtype
 from lmm_classifier.regions import TargetName
 from lmm_classifier.types import EncoderContract

@@ -22,7 +22,8 @@ from lmm_classifier.errors import (
     ModelError,
     UnknownCollectionError,
 )
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Device
 from lmm_classifier.regions import TargetName
 from lmm_classifier.types import FloatArray

@@ -24,11 +24,11 @@ from lmm_classifier.collection.artifact import (
 from lmm_classifier.collection.estimators import Estimator
 from lmm_classifier.collection.fit import Calibrated
 from lmm_classifier.collection.selection import Competitor, Metric, compete
-from lmm_classifier.collection.store import BEST, changing
+from lmm_classifier.collection.store import BEST, changing, comparison_of
 from lmm_classifier.collection.training_set import TrainingSet
-from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
+from lmm_classifier.errors import CollectionError
 from lmm_classifier.storage.atomic_files import replace_file, sync_folder
-from lmm_classifier.storage.checksummed_json import seal, unseal
+from lmm_classifier.storage.checksummed_json import seal
 
 KEEP = 10
 
@@ -67,7 +67,7 @@ def publish(
             "versions": [competitor.row() for competitor in ranking],
         }
         with written():
-            replace_file(_comparison(folder, data.collection), seal(body))
+            replace_file(comparison_of(folder, data.collection), seal(body))
         entries[data.collection] = chosen.sealed()
     with changing(folder) as entries:  # published: now, and not before, others may go
         in_use = {entry.get("model_file") for entry in entries.values() if isinstance(entry, dict)}
@@ -79,17 +79,6 @@ def publish(
 def versions_of(folder: Path, collection: str) -> list[Path]:
     """The JSON files of all kept versions of a collection, sorted."""
     return sorted(folder.glob(f"{stem_of(collection, '')}_classifier_*.json"))
-
-
-def read_comparison(folder: Path, collection: str) -> dict[str, Any] | None:
-    """As `Store.comparison`."""
-    path = _comparison(folder, collection)
-    try:
-        return unseal(path, SCHEMA_VERSION, "train again")
-    except FileNotFoundError:
-        return None
-    except IndexFolderError as error:
-        raise ClassifierFileError(str(error)) from error
 
 
 def free_stem(folder: Path, collection: str) -> str:
@@ -133,10 +122,6 @@ def _write(folder: Path, data: TrainingSet, candidate: Candidate) -> None:
     write_version(folder, version, content)
 
 
-def _comparison(folder: Path, collection: str) -> Path:
-    return folder / f"{stem_of(collection, '')}_comparison.json"
-
-
 def _stems(model_files: set[Any]) -> set[str]:
     return {f"{Path(name).stem}." for name in model_files if isinstance(name, str)}
 
@@ -150,7 +135,11 @@ def _remove(folder: Path, collection: str, worse: Sequence[Path]) -> None:
         for path in folder.glob(pattern + suffix):
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
-    for unfinished in (f".{pattern}.tmp", f".{_comparison(folder, collection).name}.*.tmp", f".{BEST}.*.tmp"):
+    for unfinished in (
+        f".{pattern}.tmp",
+        f".{comparison_of(folder, collection).name}.*.tmp",
+        f".{BEST}.*.tmp",
+    ):
         for path in folder.glob(unfinished):  # of a process that was killed: the lock is ours
             path.unlink(missing_ok=True)
     sync_folder(folder)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Step, run_shared
 from lmm_classifier.regions import TargetName, Where
 from lmm_classifier.steps.embed import Embed

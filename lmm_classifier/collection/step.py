@@ -21,7 +21,9 @@ from lmm_classifier.errors import (
     EncoderMismatchError,
     ModelError,
 )
-from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
+from lmm_classifier.models.base import input_size_of
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Device
 from lmm_classifier.pipeline import Step
 from lmm_classifier.regions import FACES, PERSONS, TargetName

@@ -23,10 +23,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmm_classifier.collection.artifact import Version, check_name, checked, written
-from lmm_classifier.errors import ClassifierFileError, CollectionError, UnknownCollectionError
+from lmm_classifier.collection.artifact import SCHEMA_VERSION, Version, check_name, checked, stem_of, written
+from lmm_classifier.errors import (
+    ClassifierFileError,
+    CollectionError,
+    IndexFolderError,
+    UnknownCollectionError,
+)
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.storage.atomic_files import replace_file
+from lmm_classifier.storage.checksummed_json import unseal
 
 BEST = "best_models.json"
 DEFAULT_FOLDER = Path("trained_classifiers")
@@ -139,9 +145,12 @@ class Store:
 
     def comparison(self, collection: str | int) -> dict[str, Any] | None:
         """The table of the versions that competed, best first; None where none is stored."""
-        from lmm_classifier.collection.publish import read_comparison
-
-        return read_comparison(self.folder, str(collection))
+        try:
+            return unseal(comparison_of(self.folder, str(collection)), SCHEMA_VERSION, "train again")
+        except FileNotFoundError:
+            return None
+        except IndexFolderError as error:
+            raise ClassifierFileError(str(error)) from error
 
     def by_embedding_type(self) -> dict[str, dict[str, float | int | None]]:
         """Embedding type -> number of collections, and the mean of each of their stored figures."""
@@ -154,6 +163,11 @@ class Store:
                 continue
             figures.setdefault(entry["embedding_type"], []).append(entry.get("metrics") or {})
         return {name: _means(rows) for name, rows in sorted(figures.items())}
+
+
+def comparison_of(folder: Path, collection: str) -> Path:
+    """The file with the table of the versions that competed."""
+    return folder / f"{stem_of(collection, '')}_comparison.json"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lmm_classifier import registry
 from lmm_classifier.config.rerank import NOT_OF_THE_STEP, RerankSettings
 from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.storage.atomic_files import is_single_file

@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.options import PLACEMENT
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.strategies import Mode, Scoring
 from lmm_classifier.options import (
     BatchSize,

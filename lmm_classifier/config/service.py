@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lmm_classifier.fetch.guard import PORTS, Guard
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import BatchSize, Flag, Seconds
 
 Count = Annotated[int, Field(strict=True, ge=1)]

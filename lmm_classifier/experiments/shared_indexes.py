@@ -12,8 +12,8 @@ from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.experiments.splits import Photos
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.options import NOT_TAKEN_BY_ALL
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.atomic_files import explained, replace_file
 from lmm_classifier.storage.checksummed_json import digest_of
 from lmm_classifier.storage.progress import OnProgress

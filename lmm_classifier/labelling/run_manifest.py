@@ -20,7 +20,7 @@ from lmm_classifier.errors import ConfigError, IndexFolderError, RunError
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.index.search import encoders_of
 from lmm_classifier.labelling.run_schema import as_text
-from lmm_classifier.models.base import load_encoder
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.monitoring.p_value_log import calibration_of, name_of
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.retrieve import Retrieve

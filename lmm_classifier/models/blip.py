@@ -10,13 +10,13 @@ from PIL import Image
 from transformers import AutoConfig, BlipForConditionalGeneration, BlipProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.generation import make_greedy, refuse_without_vocabulary
 from lmm_classifier.models.runtime.inference import Batches
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.spec import ModelSpec
 
 DEFAULT_WEIGHTS = default_weights("blip")
 

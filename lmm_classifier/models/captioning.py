@@ -8,7 +8,8 @@ from typing import Protocol, cast
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, answering, open_model
+from lmm_classifier.models.loading import answering, open_model
+from lmm_classifier.models.spec import ModelSpec
 
 
 class Captioner(Protocol):

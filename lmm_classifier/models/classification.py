@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, answering, open_model
+from lmm_classifier.models.loading import answering, open_model
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.segmentation.base import Candidates, Segment
 from lmm_classifier.models.segmentation.point_prompts import Cue
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, Box, EncoderContract, FloatArray
 
 GRID = 4

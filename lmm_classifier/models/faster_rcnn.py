@@ -18,7 +18,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import to_tensor
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.options import refuse_untaken
@@ -31,6 +30,7 @@ from lmm_classifier.models.runtime.pretrained import (
     refuse_missing,
 )
 from lmm_classifier.models.runtime.resizing import widened
+from lmm_classifier.models.spec import ModelSpec
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
 FILES = ("config.json", "model.safetensors")

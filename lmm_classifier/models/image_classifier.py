@@ -11,12 +11,12 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import Batches
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.runtime.resizing import without_sliver
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = default_weights("image-classifier")

@@ -11,7 +11,6 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import refuse_float16
 from lmm_classifier.models.runtime.generation import make_greedy, refuse_without_vocabulary
 from lmm_classifier.models.runtime.inference import Batches
@@ -19,6 +18,7 @@ from lmm_classifier.models.runtime.options import PLACEMENT, refuse_untaken
 from lmm_classifier.models.runtime.placement import entry_device, placed_model
 from lmm_classifier.models.runtime.pretrained import first_line, pretrained
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS, shrunk, widened
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.pixel_budget import MODEL_TYPES, PixelBudget
 
 DEFAULT_PROMPT = "Describe this photo in one sentence. Name only what is visible in it."

@@ -11,11 +11,11 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.runtime.device import device_of
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.options import refuse_untaken
+from lmm_classifier.models.spec import ModelSpec
 
 # Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks",
 # SPL 2016: the thresholds of the three networks, the smallest face in px, the step of the image pyramid.

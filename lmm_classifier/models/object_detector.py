@@ -10,13 +10,13 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.runtime.resizing import widened
+from lmm_classifier.models.spec import ModelSpec
 
 DEFAULT_WEIGHTS = default_weights("objects")
 MAX_ASPECT_RATIO = 64

@@ -22,7 +22,7 @@ from lmm_classifier.errors import (
     ModelUnavailableError,
     UnknownCollectionError,
 )
-from lmm_classifier.models.base import load_encoder
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.service.batching import Photo, Workbench
 from lmm_classifier.service.operations import Asked, Operation, Refused
 from lmm_classifier.service.schemas import Analysis, EncoderResult, OperationResult, RegionResult, Task

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from lmm_classifier.corpus.images import ImageLimits, open_image, size_of_image
 from lmm_classifier.logging_config import request_id
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step, run_step
 from lmm_classifier.types import Sample, read_only
 

@@ -13,7 +13,7 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.masks import to_rle
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.service.operations import WHOLE, Collections, Operation, Refused, Targets
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Region, Sample, required

@@ -17,7 +17,7 @@ from lmm_classifier import registry
 from lmm_classifier.collection.step import CollectionId
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.regions import TargetName, Where, make_where
 from lmm_classifier.service.batching import Line
 from lmm_classifier.types import Box, Sample, required

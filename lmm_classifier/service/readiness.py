@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.models.base import DEVICE, REQUIRE_GPU, is_open, set_memory_budget
+from lmm_classifier.models.loading import is_open, set_memory_budget
+from lmm_classifier.models.spec import DEVICE, REQUIRE_GPU
 from lmm_classifier.service.errors import Refusal
 from lmm_classifier.service.operations import Operation
 from lmm_classifier.service.schemas import OperationEntry

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned, load_captioner
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import BatchSize, MaxLength
 from lmm_classifier.pipeline import Step, by_sample, crops_of
 from lmm_classifier.types import Sample

@@ -10,8 +10,8 @@ from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections, detected, load_detector
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Share
 from lmm_classifier.pipeline import Step
 from lmm_classifier.types import Box, Region, Sample

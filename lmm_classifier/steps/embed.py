@@ -11,7 +11,9 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, RawEncoder, input_size_of, load_encoder
+from lmm_classifier.models.base import RawEncoder, input_size_of
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Flag
 from lmm_classifier.pipeline import Step, by_sample, crops_of
 from lmm_classifier.types import Sample, read_only

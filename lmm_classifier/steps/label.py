@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.decision.ranking import ranked
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.classification import classified, load_classifier
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Share, TopK
 from lmm_classifier.pipeline import Step, by_sample, crops_of
 from lmm_classifier.types import Sample

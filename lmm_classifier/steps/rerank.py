@@ -23,9 +23,11 @@ from lmm_classifier.decision.fusion import certainty, reconsidered, retrieval_pr
 from lmm_classifier.errors import ConfigError, ImageError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
 from lmm_classifier.index.exemplars import COPY, nearest_of_label
-from lmm_classifier.models.base import ModelSpec, input_size_of, load_chooser
+from lmm_classifier.models.base import input_size_of
+from lmm_classifier.models.loading import load_chooser
 from lmm_classifier.models.runtime.deadline import in_time
 from lmm_classifier.models.runtime.resizing import shrunk, side_of
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
 from lmm_classifier.models.vlm.self_test import fault_of
 from lmm_classifier.models.vlm.strategies import (

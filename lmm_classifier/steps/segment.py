@@ -13,9 +13,9 @@ from pydantic.dataclasses import dataclass
 from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.masks import placed, tight_box
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.segmentation.base import load_segmenter, open_photo
 from lmm_classifier.models.segmentation.point_prompts import Cue, Prompt
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Flag
 from lmm_classifier.pipeline import Step
 from lmm_classifier.types import Region, Sample

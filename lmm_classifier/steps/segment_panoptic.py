@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.masks import placed, tight_box
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.segmentation.base import Segment, load_panoptic, segmented
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Flag, Share
 from lmm_classifier.pipeline import Step
 from lmm_classifier.types import Region, Sample

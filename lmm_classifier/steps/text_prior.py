@@ -13,8 +13,9 @@ from pydantic.dataclasses import dataclass
 from lmm_classifier import registry
 from lmm_classifier.decision.text_prior import DEFAULT_TEXT_TEMPERATURE, text_probabilities, with_text_prior
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec, embedded
 from lmm_classifier.models.encoders.label_text import TEMPLATES, kept_label_vectors
+from lmm_classifier.models.loading import embedded
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Share, Temperature, Template
 from lmm_classifier.pipeline import Step
 from lmm_classifier.types import FloatArray, Sample, Scores, required

@@ -16,7 +16,8 @@ from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.api.classification import Classification
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError, ModelError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.rerank import Rerank
 from synthetic import COLOURS, picture, write_corpus
 

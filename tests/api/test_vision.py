@@ -14,7 +14,7 @@ from PIL import Image
 
 from lmm_classifier.api.vision import classify, embed, labels, similarity
 from lmm_classifier.errors import ConfigError, ImageError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import LabelScore
 
 FAKE = ModelSpec("fake")

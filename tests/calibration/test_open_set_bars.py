@@ -20,7 +20,7 @@ from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.corpus.corpus import Corpus
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample

@@ -7,7 +7,8 @@ from scipy.special import log_softmax
 
 from lmm_classifier import registry
 from lmm_classifier.calibration.position_bias import FEWEST_CASES, MOST_CASES, ListBias
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import FloatArray, Sample, Scores, Verdict
 

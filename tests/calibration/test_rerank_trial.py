@@ -21,7 +21,8 @@ from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import Choice, FloatArray, Sample, Scores, Verdict
 from synthetic import COLOURS, picture, write_corpus

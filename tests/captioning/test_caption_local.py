@@ -13,8 +13,8 @@ from PIL import Image
 from lmm_classifier.captioning.folder import caption_folder
 from lmm_classifier.captioning.local import LocalModel
 from lmm_classifier.errors import CaptionError, ConfigError, ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.registry import BUILTINS
 from photo_folders import texts, write_photos
 from tiny_vision import write_blip

@@ -10,7 +10,8 @@ import pytest
 import skimage.data
 from PIL import Image, ImageOps
 
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.regions import Where
 from lmm_classifier.registry import names

@@ -17,7 +17,8 @@ from lmm_classifier import CollectionClassifier
 from lmm_classifier.collection.convert import convert_pickles
 from lmm_classifier.collection.store import BEST, Store
 from lmm_classifier.errors import CollectionError
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from shell import run
 from synthetic import COLOURS, picture
 from training_sets import of_colour, trained

@@ -14,7 +14,7 @@ from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.store import Store
 from lmm_classifier.collection.train import train
 from lmm_classifier.errors import EncoderMismatchError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")

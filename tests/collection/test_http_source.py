@@ -14,7 +14,7 @@ from lmm_classifier.collection.sources.http import TOKEN, Service
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError, FetchError
 from lmm_classifier.fetch import FetchLimits
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("loopback")
 VECTORS, LABELS = blobs()

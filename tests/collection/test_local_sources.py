@@ -18,7 +18,8 @@ from lmm_classifier.collection.train import train
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError, CorpusError
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.regions import Where
 from synthetic import COLOURS, picture, write_corpus
 

@@ -29,8 +29,9 @@ from lmm_classifier.errors import (
     UnknownCollectionError,
 )
 from lmm_classifier.models import detection
-from lmm_classifier.models.base import ModelSpec, load_encoder
 from lmm_classifier.models.detection import Detections
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.serialize import findings
 from lmm_classifier.steps.detect import Detect

@@ -15,7 +15,7 @@ from lmm_classifier.errors import (
     ClassifierFileError,
     ConfigError,
 )
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture
 from training_sets import FAKE, of_colour, trained
 

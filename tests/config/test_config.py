@@ -8,7 +8,7 @@ import pytest
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve

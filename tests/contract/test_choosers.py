@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import registry
-from lmm_classifier.models import base
-from lmm_classifier.models.base import AnswerForm, Chooser, ModelSpec, Question
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import AnswerForm, Chooser, Question
+from lmm_classifier.models.spec import ModelSpec
 from models_opened import photos
 from vlm_server import CHAT, serving, watching
 
@@ -31,8 +32,8 @@ def opened(
         }
 
         def open_again() -> Chooser:
-            monkeypatch.setattr(base, "_opened", {})
-            return base.load_chooser(specs.get(request.param, ModelSpec(request.param)))
+            loading.reset()
+            return loading.load_chooser(specs.get(request.param, ModelSpec(request.param)))
 
         yield open_again
 

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import registry
-from lmm_classifier.models import base
-from lmm_classifier.models.base import Encoder, ModelSpec, TextEncoder, load_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import Encoder, TextEncoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import EncoderContract
 from tiny_models import WRITERS
 
@@ -38,7 +40,7 @@ def opened(
     """Opens the encoder anew."""
 
     def open_again() -> Encoder:
-        monkeypatch.setattr(base, "_opened", {})
+        loading.reset()
         return load_encoder(ModelSpec(request.param, written(request.param), dtype="float32"))
 
     return open_again

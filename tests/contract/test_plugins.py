@@ -10,7 +10,7 @@ import pytest
 
 from installed import run_with as run
 from lmm_classifier.api.build_index import index_corpus
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
 README = Path(__file__).parents[2] / "README.md"

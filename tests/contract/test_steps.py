@@ -17,7 +17,7 @@ from lmm_classifier import registry
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.regions import Where
 from lmm_classifier.types import Sample

@@ -13,7 +13,7 @@ from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluation.dataset import answerable_labels, questions, read_unknowns
 from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.evaluation.page import drawings, write_evaluation
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.progress import Progress
 from synthetic import COLOURS, picture, write_corpus
 

@@ -16,7 +16,7 @@ from lmm_classifier.api.classification import Candidate
 from lmm_classifier.evaluation.galleries import write_report
 from lmm_classifier.evaluation.query import Query
 from lmm_classifier.metrics.per_label import label_rows
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")

@@ -26,7 +26,7 @@ from lmm_classifier.experiments.run import Outcome, run_experiment
 from lmm_classifier.experiments.shared_indexes import link_files
 from lmm_classifier.experiments.spec import CalibrateSettings, Experiment, plans
 from lmm_classifier.experiments.splits import Sources
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.progress import Progress, unheard
 from synthetic import COLOURS, write_corpus
 

@@ -16,7 +16,8 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError, IndexFolderError, ModelError
 from lmm_classifier.index.build import BuildOptions, build_index
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.progress import Progress
 from synthetic import COLOURS, Disturbed, write_corpus
 

@@ -21,7 +21,7 @@ from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.shards import read_failures
 from lmm_classifier.index.verify import problems_of
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.atomic_files import replace_file
 from synthetic import write_corpus
 

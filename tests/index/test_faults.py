@@ -23,7 +23,8 @@ from lmm_classifier.index.build import BuildOptions, build_index
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.update import add_to_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, Disturbed, picture, write_corpus
 
 FAKE = ModelSpec("fake")

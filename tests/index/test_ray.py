@@ -25,8 +25,8 @@ from lmm_classifier.index.existing import NOTHING
 from lmm_classifier.index.ray_runner import Recipe
 from lmm_classifier.index.reading import Reading
 from lmm_classifier.index.shard_builder import Work
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.fake import FakeEncoder
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'lmm-classifier[ray]'")

@@ -18,7 +18,8 @@ from lmm_classifier.errors import CorpusError, EncoderMismatchError, IndexFolder
 from lmm_classifier.index.build import BuildOptions, BuildReport, build_index
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import open_index
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, Disturbed, picture, write_corpus
 
 FAKE = ModelSpec("fake")
@@ -221,7 +222,8 @@ import os, signal, sys
 from pathlib import Path
 import lmm_classifier.index.build as b
 from lmm_classifier.api.build_index import index_corpus
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 b.SHARD_ROWS = int(sys.argv[4])
 load_encoder(ModelSpec("fake"))
 corpus, output, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

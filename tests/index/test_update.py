@@ -16,7 +16,8 @@ from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import encoders_of, open_index
 from lmm_classifier.index.update import add_to_index, export_npz, import_npz, remove_from_index
 from lmm_classifier.index.verify import problems_of
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE, DESCRIPTOR = ModelSpec("fake"), ModelSpec("descriptor")

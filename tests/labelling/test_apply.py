@@ -23,7 +23,7 @@ from lmm_classifier.labelling.annotation_log import log_of
 from lmm_classifier.labelling.export import write_csv, write_imagefolder, write_tree
 from lmm_classifier.labelling.run import label_photos
 from lmm_classifier.labelling.run_store import Run
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from shell import run
 from synthetic import COLOURS, picture
 

@@ -21,7 +21,8 @@ from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError, RunError
 from lmm_classifier.labelling.run import PACKED_ROWS, label_photos
 from lmm_classifier.labelling.run_store import Run
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from shell import run
 from synthetic import COLOURS, picture, write_corpus
 

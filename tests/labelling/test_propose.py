@@ -17,7 +17,7 @@ from lmm_classifier.labelling.active_queue import Teaching
 from lmm_classifier.labelling.cluster_store import PROPOSALS, propose_groups, read_groups, write_groups
 from lmm_classifier.labelling.run import label_photos
 from lmm_classifier.labelling.run_store import Run
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import UNKNOWN
 from shell import run
 from synthetic import COLOURS, picture, write_corpus

@@ -36,8 +36,10 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from lmm_classifier.models import base
-from lmm_classifier.models.base import Chooser, ModelSpec, load_chooser
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import Chooser
+from lmm_classifier.models.loading import load_chooser
+from lmm_classifier.models.spec import ModelSpec
 from naive_qwen import MODELS
 from tiny_models import TEXT_TOWER, VISION_TOWER, WRITERS, randomised, write_siglip, write_siglip2
 
@@ -67,10 +69,9 @@ WITHOUT_SYSTEM = "{% for message in messages %}" + _ROUND
 
 
 @pytest.fixture(autouse=True)
-def no_model_from_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_model_from_another_test() -> None:
     """Models are kept for the life of the process; a test starts with none."""
-    monkeypatch.setattr(base, "_opened", {})
-    monkeypatch.setattr(base, "_failed", {})
+    loading.reset()
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from transformers import (
 
 from lmm_classifier.checkpoints.digits import picture_of, scans_in
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.captioning import captioned, load_captioner
 from lmm_classifier.models.runtime.pretrained import locate
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
 from naive_qwen import prepared
 from refusals import refused

@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections, load_detector
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.types import Sample
 from refusals import refused

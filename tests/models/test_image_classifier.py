@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, ConvNextForImageClassification
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.classification import classified, load_classifier
+from lmm_classifier.models.spec import ModelSpec
 from refusals import refused
 from tiny_models import write_siglip
 from tiny_vision import CLASSES, names, write_convnext, write_yolos

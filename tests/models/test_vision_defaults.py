@@ -27,7 +27,7 @@ from hub_cache import files_in, write_cached
 from lmm_classifier.api.vision import classify, embed, labels, similarity
 from lmm_classifier.config.pipeline import PipelineConfig, make_step
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.label import Label
 from lmm_classifier.types import Sample, required
 from tiny_models import randomised

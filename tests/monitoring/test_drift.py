@@ -14,7 +14,7 @@ from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.decision.conformal import p_values
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.monitoring.drift import ALARM, Drift, drift
 from lmm_classifier.monitoring.p_value_log import calibration_of, name_of, open_log, read_log
 from synthetic import write_corpus

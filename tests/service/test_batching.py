@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Step
 from lmm_classifier.service.batching import Workbench
 from lmm_classifier.types import Sample

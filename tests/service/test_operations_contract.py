@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from lmm_classifier import CollectionClassifier, HybridClassifier
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from served import FAKE, Served, classifier, encoded, serving
 from synthetic import COLOURS, picture
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.serialize import findings
 from lmm_classifier.steps.caption import Caption

@@ -14,7 +14,7 @@ from PIL import Image
 from lmm_classifier import registry
 from lmm_classifier.api.vision import labels
 from lmm_classifier.corpus.images import open_image
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.label import Label
 from lmm_classifier.types import FloatArray, Sample, required

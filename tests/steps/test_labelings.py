@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from lmm_classifier import PipelineConfig
 from lmm_classifier.decision.ranking import ranked
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ModelError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.caption import Caption
 from lmm_classifier.steps.detect import Detect
@@ -54,13 +56,15 @@ class Says:
 
 
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch):
-    def install(kind: str, answer: Any) -> Says:
-        model = Says(answer)
-        monkeypatch.setitem(base._opened, (kind, FAKE), model)
-        return model
+def says():
+    with ExitStack() as stack:
 
-    return install
+        def install(kind: Any, answer: Any) -> Says:
+            model = Says(answer)
+            stack.enter_context(loading.substituted(kind, FAKE, model))
+            return model
+
+        yield install
 
 
 class TestRanked:

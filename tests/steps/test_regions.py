@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import detection
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.detection import Detections, load_detector
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, run_shared
 from lmm_classifier.regions import Where, lines_of, make_where
 from lmm_classifier.serialize import findings

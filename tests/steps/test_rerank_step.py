@@ -20,8 +20,9 @@ from clock import from_now
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
 from lmm_classifier.models.runtime.pretrained import locate
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import FloatArray, Sample, Scores, Verdict, required
 from synthetic import COLOURS, picture, write_corpus

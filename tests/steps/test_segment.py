@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.config.pipeline import make_step
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models import loading
 from lmm_classifier.models.fake import FakeSegmenter
 from lmm_classifier.models.segmentation.base import Candidates, Segment
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, run_shared
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.focus import Focus
@@ -46,10 +46,10 @@ class Counting(FakeSegmenter):
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+def counting() -> Iterator[Counting]:
     model = Counting(FAKE)
-    monkeypatch.setitem(base._opened, ("segmenter", FAKE), model)
-    return model
+    with loading.substituted("segmenter", FAKE, model):
+        yield model
 
 
 class TestSegment:
@@ -194,11 +194,11 @@ class DeepLab:
 
 
 def test_a_real_model_behind_the_interface_finds_large_persons(
-    realdata: Path, monkeypatch: pytest.MonkeyPatch, record_property: pytest.RecordProperty
+    realdata: Path, record_property: pytest.RecordProperty
 ) -> None:
     folder = realdata / "data/coco128-val"
     spec = ModelSpec("fake", "deeplab")
-    monkeypatch.setitem(base._opened, ("panoptic", spec), DeepLab(realdata / "models/deeplabv3_pascal.onnx"))
+    model = DeepLab(realdata / "models/deeplabv3_pascal.onnx")
     truth = json.loads((folder / "panoptic_val2017.json").read_text())
     overlaps = []
     for annotation in truth["annotations"]:
@@ -210,7 +210,8 @@ def test_a_real_model_behind_the_interface_finds_large_persons(
             continue
         with Image.open(folder / "images" / annotation["file_name"].replace(".png", ".jpg")) as image:
             sample = Sample.from_image("photo", image.convert("RGB"))
-        [found] = SegmentPanoptic(spec).run([sample])
+        with loading.substituted("panoptic", spec, model):
+            [found] = SegmentPanoptic(spec).run([sample])
         masks = [r.mask for r in found.regions if r.kind == "person" and r.mask is not None]
         mask = np.logical_or.reduce(masks) if masks else np.zeros_like(wanted)
         overlaps.append((mask & wanted).sum() / (mask | wanted).sum())

@@ -14,8 +14,8 @@ from lmm_classifier import HybridClassifier, PipelineConfig, registry
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.api.classification import Classification
 from lmm_classifier.errors import EncoderMismatchError, ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.fake import FakeEncoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.types import FloatArray
 from synthetic import COLOURS, picture, write_corpus

@@ -18,7 +18,7 @@ from lmm_classifier.collection.training_set import Part, SkippedCollection, Trai
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CollectionError, ConfigError
-from lmm_classifier.models.base import load_encoder
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.regions import TargetName, Where
 from lmm_classifier.steps.embed import Embed

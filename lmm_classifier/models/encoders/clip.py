@@ -16,7 +16,6 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.encoders.tower import OnFirstUse, TransformEncoder
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import Batches
@@ -30,6 +29,7 @@ from lmm_classifier.models.runtime.pretrained import (
     opening,
     refuse_missing,
 )
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import FloatArray
 

@@ -13,8 +13,8 @@ from skimage.color import rgb2hsv
 from skimage.feature import hog
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.options import refuse_untaken
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import EncoderContract, FloatArray
 
 SIDE = 64  # px; 8 x 8 cells of 8 px

@@ -13,7 +13,6 @@ from timm.data.transforms_factory import create_transform
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.encoders.tower import TransformEncoder
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.options import refuse_untaken
@@ -24,6 +23,7 @@ from lmm_classifier.models.runtime.pretrained import (
     opening,
     refuse_missing,
 )
+from lmm_classifier.models.spec import ModelSpec
 
 DEFAULT_WEIGHTS = default_weights("dinov2-timm")
 FILES = ("config.json", "model.safetensors")

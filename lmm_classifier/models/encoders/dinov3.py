@@ -8,9 +8,9 @@ import torch
 from transformers import DINOv3ViTModel
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.encoders.tower import VisionTower
 from lmm_classifier.models.runtime.pretrained import is_local
+from lmm_classifier.models.spec import ModelSpec
 
 PUBLISHED = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 

@@ -9,7 +9,9 @@ from functools import lru_cache
 import numpy as np
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec, TextEncoder, load_text_encoder
+from lmm_classifier.models.base import TextEncoder
+from lmm_classifier.models.loading import load_text_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
 SLOT = "{}"

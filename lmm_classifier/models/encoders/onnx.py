@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.onnx_description import Description, find, model_input, pooled
 from lmm_classifier.models.runtime.onnx_session import open_session, refuse_settings, run_session
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import EncoderContract, FloatArray
 

@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.encoders.tower import OnFirstUse, VisionTower
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import Batches
 from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_model
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
 TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}

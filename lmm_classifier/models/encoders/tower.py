@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.inference import LARGEST_COMPILED, UNLIMITED, Batches, padded
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import (
@@ -24,6 +23,7 @@ from lmm_classifier.models.runtime.pretrained import (
     weights_digest,
 )
 from lmm_classifier.models.runtime.resizing import without_sliver
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import EncoderContract, FloatArray
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class TorchEncoder(ABC):
         model: on its device, ready for inference; takes what `_inputs` gives as keyword arguments.
         preprocessing: canonical JSON for the contract.
         dim: d.
-        input_size: as `Downscaling` has it.
+        input_size: px of the shorter side of a photo that the model makes use of; None: all.
     """
 
     family: ClassVar[str]

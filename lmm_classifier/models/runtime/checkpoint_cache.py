@@ -20,8 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from lmm_classifier.errors import ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS, FILES, Task, default_weights
+from lmm_classifier.models.spec import ModelSpec
 
 CACHE = Path(HF_HUB_CACHE)
 SHIPPED = Path(__file__).parents[2] / "checkpoints"

@@ -7,7 +7,7 @@ import os
 import torch
 
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models.base import DEVICE, REQUIRE_GPU, ModelSpec
+from lmm_classifier.models.spec import DEVICE, REQUIRE_GPU, ModelSpec
 
 YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
 

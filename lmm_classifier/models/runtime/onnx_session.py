@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.memory import file_bytes
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import checkpoint_folder, first_line
+from lmm_classifier.models.spec import ModelSpec
 
 THREADS = 2  # per call; several workers share a machine
 FATAL = 4  # onnxruntime's level of log messages; what is less is raised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models.spec import ModelSpec
 
 NOT_TAKEN_BY_ALL = {
     "compile": "is not compiled by torch",

@@ -25,7 +25,6 @@ from accelerate.utils import (
 )
 
 from lmm_classifier.errors import ModelError, ModelOutOfMemoryError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.device import device_of
 from lmm_classifier.models.runtime.inference import is_out_of_memory
 from lmm_classifier.models.runtime.memory import spread_bytes
@@ -37,6 +36,7 @@ from lmm_classifier.models.runtime.pretrained import (
     pretrained_model,
     refuse_missing,
 )
+from lmm_classifier.models.spec import ModelSpec
 
 Place = int | str
 """The number of a GPU, "mps", "cpu" or "disk", as accelerate writes them."""

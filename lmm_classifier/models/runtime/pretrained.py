@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.device import device_of
+from lmm_classifier.models.spec import ModelSpec
 
 T = TypeVar("T")
 

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from lmm_classifier.errors import LmmClassifierError, ModelError
-from lmm_classifier.models.base import ModelSpec, open_model
+from lmm_classifier.models.loading import open_model
 from lmm_classifier.models.segmentation.point_prompts import BoxFormat, Cue, Point, XywhOrXyxy, make_prompt
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, FloatArray
 
 T = TypeVar("T")

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.onnx_description import Description, model_input
@@ -19,6 +18,7 @@ from lmm_classifier.models.runtime.onnx_session import INT64, BoundModel, Port, 
 from lmm_classifier.models.segmentation.base import Segment
 from lmm_classifier.models.segmentation.coco_panoptic import class_names, things
 from lmm_classifier.models.segmentation.upsampling import upsampled
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = default_weights("detr-panoptic")

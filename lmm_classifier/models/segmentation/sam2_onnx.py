@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.onnx_description import Description, model_input
@@ -22,6 +21,7 @@ from lmm_classifier.models.runtime.onnx_session import BoundModel, Port, files_o
 from lmm_classifier.models.segmentation.base import Candidates
 from lmm_classifier.models.segmentation.point_prompts import Cue
 from lmm_classifier.models.segmentation.upsampling import upsampled
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, FloatArray
 
 DEFAULT_WEIGHTS = default_weights("sam2")

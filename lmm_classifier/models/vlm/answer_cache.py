@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import Chooser, ModelSpec, Question, answering, load_chooser
+from lmm_classifier.models.base import Chooser, Question
+from lmm_classifier.models.loading import answering, load_chooser
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.prompts import asked
 from lmm_classifier.types import FloatArray
 

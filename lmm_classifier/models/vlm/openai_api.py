@@ -13,9 +13,10 @@ from typing import ClassVar
 
 from lmm_classifier.errors import ConfigError, FetchError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits, bearer, check_url, post_json
-from lmm_classifier.models.base import AnswerForm, ModelSpec, Question
+from lmm_classifier.models.base import AnswerForm, Question
 from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS, side_of
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.openai_chat import CONSTRAINED, LOGPROBS, TEXT
 from lmm_classifier.models.vlm.openai_endpoint import Posed, Way, posed
 from lmm_classifier.models.vlm.openai_systemone import SYSTEMONE

@@ -11,8 +11,8 @@ from qwen_vl_utils import smart_resize
 from qwen_vl_utils.vision_process import MAX_RATIO, to_rgb
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS
+from lmm_classifier.models.spec import ModelSpec
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Of checkpoints whose photos are prepared like this."""

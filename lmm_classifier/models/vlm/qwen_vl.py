@@ -16,13 +16,14 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmm_classifier.errors import ModelError, OutOfTimeError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
 from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.options import PLACEMENT, refuse_untaken
 from lmm_classifier.models.runtime.placement import entry_device, placed_model
 from lmm_classifier.models.runtime.pretrained import checkpoint_state, first_line, pretrained
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS, side_of
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.pixel_budget import MODEL_TYPES, PixelBudget
 from lmm_classifier.models.vlm.prefix_sharing import Asked, Picture, log_likelihoods
 from lmm_classifier.models.vlm.prompts import answers_of, asked

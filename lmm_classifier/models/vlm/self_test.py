@@ -10,7 +10,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from lmm_classifier.models.base import ModelSpec, Question, answering, load_chooser
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.loading import answering, load_chooser
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
 from lmm_classifier.models.vlm.strategies import Asking, Case
 from lmm_classifier.types import Choice, FloatArray

@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from hub_cache import write_cached
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec, TextEncoder, load_encoder, load_text_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import TextEncoder
+from lmm_classifier.models.loading import load_encoder, load_text_encoder
+from lmm_classifier.models.spec import ModelSpec
 from tiny_models import CLIP_ARCHITECTURE, randomised
 
 Noise = Callable[..., Image.Image]
@@ -29,8 +31,7 @@ TEXTS = ["a photo of a daisy.", "Rose", "", "a very long text about flowers " * 
 
 
 def opened(weights: str, **spec: Any) -> TextEncoder:
-    base._opened.clear()
-    base._failed.clear()
+    loading.reset()
     return load_text_encoder(ModelSpec("clip", weights, **{"dtype": "float32", **spec}))
 
 

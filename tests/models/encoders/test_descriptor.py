@@ -10,7 +10,8 @@ from PIL import Image
 from skimage.feature import hog
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 HOG_DIM = 1764  # (8 - 1)^2 blocks x 4 cells x 9 orientations, Dalal and Triggs' arithmetic
 DIM = HOG_DIM + 16 * 4 * 4

@@ -21,9 +21,11 @@ from timm.data import create_transform, resolve_model_data_config
 from transformers import AutoImageProcessor, Dinov2Model, DINOv3ViTModel
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import Encoder, ModelSpec, load_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import Encoder
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.runtime.resizing import without_sliver
+from lmm_classifier.models.spec import ModelSpec
 from tiny_models import REGISTERS
 
 Noise = Callable[..., Image.Image]
@@ -34,8 +36,7 @@ SIZES = [(1, 1), (2, 3), (3, 50), (1, 2000), (2000, 1), (2001, 3), (32, 32), (33
 
 
 def opened(family: str, weights: str, **spec: Any) -> Encoder:
-    base._opened.clear()
-    base._failed.clear()
+    loading.reset()
     return load_encoder(ModelSpec(family, weights, **{"dtype": "float32", **spec}))
 
 

@@ -23,12 +23,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
+import lmm_classifier
 from lmm_classifier.api.build_index import index_corpus
 from lmm_classifier.checkpoints.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.checkpoints.train_siglip import TEMPLATES as TRAINED
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec, TextEncoder, load_text_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import TextEncoder
 from lmm_classifier.models.encoders.label_text import (
     MAX_SENTENCES,
     TEMPLATES,
@@ -36,6 +37,8 @@ from lmm_classifier.models.encoders.label_text import (
     label_vectors,
 )
 from lmm_classifier.models.fake import FakeEncoder
+from lmm_classifier.models.loading import load_text_encoder
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.retrieve import Retrieve
@@ -50,7 +53,7 @@ TEXTS = ["a photo of a daisy", "rose", "", "a tulip and a rose and a daisy and a
 
 
 def opened(folder: Path, **spec: Any) -> TextEncoder:
-    base._opened.clear()
+    loading.reset()
     return load_text_encoder(ModelSpec("siglip", str(folder), **{"dtype": "float32", **spec}))
 
 
@@ -155,7 +158,7 @@ class TestZeroShot:
 
     @torch.inference_mode()
     def test_texts_are_those_of_transformers(self, encoder: TextEncoder) -> None:
-        folder = Path(base.__file__).parents[1] / "checkpoints/siglip-digits"
+        folder = Path(lmm_classifier.__file__).parent / "checkpoints/siglip-digits"
         inputs = AutoProcessor.from_pretrained(folder)(
             text=list(KNOWN_NAMES), padding="max_length", return_tensors="pt"
         )

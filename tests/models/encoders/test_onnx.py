@@ -15,8 +15,10 @@ from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import Encoder, ModelSpec, load_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import Encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 from tiny_models import write_graph
 
 Noise = Callable[..., Image.Image]
@@ -24,8 +26,7 @@ PLAIN: dict[str, Any] = {"size": [32, 32], "scale": 0.01}
 
 
 def opened(weights: Path | str, **spec: Any) -> Encoder:
-    base._opened.clear()
-    base._failed.clear()
+    loading.reset()
     return load_encoder(ModelSpec("onnx", str(weights), **spec))
 
 

@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import Encoder, ModelSpec, load_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import Encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 Noise = Callable[..., Image.Image]
 Copy = Callable[[Path], Path]
@@ -36,7 +38,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Path, type[Any]]:
 
 
 def opened(folder: Path, **spec: Any) -> Encoder:
-    base._opened.clear()
+    loading.reset()
     return load_encoder(ModelSpec("siglip", str(folder), **{"dtype": "float32", **spec}))
 
 
@@ -198,7 +200,7 @@ def fingerprint(folder: Path, **spec: Any) -> str:
 
 
 def refusal(folder: Path) -> str:
-    base._failed.clear()
+    loading.reset()
     with pytest.raises(ModelError) as caught:
         opened(folder)
     assert "\n" not in str(caught.value)

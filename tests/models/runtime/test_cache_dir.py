@@ -10,17 +10,19 @@ import torch
 from huggingface_hub import constants
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+import lmm_classifier
 import tiny_models
 import tiny_vision
 from hub_cache import COMMIT, files_in, write_cached
 from lmm_classifier.errors import ModelUnavailableError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec, load_text_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.loading import load_text_encoder
+from lmm_classifier.models.spec import ModelSpec
 from segmentation_graphs import write_decoder, write_detr, write_encoder
 
 ENCODERS = ("siglip", "clip", "dinov2", "dinov2-timm", "dinov3", "dinov3-patch")
 HUB_ID = "org/tiny"
-CHECKPOINTS = Path(base.__file__).parents[1] / "checkpoints"
+CHECKPOINTS = Path(lmm_classifier.__file__).parent / "checkpoints"
 
 
 def write_sam2(folder: Path) -> str:
@@ -57,18 +59,18 @@ def test_a_checkpoint_is_found_in_its_cache_and_nowhere_else(
     """Offline; where settings say nothing, the hub's own setting is followed."""
     cache = tmp_path / "cache"
     write_cached(cache, HUB_ID, files_in(WRITERS[kind, family](tmp_path / "written")))
-    opened = base.open_model(kind, ModelSpec(family, HUB_ID, cache_dir=cache))  # type: ignore[arg-type]
+    opened = loading.open_model(kind, ModelSpec(family, HUB_ID, cache_dir=cache))  # type: ignore[arg-type]
     spec = ModelSpec(family, HUB_ID)
     with pytest.raises(ModelUnavailableError, match="'org/tiny' is neither on this machine nor reachable"):
-        base.open_model(kind, spec)  # type: ignore[arg-type]
-    base._failed.clear()
+        loading.open_model(kind, spec)  # type: ignore[arg-type]
+    loading.reset()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    by_environment = base.open_model(kind, spec)  # type: ignore[arg-type]
+    by_environment = loading.open_model(kind, spec)  # type: ignore[arg-type]
     if kind == "encoder":
         assert opened.contract == by_environment.contract  # where the files lie decides no vector
     elsewhere = ModelSpec(family, HUB_ID, cache_dir=nowhere)
     with pytest.raises(ModelUnavailableError) as caught:
-        base.open_model(kind, elsewhere)  # type: ignore[arg-type]
+        loading.open_model(kind, elsewhere)  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"model 'org/tiny' is neither in {nowhere} nor reachable: connect")
     assert "\n" not in str(caught.value)
 
@@ -87,7 +89,7 @@ def test_a_tilde_is_the_home_of_the_user(
     write_cached(tmp_path / "cache", HUB_ID, files_in(tiny_vision.write_convnext(tmp_path / "written")))
     monkeypatch.setenv("HOME", str(tmp_path))
     spec = ModelSpec("image-classifier", HUB_ID, cache_dir=Path("~/cache"))
-    assert base.open_model("classifier", spec).names == tiny_vision.CLASSES
+    assert loading.open_model("classifier", spec).names == tiny_vision.CLASSES
 
 
 def test_torchvisions_own_file_is_kept_in_the_cache_too(
@@ -97,7 +99,7 @@ def test_torchvisions_own_file_is_kept_in_the_cache_too(
     spec = ModelSpec("faster-rcnn", cache_dir=tmp_path)
     name = published.url.rpartition("/")[2]
     with pytest.raises(ModelUnavailableError, match=f"is not on this machine .{tmp_path}/{name}"):
-        base.open_model("detector", spec)
+        loading.open_model("detector", spec)
     (tmp_path / name).write_bytes(b"there")
     asked: list[object] = []
     state = tiny_vision.faster_rcnn_state(len(published.meta["categories"]))
@@ -107,8 +109,8 @@ def test_torchvisions_own_file_is_kept_in_the_cache_too(
         return state
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
-    base._failed.clear()
-    base.open_model("detector", spec)
+    loading.reset()
+    loading.open_model("detector", spec)
     assert asked == [str(tmp_path)]
 
 
@@ -120,9 +122,9 @@ def test_each_revision_opens_its_own_files(tmp_path: Path, nowhere: Path) -> Non
         write_cached(cache, HUB_ID, files_in(folder), ref, commit)
         for revision in (ref, commit):
             spec = ModelSpec("image-classifier", HUB_ID, revision, cache_dir=cache)
-            assert base.open_model("classifier", spec).names == labels
+            assert loading.open_model("classifier", spec).names == labels
     with pytest.raises(ModelUnavailableError, match="is neither in"):
-        base.open_model("classifier", ModelSpec("image-classifier", HUB_ID, "v3", cache_dir=cache))
+        loading.open_model("classifier", ModelSpec("image-classifier", HUB_ID, "v3", cache_dir=cache))
 
 
 def test_a_spec_is_another_one_in_another_cache(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_spec_is_another_one_in_another_cache(tmp_path: Path) -> None:
 def test_a_reranker_from_the_hub_is_known_by_its_commit(ref: str, tmp_path: Path) -> None:
     """A branch or tag may move; answers that are remembered are those of the commit."""
     for commit in (COMMIT, "f" * 40):
-        base._opened.clear()
+        loading.reset()
         write_cached(tmp_path, HUB_ID, files_in(CHECKPOINTS / "qwen2-vl-digits"), ref, commit)
-        chooser = base.load_chooser(ModelSpec("qwen-vl", HUB_ID, revision=ref, cache_dir=tmp_path))
+        chooser = loading.load_chooser(ModelSpec("qwen-vl", HUB_ID, revision=ref, cache_dir=tmp_path))
         assert f" {HUB_ID} {commit} " in chooser.fingerprint  # type: ignore[attr-defined]

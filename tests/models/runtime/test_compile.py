@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, load_chooser, load_encoder
+from lmm_classifier.models.loading import load_chooser, load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 Noise = Callable[..., Image.Image]
 Tiny = Callable[[str], str]

@@ -10,8 +10,9 @@ import pytest
 from clock import from_now, wait_until
 from lmm_classifier import registry
 from lmm_classifier.errors import OutOfTimeError
-from lmm_classifier.models.base import ModelSpec, load_chooser, load_encoder
+from lmm_classifier.models.loading import load_chooser, load_encoder
 from lmm_classifier.models.runtime.deadline import MOST_ABANDONED, in_time
+from lmm_classifier.models.spec import ModelSpec
 
 SLACK_S = 0.1  # what a busy machine takes to wake a thread
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models.base import ModelSpec
 from lmm_classifier.models.runtime.device import check_device, device_of
+from lmm_classifier.models.spec import ModelSpec
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.runtime.pretrained import dtype_of
+from lmm_classifier.models.spec import ModelSpec
 
 CPUINFO = Path("/proc/cpuinfo")
 

@@ -18,8 +18,10 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 from lmm_classifier import registry
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, input_size_of, load_encoder
+from lmm_classifier.models.base import input_size_of
+from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS
+from lmm_classifier.models.spec import ModelSpec
 from tiny_models import write_siglip2
 
 Tiny = Callable[[str], str]

@@ -22,10 +22,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, SiglipVisionModel
 
+import lmm_classifier
 from lmm_classifier import registry
 from lmm_classifier.errors import ConfigError, ModelError, ModelUnavailableError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec, load_chooser, load_encoder
+from lmm_classifier.models import loading
+from lmm_classifier.models.loading import load_chooser, load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 Noise = Callable[..., Image.Image]
 Copy = Callable[[Path], Path]
@@ -61,8 +63,8 @@ class TestNotOnThisMachine:
         assert len(calls) == 1
         failure(ModelSpec("siglip", HUB_ID, revision="v2"))  # another spec is another try
         assert len(calls) == 2
-        assert base.RETRY_AFTER_S == 60
-        monkeypatch.setattr(base, "RETRY_AFTER_S", 0)
+        assert loading.RETRY_AFTER_S == 60
+        monkeypatch.setattr(loading, "RETRY_AFTER_S", 0)
         failure(ModelSpec("siglip", HUB_ID))
         assert len(calls) == 3
 
@@ -107,7 +109,7 @@ class TestWrongPlace:
         assert str(error).startswith(f"no shipped checkpoint {weights!r}; shipped are ")
 
     def test_a_path_out_of_the_shipped_ones_to_a_real_checkpoint(self, siglip_folder: Path) -> None:
-        shipped = Path(base.__file__).parents[1] / "checkpoints"
+        shipped = Path(lmm_classifier.__file__).parent / "checkpoints"
         escape = f"shipped:{os.path.relpath(siglip_folder, shipped)}"
         assert escape.startswith("shipped:../")
         assert "no shipped checkpoint" in str(failure(ModelSpec("siglip", escape)))

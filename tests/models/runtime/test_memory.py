@@ -14,7 +14,8 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lmm_classifier.errors import ModelError, ModelOutOfMemoryError
-from lmm_classifier.models.base import ModelSpec, load_encoder
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 Noise = Callable[..., Image.Image]
 Tiny = Callable[[str], str]

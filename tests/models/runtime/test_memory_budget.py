@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from lmm_classifier.models.base import ModelSpec, is_open, load_encoder, load_text_encoder, set_memory_budget
+from lmm_classifier.models.loading import is_open, load_encoder, load_text_encoder, set_memory_budget
 from lmm_classifier.models.runtime.checkpoint_cache import SHIPPED
 from lmm_classifier.models.runtime.memory import weight_bytes
+from lmm_classifier.models.spec import ModelSpec
 from synthetic import picture
 from tiny_models import write_dinov2, write_onnx
 

@@ -14,15 +14,12 @@ from PIL import Image
 
 from clock import from_now
 from lmm_classifier.errors import OutOfTimeError
-from lmm_classifier.models import base
-from lmm_classifier.models.base import (
-    Chooser,
-    ModelSpec,
-    Question,
-    load_chooser,
-)
+from lmm_classifier.models import loading
+from lmm_classifier.models.base import Chooser, Question
 from lmm_classifier.models.captioning import captioned
+from lmm_classifier.models.loading import load_chooser
 from lmm_classifier.models.runtime.memory import weight_bytes
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm import prefix_sharing as side_by_side
 from naive_qwen import OPTIONS, PROMPT
 from refusals import refused
@@ -100,7 +97,7 @@ class TestOnDisk:
         for family in ("qwen2_vl", "qwen3_vl"):
             load_chooser(on_disk(qwen_folders[family], tmp_path / "off"))
         assert len(list((tmp_path / "off").iterdir())) == 2
-        base._opened.clear()
+        loading.reset()
         gc.collect()
         assert list((tmp_path / "off").iterdir()) == []
 

@@ -14,15 +14,12 @@ from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from lmm_classifier.errors import ModelError, ModelOutOfMemoryError
-from lmm_classifier.models.base import (
-    ModelSpec,
-    load_chooser,
-    load_encoder,
-)
 from lmm_classifier.models.captioning import load_captioner
+from lmm_classifier.models.loading import load_chooser, load_encoder
 from lmm_classifier.models.runtime import placement
 from lmm_classifier.models.runtime.options import PLACEMENT
 from lmm_classifier.models.runtime.placement import Place, empty_model, entry_device, plan_for
+from lmm_classifier.models.spec import ModelSpec
 from refusals import refused
 
 Free = Callable[[Mapping[Place, int]], None]

@@ -19,12 +19,12 @@ from transformers import DetrImageProcessor
 
 from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.masks import tight_box
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models import loading
 from lmm_classifier.models.runtime import onnx_session
 from lmm_classifier.models.segmentation.base import detr_panoptic_onnx, load_panoptic, segmented
 from lmm_classifier.models.segmentation.coco_panoptic import class_names, coco_panoptic, things
 from lmm_classifier.models.segmentation.detr_panoptic_onnx import divided, input_size
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.segment_panoptic import SegmentPanoptic
 from lmm_classifier.types import Sample
 from segmentation_graphs import write_detr
@@ -55,7 +55,7 @@ def picture(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Imag
 
 
 def refusal(weights: str, error: type[Exception] = ModelError) -> str:
-    base._failed.clear()
+    loading.reset()
     with pytest.raises(error) as caught:
         load_panoptic(ModelSpec("detr-panoptic", weights))
     assert "\n" not in str(caught.value)
@@ -250,7 +250,7 @@ class TestLabels:
         found = segmented(ModelSpec("detr-panoptic", weights), [image], 0.5, True)[0]
         assert [(s.label, s.is_thing) for s in found] == [("somebody", None), ("something", None)]
         (tmp_path / "a/config.json").write_text('{"id2label": [1]}')
-        base._opened.clear()
+        loading.reset()
         assert "config.json without a usable id2label" in refusal(weights)
 
 

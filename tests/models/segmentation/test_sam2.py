@@ -15,10 +15,10 @@ from torchvision.transforms.functional import to_tensor
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ConfigError, ModelError, ModelUnavailableError
 from lmm_classifier.masks import tight_box, to_png
-from lmm_classifier.models import base
-from lmm_classifier.models.base import ModelSpec
+from lmm_classifier.models import loading
 from lmm_classifier.models.runtime import onnx_session
 from lmm_classifier.models.segmentation.base import PromptedPhoto, load_segmenter, open_photo, sam2_onnx
+from lmm_classifier.models.spec import ModelSpec
 from segmentation_graphs import write_decoder, write_echo, write_encoder
 
 SIZES = [(1, 2000), (2000, 1), (640, 480), (300, 500), (1024, 1024)]
@@ -79,7 +79,7 @@ def photo(folder: Path | str, size: tuple[int, int] = (640, 480)) -> PromptedPho
 
 
 def refusal(weights: Path | str, error: type[Exception] = ModelError, **spec: Any) -> str:
-    base._failed.clear()
+    loading.reset()
     with pytest.raises(error) as caught:
         load_segmenter(ModelSpec("sam2", str(weights), **spec))
     assert "\n" not in str(caught.value)

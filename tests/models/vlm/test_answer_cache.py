@@ -12,7 +12,8 @@ from PIL import Image
 
 from lmm_classifier import registry
 from lmm_classifier.errors import ModelError
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
 from lmm_classifier.types import FloatArray
 

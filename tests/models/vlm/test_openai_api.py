@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from lmm_classifier.errors import ModelError, OutOfTimeError
-from lmm_classifier.models.base import ModelSpec, Question, input_size_of
+from lmm_classifier.models.base import Question, input_size_of
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
 from lmm_classifier.models.vlm.openai_api import OpenAIChooser
 from lmm_classifier.models.vlm.prompts import asked

@@ -16,7 +16,8 @@ from PIL import Image
 from clock import from_now, without_waiting
 from lmm_classifier.errors import ModelError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.openai_api import LIMITS, OpenAIChooser
 from vlm_server import (
     CHAT,

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.models.base import ModelSpec, Question, load_chooser
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.loading import load_chooser
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.openai_api import OpenAIChooser
 from refusals import refused
 from vlm_server import (

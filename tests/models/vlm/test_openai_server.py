@@ -21,8 +21,10 @@ from clock import from_now
 from lmm_classifier.checkpoints.digits import KNOWN_NAMES, DigitScan, picture_of, scans_in
 from lmm_classifier.errors import FetchError, ModelError, OutOfTimeError
 from lmm_classifier.fetch import FetchLimits, fetch
-from lmm_classifier.models.base import ModelSpec, Question, load_chooser
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.loading import load_chooser
 from lmm_classifier.models.runtime.checkpoint_cache import SHIPPED
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.openai_api import OpenAIChooser
 from lmm_classifier.models.vlm.openai_chat import CONSTRAINED, TEXT
 from lmm_classifier.models.vlm.openai_systemone import SYSTEMONE

@@ -15,9 +15,11 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import AutoProcessor
 
-from lmm_classifier.models.base import ModelSpec, Question, load_chooser, load_encoder
+from lmm_classifier.models.base import Question
 from lmm_classifier.models.captioning import load_captioner
+from lmm_classifier.models.loading import load_chooser, load_encoder
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS, side_of
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import _key
 from lmm_classifier.models.vlm.pixel_budget import PixelBudget
 from lmm_classifier.steps.rerank import Rerank

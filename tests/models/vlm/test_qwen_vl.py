@@ -15,7 +15,9 @@ from transformers import AutoProcessor, pipeline
 
 from clock import from_now
 from lmm_classifier.errors import ModelError, OutOfTimeError
-from lmm_classifier.models.base import Chooser, ModelSpec, Question, load_chooser
+from lmm_classifier.models.base import Chooser, Question
+from lmm_classifier.models.loading import load_chooser
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.prompts import YES_NO
 from lmm_classifier.types import Choice
 from naive_qwen import END, MODELS, OPTIONS, PROMPT, naive, prepared, whole, with_decisions

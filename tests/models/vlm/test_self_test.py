@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmm_classifier import registry
-from lmm_classifier.models.base import ModelSpec, Question
+from lmm_classifier.models.base import Question
+from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.self_test import fault_of
 from lmm_classifier.models.vlm.strategies import Asking, default_template
 from lmm_classifier.types import FloatArray
