@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.models.base import Encoder, input_size_of
 from lmm_classifier.models.loading import load_encoder
@@ -39,10 +39,10 @@ ROUNDS = 5
 MANY = 20_000
 LABELS = 10
 CHILD = (
-    "import re, sys; from pathlib import Path; from lmm_classifier.api.build_index import index_corpus\n"
+    "import re, sys; from pathlib import Path; from lmm_classifier.api.build_index import build_index\n"
     "from lmm_classifier.models.spec import ModelSpec\n"
     "tiny = ModelSpec('siglip', 'shipped:siglip-digits')\n"
-    "index_corpus(sys.argv[1], sys.argv[2], encoder=tiny, workers=2)\n"
+    "build_index(sys.argv[1], sys.argv[2], encoder=tiny, workers=2)\n"
     # Not getrusage: its peak counts the process that started this one, until exec.
     "print(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1])"
 )
@@ -78,7 +78,7 @@ def report_building(root: Path, weights: str) -> None:
     decoding, model, both, ratio = (median(column) for column in zip(*rounds, strict=True))
     line("a  decoding alone, images/s", decoding)
     line(f"b  model alone ({encoder.contract.dtype}), images/s", model)
-    line("c  index_corpus, images/s", both)
+    line("c  build_index, images/s", both)
     line("d  c / min(a, b), median of the rounds", ratio, "0.90")
 
 
@@ -92,7 +92,7 @@ def building(folder: Path, spec: ModelSpec) -> tuple[float, float, float, float]
     model = rate(len(paths), lambda: encode(encoder, images))
     output = folder.parents[1] / f"{folder.name}-index"
     both = rate(
-        len(paths), lambda: index_corpus(folder, output, encoder=spec, batch_size=BATCH, workers=THREADS)
+        len(paths), lambda: build_index(folder, output, encoder=spec, batch_size=BATCH, workers=THREADS)
     )
     return decoding, model, both, both / min(decoding, model)
 

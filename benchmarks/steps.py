@@ -20,7 +20,7 @@ from statistics import median
 
 import numpy as np
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_digits(folder / "digits")
-        index_corpus(folder / "digits/index", folder / "index", encoder=TINY)
+        build_index(folder / "digits/index", folder / "index", encoder=TINY)
         photos = list(islice(cycle(sorted((folder / "digits/query").rglob("*.png"))), options.photos))
         steps = (Embed(TINY), Retrieve(folder / "index"), Vote(), OpenSet())
         batched, single = Pipeline(steps, BATCH), Pipeline(steps, 1)

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.calibration.targets import Target
+from lmm_classifier.calibration.targets import CalibrationTarget
 from lmm_classifier.checkpoints.digits import UNKNOWN_FOLDER, write_digits
 from lmm_classifier.config.pipeline import PipelineConfig, RetrievalSettings
 from lmm_classifier.config.rerank import RerankSettings
@@ -34,7 +34,7 @@ ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the s
 # ImageNet's among the plain ones (Mahalanobis: OpenOOD 1.5), and a second look, for a share of the knowns at
 # which three photos in ten go to the reranker (chosen with the demo's own queries in sight).
 SCORE = "mahalanobis"
-TARGET = Target(always_look=0.32)
+TARGET = CalibrationTarget(always_look=0.32)
 RERANKER = "shipped:qwen2-vl-digits"
 
 
@@ -123,7 +123,7 @@ def make_demo_index(corpus: Path, index: Path, on_progress: OnProgress) -> Index
     write_digits(corpus)
     load_encoder(ENCODER)
     started = time.perf_counter()
-    report = index_corpus(corpus / "index", index, encoder=ENCODER, on_progress=on_progress)
+    report = build_index(corpus / "index", index, encoder=ENCODER, on_progress=on_progress)
     rate = report.indexed / (time.perf_counter() - started)
     on_progress(Progress("fitting the thresholds"))
     held_out = read_corpus(corpus / "calibration")

@@ -21,7 +21,7 @@ PERSONS, FACES = ModelSpec("faster-rcnn"), ModelSpec("mtcnn")
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class Where:
+class RegionSelector:
     """The part of a photo that a task is about.
 
     Attributes:
@@ -60,18 +60,18 @@ class Where:
         return Focus(kind, self.prominence, self.padding, self.crop_policy, on_missing)
 
 
-def make_where(options: Mapping[str, Any]) -> Where:
+def make_region_selector(options: Mapping[str, Any]) -> RegionSelector:
     """A place, with options as they are written in YAML.
 
     Raises:
         ConfigError: an unknown option, or one out of range.
     """
     try:
-        return TypeAdapter(Where).validate_python(options)
+        return TypeAdapter(RegionSelector).validate_python(options)
     except ValidationError as error:
-        raise ConfigError(explain(error, Where)) from error
+        raise ConfigError(explain(error, RegionSelector)) from error
 
 
-def lines_of(tasks: Sequence[tuple[Where, Sequence[Step]]]) -> list[tuple[Step, ...]]:
+def lines_of(tasks: Sequence[tuple[RegionSelector, Sequence[Step]]]) -> list[tuple[Step, ...]]:
     """The whole line of steps of each task, for `pipeline.run_shared`."""
     return [(*where.steps(), *steps) for where, steps in tasks]

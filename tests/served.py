@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.service.app import create_app
@@ -51,7 +51,7 @@ FAKES: dict[str, Any] = {
 
 
 def make_index(folder: Path) -> Path:
-    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
+    build_index(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
     return folder / "index"
 
 

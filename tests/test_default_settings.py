@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,7 +29,7 @@ from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS
 from mini_hub import COMMIT, LARGE, MiniHub, Repositories, serving
 from segmentation_graphs import write_detr, write_echo, write_encoder
 from served import started
-from shell import run
+from shell import run_all
 from tiny_models import WRITERS as ENCODERS
 from tiny_vision import WRITERS as OTHERS
 
@@ -109,10 +108,11 @@ class Home:
         folders = (self.folder / name for name in ("query", "query_unknown"))
         return sorted(photo for folder in folders for photo in folder.rglob("*.png"))
 
-    def run(self, *arguments: str | Path, offline: bool = False) -> subprocess.CompletedProcess[str]:
-        result = run(*arguments, cwd=self.folder, **self.environment(offline))
-        assert result.returncode == 0, (arguments, result.stderr)
-        return result
+    def run(self, *commands: Sequence[str | Path], offline: bool = False) -> list[str]:
+        """What commands print, one after the other."""
+        ended = run_all(commands, self.folder, **self.environment(offline))
+        assert [end.returncode for end in ended] == [0] * len(ended), [end.stderr for end in ended]
+        return [end.stdout for end in ended]
 
     def environment(self, offline: bool) -> dict[str, str]:
         shut = "http://127.0.0.1:9"  # where nobody listens
@@ -161,7 +161,7 @@ def online(home: Home) -> Answers:
     """From an empty cache; the index is of all encoders that come from the hub, the default first."""
     names = ("siglip", "clip", "dinov2", "dinov2-timm", "dinov3=acme/dinov3")
     encoders = [option for name in names for option in ("--encoder", name)]
-    home.run("index", "build", "photos", "--output", "indexes/photos", *encoders)
+    home.run(("index", "build", "photos", "--output", "indexes/photos", *encoders))
     return answers(home, offline=False)
 
 
@@ -174,22 +174,24 @@ def offline(home: Home, online: Answers, hub: MiniHub) -> Answers:
 
 
 def answers(home: Home, offline: bool) -> Answers:
-    command = partial(home.run, offline=offline)
     settings = ("-c", "config/default.yaml")
     labelled = f"labelled-{offline}"
-    command("label", "query_unknown", *settings, "-o", labelled)
-    evaluated = command(
-        "evaluate", "query", *settings, "--near", "query_unknown", "--resamples", "10", "--json"
-    )
-    classified = command("classify", "query", "query_unknown", *settings, "--json")
+    unknowns = ("--near", "query_unknown", "--resamples", "10")
     photo = home.photos[0]
-    steps = [command("pipeline", photo, "-c", name) for name in ("steps.yaml", "more_steps.yaml")]
+    _, evaluated, classified, *steps = home.run(
+        ("label", "query_unknown", *settings, "-o", labelled),
+        ("evaluate", "query", *settings, *unknowns, "--json"),
+        ("classify", "query", "query_unknown", *settings, "--json"),
+        ("pipeline", photo, "-c", "steps.yaml"),
+        ("pipeline", photo, "-c", "more_steps.yaml"),
+        offline=offline,
+    )
     return Answers(
-        timeless([json.loads(line) for line in classified.stdout.splitlines()]),
+        timeless([json.loads(line) for line in classified.splitlines()]),
         json.loads((home.folder / labelled / "run.json").read_text("utf-8"))["counts"],
-        timeless(json.loads(evaluated.stdout)["stages"]),
+        timeless(json.loads(evaluated)["stages"]),
         timeless(served(home, offline)),
-        timeless([json.loads(step.stdout) for step in steps]),
+        timeless([json.loads(step) for step in steps]),
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,13 @@ from sklearn.metrics import roc_auc_score
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.demo import demo_config
 from lmm_classifier.index.search import open_index
+from shell import run as shell
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(cwd: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "lmm_classifier", *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    result = shell(*arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return result.stdout

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
+from lmm_classifier.api.serialize import findings
 from lmm_classifier.errors import ConfigError, ImageError
 from lmm_classifier.masks import (
     apply_mask,
@@ -26,7 +27,6 @@ from lmm_classifier.masks import (
     to_polygons,
     to_rle,
 )
-from lmm_classifier.serialize import findings
 from lmm_classifier.types import Region, Sample
 
 

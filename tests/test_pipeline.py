@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.errors import ModelError
@@ -110,7 +110,7 @@ def test_of_a_reranker_is_known_without_opening_it() -> None:
 def test_a_classifier_decodes_no_more(
     side: str, rerank: dict[str, Any], shown: tuple[int, int], tmp_path: Path
 ) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("watching", side))
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("watching", side))
     Watching.seen.clear()
     picture(COLOURS["red"]).resize((1600, 1200)).save(tmp_path / "photo.jpg")
     settings = {"encoder": ModelSpec("watching", side), "retrieval": {"index_path": tmp_path / "index"}}

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.classification import Classification
 from lmm_classifier.audit.audit import audit_index
 from lmm_classifier.corpus.corpus import SKIP_CODES
 from lmm_classifier.index.search import open_index
 from lmm_classifier.models.spec import ModelSpec
 from planted import plant_faults
+from shell import run
 
 DESCRIPTOR = ModelSpec("descriptor")
 
@@ -26,7 +25,7 @@ DESCRIPTOR = ModelSpec("descriptor")
 @pytest.fixture(scope="module")
 def flowers(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flowers") / "index"
-    report = index_corpus(realdata / "data/flowers12/train", folder, encoder=DESCRIPTOR)
+    report = build_index(realdata / "data/flowers12/train", folder, encoder=DESCRIPTOR)
     assert (report.indexed, len(report.labels), report.skipped) == (720, 12, ())
     return folder
 
@@ -47,9 +46,8 @@ def test_flowers_are_labelled(flowers: Path, realdata: Path) -> None:
 
 
 def test_every_bad_image_is_indexed_or_skipped_with_a_code(realdata: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lmm_classifier", "index", "build", str(realdata / "badimages")]
-    command += ["--output", str(tmp_path / "index"), "--encoder", "descriptor", "--max-bad-ratio", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ("--output", tmp_path / "index", "--encoder", "descriptor", "--max-bad-ratio", "1")
+    result = run("index", "build", realdata / "badimages", *options, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     seen = {
@@ -73,7 +71,7 @@ def test_an_audit_finds_what_was_planted(realdata: Path, tmp_path: Path) -> None
     model = {"model": str(realdata / "models/mobilenet_v1_embedder.onnx"), "size": [224, 224]}
     (tmp_path / "mobilenet.json").write_text(json.dumps(model | {"layout": "NHWC", "dtype": "uint8"}))
     encoder = ModelSpec("onnx", str(tmp_path / "mobilenet.json"))
-    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=encoder)
+    build_index(tmp_path / "corpus", tmp_path / "index", encoder=encoder)
     audit = audit_index(open_index(tmp_path / "index"))
 
     duplicates = [{image.path for image in group.images} for group in audit.duplicates]

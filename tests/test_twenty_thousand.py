@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.classification import Classification
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.config.pipeline import PipelineConfig, RetrievalSettings
@@ -36,7 +36,7 @@ def test_twenty_thousand_photos(tmp_path: Path) -> None:
         (corpus / f"{label:02}").mkdir(parents=True)
         for i in range(PER_LABEL):
             photo(label, label * PER_LABEL + i).save(corpus / f"{label:02}/{i:04}.png", compress_level=1)
-    report = index_corpus(corpus, tmp_path / "index", encoder=SIGLIP, batch_size=256)
+    report = build_index(corpus, tmp_path / "index", encoder=SIGLIP, batch_size=256)
     assert (report.indexed, report.encoded, report.skipped) == (20_000, 20_000, ())
 
     queries = [(label, photo(label, 10**6 + label * 10 + i)) for label in range(LABELS) for i in range(10)]
@@ -65,6 +65,6 @@ def test_twenty_thousand_photos(tmp_path: Path) -> None:
         photo(1, 2 * 10**6 + i).save(corpus / f"01/{i:04}.png")
     for i in range(20):
         photo(2, 3 * 10**6 + i).save(corpus / f"02/new{i}.png")
-    report = index_corpus(corpus, tmp_path / "index", encoder=SIGLIP, batch_size=256)
+    report = build_index(corpus, tmp_path / "index", encoder=SIGLIP, batch_size=256)
     assert (report.indexed, report.encoded, report.removed) == (19_980, 60, 40)
     assert len(open_index(tmp_path / "index")) == 19_980

@@ -19,7 +19,7 @@ from lmm_classifier.index.build import (
     BuildOptions,
     BuildReport,
     Runner,
-    build_index,
+    write_index,
 )
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.ray_runner import RayRunner
@@ -40,7 +40,7 @@ Encoders = ModelSpec | Sequence[ModelSpec]
 RunnerOf = Callable[[Encoders], Runner]
 
 
-def index_corpus(
+def build_index(
     source: str | Path,
     output: str | Path,
     *,
@@ -59,14 +59,14 @@ def index_corpus(
     Several encoders see each photo in one pass, and the index can then be searched by each of them.
     `workers` are the threads that decode, one per processor by default. `runner` makes the shards
     elsewhere, as `on_ray` does; in this process if left out. Other arguments and errors are
-    those of `lmm_classifier.index.build.build_index`; in addition a CorpusError is raised for a source
+    those of `lmm_classifier.index.build.write_index`; in addition a CorpusError is raised for a source
     that is missing or empty, and a ModelError for an encoder that cannot be opened. The corpus is looked
     at before a model is opened.
     """
     corpus = _corpus(source, output)
     encoders = _opened(encoder)
     options = replace(_options(encoders, batch_size, workers, max_bad_ratio, search), shard_rows=shard_rows)
-    return build_index(
+    return write_index(
         corpus,
         encoders,
         Path(output),
@@ -78,7 +78,7 @@ def index_corpus(
 
 
 def on_ray(address: str | None = None) -> RunnerOf:
-    """For `index_corpus(runner=...)`: the shards are made by the workers of a Ray cluster.
+    """For `build_index(runner=...)`: the shards are made by the workers of a Ray cluster.
 
     Args:
         address: of the cluster, such as "10.0.0.1:6379"; None starts a Ray on this machine.
@@ -107,7 +107,7 @@ def add_photos(
 
     Raises:
         EncoderMismatchError: what the encoders' names and weights open here is not what built the index.
-        LmmClassifierError: otherwise as `index_corpus` and `lmm_classifier.index.update.add_to_index`.
+        LmmClassifierError: otherwise as `build_index` and `lmm_classifier.index.update.add_to_index`.
     """
     corpus = _corpus(source, index)
     encoders = _encoders_of(Path(index), device, cache_dir)
@@ -138,9 +138,9 @@ def build_index_from_directory(
 ) -> VectorIndex:
     """The documented builder: index `image_root` into `output_path` and return the opened index.
 
-    Files that cannot be read are skipped and logged, however many; `index_corpus` returns which, and why.
+    Files that cannot be read are skipped and logged, however many; `build_index` returns which, and why.
     """
-    report = index_corpus(
+    report = build_index(
         image_root,
         output_path,
         encoder=encoder,

@@ -1,11 +1,13 @@
 """What a program asks of one photo, without settings and without an index.
 
-    from lmm_classifier.api.vision import classify, embed, labels, similarity
+    from lmm_classifier import classify_image, embed, labels, segment, similarity
 
 Models are opened on first use and kept. A photo is anything that `open_image` takes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +17,8 @@ from lmm_classifier.corpus.images import ImageSource, open_image
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import input_size_of
 from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.segmentation.base import Mask, open_photo
+from lmm_classifier.models.segmentation.point_prompts import BoxFormat, Point, XywhOrXyxy
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.label import Label
 from lmm_classifier.types import FloatArray, LabelScore, Sample, required
@@ -22,11 +26,12 @@ from lmm_classifier.yaml_settings import explain
 
 CLASSIFIER = ModelSpec("image-classifier")
 ENCODER = ModelSpec("dinov2")
+SEGMENTER = ModelSpec("sam2")
 EPS = 1e-12
 """Length below which a vector has no direction."""
 
 
-def classify(
+def classify_image(
     image: ImageSource, top_k: int | None = 5, model: ModelSpec = CLASSIFIER
 ) -> tuple[LabelScore, ...]:
     """The likeliest classes of a photo, best first.
@@ -50,10 +55,10 @@ def labels(image: ImageSource, min_score: float = 0.5, model: ModelSpec = CLASSI
     Args:
         image: path, bytes, PIL image or array.
         min_score: in [0, 1].
-        model: as for `classify`.
+        model: as for `classify_image`.
 
     Raises:
-        ConfigError, ImageError, ModelError: as `classify`.
+        ConfigError, ImageError, ModelError: as `classify_image`.
     """
     found = _labelled(image, _label(model, None, min_score))
     return [name for each in found for name in (each.label, *each.synonyms)]
@@ -77,6 +82,49 @@ def embed(image: ImageSource, encoder: ModelSpec = ENCODER) -> FloatArray:
     model = load_encoder(encoder)
     vector: FloatArray = model.encode([open_image(image, target_size=input_size_of(model))])[0]
     return vector
+
+
+def segment(
+    image: ImageSource,
+    *,
+    point: Point | None = None,
+    points: Sequence[Point] = (),
+    negative_points: Sequence[Point] = (),
+    box: XywhOrXyxy | None = None,
+    box_format: BoxFormat = "xywh",
+    multimask: bool = False,
+    model: ModelSpec = SEGMENTER,
+) -> list[Mask]:
+    """Cut out what a point, several, a box, or both mean; without any, what is in the centre.
+
+    To ask several times about one photo, encode it once with `open_photo`.
+
+    Args:
+        image: path, bytes, PIL image or array.
+        point: (x, y) px, in what is meant.
+        points: several.
+        negative_points: in what is not meant.
+        box: around it: (x, y, width, height) px.
+        box_format: "xyxy" if the box is (x0, y0, x1, y1).
+        multimask: all that may be meant, the best first, instead of the best.
+        model: the segmenter, by default SAM 2.
+
+    Returns:
+        masks, bool (h, w) of the photo, each with its score.
+
+    Raises:
+        ConfigError: a point outside the photo, an empty box, or there is no such segmenter.
+        ImageError: the photo cannot be read.
+        ModelError: the segmenter cannot be opened, or failed.
+    """
+    return open_photo(model, open_image(image)).masks(
+        point=point,
+        points=points,
+        negative_points=negative_points,
+        box=box,
+        box_format=box_format,
+        multimask=multimask,
+    )
 
 
 def similarity(a: ArrayLike, b: ArrayLike) -> float:

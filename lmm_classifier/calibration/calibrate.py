@@ -21,7 +21,7 @@ from lmm_classifier.calibration.held_out import HeldOut, look_at_held_out
 from lmm_classifier.calibration.leave_out import Part, Rehearsal
 from lmm_classifier.calibration.model_selection import LEARNED, HeadScore, NoveltyChoice, tune
 from lmm_classifier.calibration.rerank_trial import Photo, try_reranker
-from lmm_classifier.calibration.targets import Calibrated, Target, fit_gates
+from lmm_classifier.calibration.targets import Calibrated, CalibrationTarget, fit_gates
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import Gates, route
@@ -36,7 +36,7 @@ from lmm_classifier.types import FloatArray, Scores
 
 def calibrate(
     classifier: HybridClassifier,
-    target: Target | None = None,
+    target: CalibrationTarget | None = None,
     *,
     held_out: Corpus | None = None,
     head: str | None = None,
@@ -70,7 +70,7 @@ def calibrate(
     for name, known_names in ((head, (*HEADS, FUSION)), (score, (*SCORES, LEARNED))):
         if name is not None and name not in known_names:
             raise ConfigError(f"unknown head or score {name!r}{did_you_mean(name, known_names)}")
-    target = target or Target()
+    target = target or CalibrationTarget()
     subject = subject_of(classifier)
     chosen = _chosen(subject, head, score, seed)
     seen = look_at_held_out(subject, chosen.decider, held_out) if held_out is not None else None
@@ -158,7 +158,7 @@ def _trial(subject: Subject, chosen: _Chosen, gates: Gates, photos: Path, seed: 
 def _document(
     subject: Subject,
     chosen: _Chosen,
-    target: Target,
+    target: CalibrationTarget,
     gates: Gates,
     scores: Scores,
     seen: HeldOut | None,

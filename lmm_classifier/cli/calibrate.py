@@ -88,11 +88,11 @@ def run(
     """
     from lmm_classifier.api.hybrid_classifier import HybridClassifier
     from lmm_classifier.calibration.calibrate import calibrate
-    from lmm_classifier.calibration.targets import Target
+    from lmm_classifier.calibration.targets import CalibrationTarget
     from lmm_classifier.corpus.source import read_corpus
     from lmm_classifier.steps.open_set import OpenSet
 
-    target = Target(
+    target = CalibrationTarget(
         keep_known=keep_known,
         per_label=dict(_share_of_label(text) for text in keep or ()),
         every_label=per_label,

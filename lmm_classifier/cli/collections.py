@@ -113,14 +113,14 @@ def train(
     from lmm_classifier.collection.sources.source import SourceOptions, read_source
     from lmm_classifier.collection.train import train as trained
     from lmm_classifier.fetch import FetchLimits
-    from lmm_classifier.regions import make_where
+    from lmm_classifier.regions import make_region_selector
     from lmm_classifier.yaml_settings import read_parameters
 
     options = SourceOptions(
         parse_encoders(encoder),
         embedding_type,
         {key: str(value) for key, value in read_parameters(use).items()},
-        make_where(read_parameters(where)),
+        make_region_selector(read_parameters(where)),
         tuple(only),
         FetchLimits(total_s=timeout, silence_s=min(timeout, 10.0), max_bytes=max_mib * MIB),
     )

@@ -107,7 +107,7 @@ def build(
     Only new and changed photos are encoded. An interrupted build goes on where it was. Files that cannot
     be read are skipped and listed.
     """
-    from lmm_classifier.api.build_index import index_corpus
+    from lmm_classifier.api.build_index import build_index
     from lmm_classifier.index.publish import SearchOptions
 
     runner = _runner(engine, address)
@@ -122,7 +122,7 @@ def build(
     )
     started = time.perf_counter()
     with progress(json_progress) as on_progress:
-        report = index_corpus(
+        report = build_index(
             root,
             output,
             encoder=specs,

@@ -41,10 +41,10 @@ def run(
     """Run one step over photos; one JSON object per photo says what it found."""
     from lmm_classifier.config.pipeline import make_step
     from lmm_classifier.pipeline import Pipeline
-    from lmm_classifier.regions import make_where
+    from lmm_classifier.regions import make_region_selector
     from lmm_classifier.yaml_settings import read_parameters
 
-    place = make_where(read_parameters(where))
+    place = make_region_selector(read_parameters(where))
     line = (*place.steps(), make_step(step, read_parameters(param)))
     return _tell(Pipeline(line, BATCH_SIZE), photos)
 
@@ -80,7 +80,7 @@ def steps(
 
 
 def _tell(line: Pipeline, photos: Sequence[Path]) -> int:
-    from lmm_classifier.serialize import findings
+    from lmm_classifier.api.serialize import findings
 
     for step in line.steps:
         step.load()

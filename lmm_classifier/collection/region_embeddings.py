@@ -11,7 +11,7 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Step, run_shared
-from lmm_classifier.regions import TargetName, Where
+from lmm_classifier.regions import RegionSelector, TargetName
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import FloatArray, Sample, read_only
 
@@ -61,7 +61,7 @@ def looked_at(
 
     encoding = {region: tuple(map(EmbedMissing, specs)) for region, specs in wanted.items()}
     sought = {
-        region: (*Where(region, persons=persons, faces=faces).steps(), *steps)
+        region: (*RegionSelector(region, persons=persons, faces=faces).steps(), *steps)
         for region, steps in encoding.items()
         if region in KINDS
     }

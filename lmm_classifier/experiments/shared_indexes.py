@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.experiments.splits import Photos
@@ -44,7 +44,7 @@ class SharedIndexes:
         """The index of the photos by the encoder of the settings, and what was skipped if it was made now.
 
         Raises:
-            LmmClassifierError: as `index_corpus`.
+            LmmClassifierError: as `build_index`.
         """
         encoder = config.encoder
         if config.cache_dir is not None and encoder.cache_dir is None:
@@ -55,7 +55,7 @@ class SharedIndexes:
             return index, ()
         table = self.folder / "tables" / f"{key}.jsonl"
         replace_file(table, photos.table())
-        report = index_corpus(table, index, encoder=encoder, on_progress=on_progress)
+        report = build_index(table, index, encoder=encoder, on_progress=on_progress)
         self._made.add(index)
         return index, tuple(report.skipped)
 

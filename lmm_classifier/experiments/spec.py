@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from lmm_classifier.calibration.targets import Target
+from lmm_classifier.calibration.targets import CalibrationTarget
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.yaml_settings import explain, naming, place_of, read_yaml
@@ -66,7 +66,7 @@ class SplitSettings(_Section):
 
 
 @checked_dataclass(frozen=True, config={"extra": "forbid"})
-class CalibrateSettings(Target):
+class CalibrateSettings(CalibrationTarget):
     """`calibrate:` as the options of the command: a target, and the head and novelty score if not chosen."""
 
     head: str | None = None

@@ -130,7 +130,7 @@ class Plan:
     noted: tuple[SkippedFile, ...] = ()
 
 
-def build_index(
+def write_index(
     corpus: Corpus,
     encoders: Sequence[MakesVectors],
     output: Path,
@@ -187,7 +187,7 @@ def carry_out(
     runner: Runner = LOCAL,
     on_progress: OnProgress = unheard,
 ) -> BuildReport:
-    """Make every shard of a plan in a locked workspace, and publish them. Errors as `build_index`."""
+    """Make every shard of a plan in a locked workspace, and publish them. Errors as `write_index`."""
     reading = Reading(plan.root, options.limits, options.target_size, options.workers)
     work = Work(reading, encoders, previous, options.batch_size)
     contracts = [encoder.contract for encoder in encoders]

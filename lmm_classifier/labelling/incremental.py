@@ -22,7 +22,7 @@ import numpy as np
 from lmm_classifier.calibration.calibrate import as_calibrated, rehearsed_head
 from lmm_classifier.calibration.leave_out import rehearse
 from lmm_classifier.calibration.model_selection import tune
-from lmm_classifier.calibration.targets import Target, fit_gates
+from lmm_classifier.calibration.targets import CalibrationTarget, fit_gates
 from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import Gates, Routed, route
 from lmm_classifier.decision.heads import Queries
@@ -35,7 +35,7 @@ from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.labelling.acquisition import Answers, disagreement
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, IntArray, Scores
 
-DEFAULT_TARGET = Target()
+DEFAULT_TARGET = CalibrationTarget()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +97,7 @@ class Learner:
         labels: Sequence[str],
         *,
         depth: int = 20,
-        target: Target = DEFAULT_TARGET,
+        target: CalibrationTarget = DEFAULT_TARGET,
         seed: int = 0,
     ) -> Learner:
         """An index of these photos, calibrated on itself.
@@ -150,7 +150,7 @@ class Learner:
             searches=(*self.searches, ExactSearch(new[0])),
         )
 
-    def recalibrated(self, target: Target = DEFAULT_TARGET, seed: int = 0) -> Learner:
+    def recalibrated(self, target: CalibrationTarget = DEFAULT_TARGET, seed: int = 0) -> Learner:
         """The same photos, with head, novelty score and gates fitted anew.
 
         Raises:
@@ -211,7 +211,12 @@ def _widened(moments: Moments, moved: IntArray, labels: int) -> Moments:
 
 
 def _fit(
-    spaces: Sequence[Vectors], codes: IntArray, labels: Sequence[str], depth: int, target: Target, seed: int
+    spaces: Sequence[Vectors],
+    codes: IntArray,
+    labels: Sequence[str],
+    depth: int,
+    target: CalibrationTarget,
+    seed: int,
 ) -> tuple[Decider, Gates]:
     """As `calibrate` fits an index without a text prior, each photo a content of its own."""
     contents = np.arange(len(codes))

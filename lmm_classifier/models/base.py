@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
+from lmm_classifier.deprecation import moved_name
 from lmm_classifier.errors import ModelError
 from lmm_classifier.types import EncoderContract, FloatArray
 
@@ -119,3 +120,7 @@ def input_size_of(model: object) -> int | None:
     if size is None or (isinstance(size, int) and size >= 1):
         return size
     raise ModelError(f"`input_size` must be a positive number of pixels or None, got {size!r}")
+
+
+def __getattr__(name: str) -> Any:
+    return moved_name(__name__, name)

@@ -18,7 +18,7 @@ from lmm_classifier.collection.step import CollectionId
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.regions import TargetName, Where, make_where
+from lmm_classifier.regions import RegionSelector, TargetName, make_region_selector
 from lmm_classifier.service.batching import Line
 from lmm_classifier.types import Box, Sample, required
 from lmm_classifier.yaml_settings import explain
@@ -143,7 +143,7 @@ class Operation:
         must_find = asked.on_missing == "error"
         if must_find or (self.step is None and asked.on_missing is None):  # a detector falls back to nothing
             where["on_missing"] = "skip"
-        place = make_where({"target": asked.target, **self._detectors(), **where})
+        place = make_region_selector({"target": asked.target, **self._detectors(), **where})
         line = self.line
         if self.step is not None:
             chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
@@ -177,7 +177,10 @@ class Operation:
         return not any(each.is_required() for each in self.parameters.model_fields.values())
 
     def _parameters(self) -> type[BaseModel]:
-        fields: dict[str, Any] = {"target": (TargetName, self.targets[0]), **_fields_of(Where, WHERE, {})}
+        fields: dict[str, Any] = {
+            "target": (TargetName, self.targets[0]),
+            **_fields_of(RegionSelector, WHERE, {}),
+        }
         if self.step is not None:
             fields |= _fields_of(registry.resolve("step", self.step), self.offered, self.options)
         config = ConfigDict(extra="forbid", protected_namespaces=())

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fitted import write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.classification import Classification
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, ImageError, IndexFolderError, ModelError
@@ -28,7 +28,7 @@ PURPLE = (160, 60, 170)
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
-    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
+    build_index(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
     return folder / "index"
 
 
@@ -303,7 +303,7 @@ def test_files_are_answered_in_order_with_bad_ones_in_their_place(index: Path, t
 def test_the_reserved_label_is_refused_unless_unknowns_are_off(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     (corpus / "red").rename(corpus / "unknown")
-    index_corpus(corpus, tmp_path / "index", encoder=FAKE)
+    build_index(corpus, tmp_path / "index", encoder=FAKE)
     with pytest.raises(ConfigError, match="reserved"):
         classifier(tmp_path / "index").load()
     classifier(tmp_path / "index", allow_unknown=False).load()
@@ -340,7 +340,7 @@ def test_a_label_without_images_is_answered_by_its_name(index: Path) -> None:
 
 
 def test_npz_index_works_too(index: Path, tmp_path: Path) -> None:
-    index_corpus(index.parent / "corpus", tmp_path / "index.NPZ", encoder=FAKE)
+    build_index(index.parent / "corpus", tmp_path / "index.NPZ", encoder=FAKE)
     image = picture(COLOURS["blue"], seed=77)
     from_npz, from_folder = (
         classifier(tmp_path / "index.NPZ").classify(image),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_classifier.api.vision import classify, embed, labels, similarity
+from lmm_classifier.api.vision import classify_image, embed, labels, similarity
 from lmm_classifier.errors import ConfigError, ImageError
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import LabelScore
@@ -22,9 +22,9 @@ REDDISH = Image.new("RGB", (8, 6), (99, 49, 49))
 
 
 def test_classify_names_the_likeliest_first() -> None:
-    assert classify(REDDISH, 1, FAKE) == (LabelScore("red", 0.5, ("crimson",)),)
-    assert [each.label for each in classify(REDDISH, model=FAKE)] == ["red", "green", "blue"]
-    assert len(classify(REDDISH, None, FAKE)) == 3
+    assert classify_image(REDDISH, 1, FAKE) == (LabelScore("red", 0.5, ("crimson",)),)
+    assert [each.label for each in classify_image(REDDISH, model=FAKE)] == ["red", "green", "blue"]
+    assert len(classify_image(REDDISH, None, FAKE)) == 3
 
 
 def test_labels_are_all_names_of_all_classes_that_pass() -> None:
@@ -44,7 +44,7 @@ def test_a_photo_is_whatever_open_image_takes(tmp_path: Path) -> None:
         str(tmp_path / "photo.png"),
         np.asarray(REDDISH),
     ]
-    assert len({classify(source, model=FAKE) for source in sources}) == 1
+    assert len({classify_image(source, model=FAKE) for source in sources}) == 1
     with pytest.raises(ImageError):
         labels(tmp_path / "missing.jpg", model=FAKE)
 
@@ -71,9 +71,9 @@ def test_similarity_refuses(a: object, b: object) -> None:
 
 def test_wrong_options_are_one_line() -> None:
     for call in (
-        lambda: classify(REDDISH, 0, FAKE),
+        lambda: classify_image(REDDISH, 0, FAKE),
         lambda: labels(REDDISH, 2.0, FAKE),
-        lambda: classify(REDDISH, model=ModelSpec("image-clasifier")),
+        lambda: classify_image(REDDISH, model=ModelSpec("image-clasifier")),
         lambda: embed(REDDISH, ModelSpec("nonsense")),
     ):
         with pytest.raises(ConfigError) as caught:

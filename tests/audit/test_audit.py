@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lmm_classifier.index.records import Record, Records
 from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import EncoderContract
+from shell import run
 from synthetic import COLOURS, picture, write_corpus
 
 
@@ -193,8 +193,7 @@ def planted(tmp_path: Path) -> Path:
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "lmm_classifier", "index", *arguments]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+    return run("index", *arguments, cwd=cwd)
 
 
 def page_of(audit: Audit, path: Path, root: Path | None = None, title: str = "t") -> Tags:

@@ -8,9 +8,9 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.calibration.targets import Calibrated, Costs, Target, fit_gates
+from lmm_classifier.calibration.targets import Calibrated, CalibrationTarget, Costs, fit_gates
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, CorpusError
@@ -40,16 +40,16 @@ def seen(known: list[float], unknown: list[float] = (), best: list[int] | None =
 
 class TestCuts:
     def test_keep_known(self) -> None:
-        gates = fit_gates(seen([v / 20 for v in range(1, 20)]), Target(keep_known=0.9), LABELS)
+        gates = fit_gates(seen([v / 20 for v in range(1, 20)]), CalibrationTarget(keep_known=0.9), LABELS)
         assert (gates.known, gates.sure) == (pytest.approx(0.1), pytest.approx(0.1))
-        assert fit_gates(seen([0.5] * 5), Target(), LABELS).known == 0  # too few to reject any
+        assert fit_gates(seen([0.5] * 5), CalibrationTarget(), LABELS).known == 0  # too few to reject any
 
     def test_costs_are_least_at_the_cut(self) -> None:
         data = seen([0.5, 0.6, 0.7, 0.8], [0.1, 0.2, 0.3, 0.65])
         # rejecting a known costs 1, accepting an unknown 5, half of each: .8 alone is worth three knowns
-        cheap = Target(costs=Costs(1, 5, 0.5))
+        cheap = CalibrationTarget(costs=Costs(1, 5, 0.5))
         assert fit_gates(data, cheap, LABELS).known == pytest.approx(0.7)
-        dear = Target(costs=Costs(5, 1, 0.5))
+        dear = CalibrationTarget(costs=Costs(5, 1, 0.5))
         assert 0.3 < fit_gates(data, dear, LABELS).known <= 0.5
         with pytest.raises(ConfigError, match="an index of one label"):
             fit_gates(seen([0.5] * 30), cheap, LABELS)
@@ -57,38 +57,40 @@ class TestCuts:
     def test_a_label_may_have_a_target_of_its_own(self) -> None:
         known = [*(v / 20 for v in range(1, 20)), *(v / 40 for v in range(1, 20))]
         data = seen(known, best=[0] * 19 + [1] * 19)
-        gates = fit_gates(data, Target(keep_known=0.9, per_label={"b": 0.8}), LABELS)
+        gates = fit_gates(data, CalibrationTarget(keep_known=0.9, per_label={"b": 0.8}), LABELS)
         assert gates.per_label == {"b": pytest.approx(4 / 40)}
-        each = fit_gates(data, Target(keep_known=0.9, every_label=True), LABELS)
+        each = fit_gates(data, CalibrationTarget(keep_known=0.9, every_label=True), LABELS)
         assert each.per_label == {"a": pytest.approx(2 / 20), "b": pytest.approx(2 / 40)}
         with pytest.raises(ConfigError, match="19 images of 'b' are too few to keep 99.0%.*at least 99"):
-            fit_gates(data, Target(per_label={"b": 0.99}), LABELS)
+            fit_gates(data, CalibrationTarget(per_label={"b": 0.99}), LABELS)
         with pytest.raises(ConfigError, match="no label 'c'"):
-            fit_gates(data, Target(per_label={"c": 0.9}), LABELS)
+            fit_gates(data, CalibrationTarget(per_label={"c": 0.9}), LABELS)
 
     def test_unknowns_get_a_second_look_as_far_as_knowns_can_bear_it(self) -> None:
         known = [v / 100 for v in range(1, 101)]
         unknown = [v / 200 for v in range(1, 101)]  # nine in ten are below .455
-        gates = fit_gates(seen(known, unknown), Target(catch_unknown=0.9, second_look=0.6), LABELS)
+        gates = fit_gates(seen(known, unknown), CalibrationTarget(catch_unknown=0.9, second_look=0.6), LABELS)
         assert gates.sure == pytest.approx(0.455, abs=0.006)
-        bounded = fit_gates(seen(known, unknown), Target(catch_unknown=0.9, second_look=0.2), LABELS)
+        bounded = fit_gates(
+            seen(known, unknown), CalibrationTarget(catch_unknown=0.9, second_look=0.2), LABELS
+        )
         assert bounded.sure == pytest.approx(0.2, abs=0.02)
-        always = fit_gates(seen(known, unknown), Target(second_look=0.01, always_look=0.5), LABELS)
+        always = fit_gates(seen(known, unknown), CalibrationTarget(second_look=0.01, always_look=0.5), LABELS)
         assert always.sure == pytest.approx(0.5, abs=0.02)
 
     @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan")])
     @pytest.mark.parametrize("name", ["keep_known", "coverage", "catch_unknown", "second_look"])
     def test_targets_outside_0_and_1_are_refused(self, name: str, share: float) -> None:
         with pytest.raises(ConfigError, match=f"{name} must lie between 0 and 1"):
-            Target(**{name: share})
+            CalibrationTarget(**{name: share})
 
     def test_other_targets_are_checked_too(self) -> None:
         with pytest.raises(ConfigError, match="keep_known of 'a'"):
-            Target(per_label={"a": 1.0})
+            CalibrationTarget(per_label={"a": 1.0})
         with pytest.raises(ConfigError, match="costs must be above 0"):
-            Target(costs=Costs(0, 1, 0.5))
+            CalibrationTarget(costs=Costs(0, 1, 0.5))
         with pytest.raises(ConfigError, match="unknown_share"):
-            Target(costs=Costs(1, 1, 0))
+            CalibrationTarget(costs=Costs(1, 1, 0))
 
 
 def settings(index: Path, **retrieval: object) -> PipelineConfig:
@@ -101,7 +103,7 @@ def settings(index: Path, **retrieval: object) -> PipelineConfig:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of 3 x 20 pictures, and 3 x 20 others."""
     folder = tmp_path_factory.mktemp("calibrate")
-    index_corpus(write_corpus(folder / "corpus", per_label=20), folder / "index", encoder=FAKE)
+    build_index(write_corpus(folder / "corpus", per_label=20), folder / "index", encoder=FAKE)
     for offset, (label, colour) in enumerate(COLOURS.items()):
         (folder / "held_out" / label).mkdir(parents=True)
         for i in range(20):
@@ -203,14 +205,14 @@ def test_what_cannot_be_calibrated_is_refused(work: Path) -> None:
     (work / "held_out/red").rename(work / "held_out/mauve")
     with pytest.raises(CorpusError, match="no answer can be 'mauve'"):
         calibrate(classifier, held_out=read_corpus(work / "held_out"))
-    index_corpus(work / "corpus", work / "i.npz", encoder=FAKE)
+    build_index(work / "corpus", work / "i.npz", encoder=FAKE)
     with pytest.raises(ConfigError, match="index folder"):
         calibrate(HybridClassifier(settings(work / "i.npz")))
     assert read_calibration(work / "index") is None
 
 
 def test_labels_with_one_image_cannot_be_rehearsed(tmp_path: Path) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=FAKE)
+    build_index(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=FAKE)
     with pytest.raises(CorpusError, match="0 different images of labels with at least two"):
         calibrate(HybridClassifier(settings(tmp_path / "index")))
 
@@ -219,19 +221,19 @@ def test_one_label_alone_is_told_from_the_rest_by_similarity(tmp_path: Path) -> 
     corpus = write_corpus(tmp_path / "corpus", per_label=40)
     for label in ("green", "blue"):
         shutil.rmtree(corpus / label)
-    index_corpus(corpus, tmp_path / "index", encoder=FAKE)
+    build_index(corpus, tmp_path / "index", encoder=FAKE)
     fitted, _ = calibrate(HybridClassifier(settings(tmp_path / "index")))
     assert fitted.novelty.names == ("max_similarity",)
     assert fitted.expected_unknown == {}
     with pytest.raises(ConfigError, match="one label"):
-        calibrate(HybridClassifier(settings(tmp_path / "index")), Target(costs=Costs(1, 1, 0.5)))
+        calibrate(HybridClassifier(settings(tmp_path / "index")), CalibrationTarget(costs=Costs(1, 1, 0.5)))
 
 
 def test_the_same_photo_under_two_labels_votes_for_neither_of_its_copies(work: Path) -> None:
     """Each copy is asked without the other: were they neighbours, the wrong label would be certain."""
     for i in range(5):
         shutil.copy(work / f"corpus/red/{i}.png", work / f"corpus/blue/copy{i}.png")
-    index_corpus(work / "corpus", work / "index", encoder=FAKE)
+    build_index(work / "corpus", work / "index", encoder=FAKE)
     fitted, _ = calibrate(HybridClassifier(settings(work / "index")))
     assert fitted.n_images == 60  # one of each content
     assert fitted.heads["knn"]["accuracy"] >= 50 / 60
@@ -244,7 +246,7 @@ def test_photos_that_all_look_the_same_are_refused(tmp_path: Path) -> None:
             note = PngInfo()
             note.add_text("note", f"{label} {i}")
             picture((9, 9, 9)).save(tmp_path / "corpus" / label / f"{i}.png", pnginfo=note)
-    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
+    build_index(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
     with pytest.raises(CorpusError, match="nearly the same vector"):
         calibrate(HybridClassifier(settings(tmp_path / "index")))
 
@@ -271,7 +273,7 @@ def two_encoders(index: Path, *families: str) -> HybridClassifier:
 
 def test_heads_of_several_encoders_are_fused(work: Path) -> None:
     both = [FAKE, ModelSpec("descriptor")]
-    index_corpus(work / "corpus", work / "both", encoder=both)
+    build_index(work / "corpus", work / "both", encoder=both)
     classifier = two_encoders(work / "both", "fake", "descriptor")
     fitted, _ = calibrate(classifier, head="fusion", score="combination")
     assert {"gda#1", "prototype#1"} <= set(fitted.heads)
@@ -305,7 +307,7 @@ def test_names_without_photos_do_not_shift_the_others(work: Path) -> None:
     classifier.check_index()
     answers = classifier.classify_batch([work / "held_out/red" / f"{i}.png" for i in range(20)])
     assert [answer.retrieval_label for answer in answers].count("red") >= 17
-    per_label, _ = calibrate(HybridClassifier(config), Target(keep_known=0.9, every_label=True))
+    per_label, _ = calibrate(HybridClassifier(config), CalibrationTarget(keep_known=0.9, every_label=True))
     assert set(per_label.gates.per_label) <= {"blue", "green", "red"}
 
 
@@ -370,4 +372,4 @@ def test_settings_of_another_calibration_are_refused_without_loading(work: Path)
 def test_costs_that_keep_nothing_are_refused() -> None:
     data = seen([0.1, 0.2, 0.3], [0.5, 0.7, 0.9])
     with pytest.raises(ConfigError, match="cheapest to reject every known image"):
-        fit_gates(data, Target(costs=Costs(1, 100, 0.9)), LABELS)
+        fit_gates(data, CalibrationTarget(costs=Costs(1, 100, 0.9)), LABELS)

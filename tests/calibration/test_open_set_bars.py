@@ -13,9 +13,9 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.calibration.targets import Target
+from lmm_classifier.calibration.targets import CalibrationTarget
 from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.corpus.corpus import Corpus
 from lmm_classifier.corpus.images import open_image
@@ -85,7 +85,7 @@ def flowers(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Split:
     }
     (folder / "mobilenet.yaml").write_text(yaml.safe_dump(description))
     encoder = ModelSpec("onnx", str(folder / "mobilenet.yaml"))
-    index_corpus(realdata / "data/flowers12/train", folder / "index", encoder=encoder)
+    build_index(realdata / "data/flowers12/train", folder / "index", encoder=encoder)
     corpus = read_corpus(realdata / "data/flowers12/test")
     return Split(encoder, folder / "index", embedded(encoder, corpus), corpus.labels)
 
@@ -113,7 +113,7 @@ def test_held_out_species_look_unknown(flowers: Split) -> None:
     for seed in range(12):
         split = without(flowers, seed)
         for kept in KEPT if seed < 4 else (0.95,):
-            fitted, _ = calibrate(split.classifier(), Target(keep_known=kept))
+            fitted, _ = calibrate(split.classifier(), CalibrationTarget(keep_known=kept))
             assert not set(fitted.labels or ()) & (set(flowers.labels) - set(split.labels))
             answers = split.asked()
             known = split.known()
@@ -143,11 +143,11 @@ def test_known_digits_are_rejected_as_often_as_asked(tmp_path: Path) -> None:
             (tmp_path / str(seed) / side / label).mkdir(parents=True, exist_ok=True)
             shutil.copy(photo, tmp_path / str(seed) / side / label / photo.name)
         work = tmp_path / str(seed)
-        index_corpus(work / "index", work / "vectors", encoder=DIGITS)
+        build_index(work / "index", work / "vectors", encoder=DIGITS)
         new = read_corpus(work / "new")
         split = Split(DIGITS, work / "vectors", embedded(DIGITS, new), new.labels)
         for kept in KEPT:
-            calibrate(split.classifier(), Target(keep_known=kept))
+            calibrate(split.classifier(), CalibrationTarget(keep_known=kept))
             statuses = [sample.verdicts[0].status for sample in split.asked()]  # type: ignore[index]
             rejected[kept].append(np.mean([status == "unknown" for status in statuses]))
     for kept, shares in rejected.items():

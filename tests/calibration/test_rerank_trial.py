@@ -13,10 +13,10 @@ from PIL import Image
 
 from fitted import GATES, write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.calibration.rerank_trial import Case, answer_of, fit_fusion, worth_asking
-from lmm_classifier.calibration.targets import Target
+from lmm_classifier.calibration.targets import CalibrationTarget
 from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
 from lmm_classifier.errors import ConfigError, CorpusError
@@ -28,7 +28,7 @@ from lmm_classifier.types import Choice, FloatArray, Sample, Scores, Verdict
 from synthetic import COLOURS, picture, write_corpus
 
 SIGLIP = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")
-LOOK = Target(always_look=0.25)
+LOOK = CalibrationTarget(always_look=0.25)
 
 
 def digits(index: Path) -> HybridClassifier:
@@ -51,7 +51,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_reranker_that_helps_is_weighed_and_asked(scans: Path, tmp_path: Path) -> None:
-    index_corpus(scans / "index", tmp_path / "index", encoder=SIGLIP)
+    build_index(scans / "index", tmp_path / "index", encoder=SIGLIP)
     fitted, _ = calibrate(digits(tmp_path / "index"), LOOK, score="max_similarity", photos=scans / "index")
     trial = fitted.rerank
     assert trial is not None
@@ -70,7 +70,7 @@ def test_a_reranker_that_hurts_is_switched_off(scans: Path, tmp_path: Path) -> N
     names = sorted(path.name for path in (scans / "index").iterdir())
     for name, other in zip(names, [*names[1:], names[0]], strict=True):
         shutil.copytree(scans / "index" / name, tmp_path / "corpus" / other)
-    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=SIGLIP)
+    build_index(tmp_path / "corpus", tmp_path / "index", encoder=SIGLIP)
     hard = replace(LOOK, coverage=0.9999)  # what is asked is which label, too
     fitted, _ = calibrate(
         digits(tmp_path / "index"), hard, score="max_similarity", photos=tmp_path / "corpus"
@@ -89,7 +89,7 @@ def test_a_reranker_that_hurts_is_switched_off(scans: Path, tmp_path: Path) -> N
 
 def test_a_reranker_that_guesses_is_switched_off(scans: Path, tmp_path: Path) -> None:
     """The demo's model has never seen two pictures at once; what it says of pairs is next to nothing."""
-    index_corpus(scans / "index", tmp_path / "index", encoder=SIGLIP)
+    build_index(scans / "index", tmp_path / "index", encoder=SIGLIP)
     rerank = {"model_name": "shipped:qwen2-vl-digits", "dtype": "float32", "mode": "pairwise", "exemplars": 1}
     rerank |= {"corpus_root": scans / "index", "max_batch_size": 64}
     guessing = HybridClassifier(
@@ -106,7 +106,7 @@ def test_a_reranker_that_guesses_is_switched_off(scans: Path, tmp_path: Path) ->
 
 
 def test_trying_needs_the_photos_and_a_reranker(scans: Path, tmp_path: Path) -> None:
-    index_corpus(scans / "index", tmp_path / "index", encoder=SIGLIP)
+    build_index(scans / "index", tmp_path / "index", encoder=SIGLIP)
     with pytest.raises(CorpusError, match="give the folder the index was built from"):
         calibrate(digits(tmp_path / "index"), LOOK, score="max_similarity", photos=tmp_path)
     without = PipelineConfig(
@@ -247,7 +247,7 @@ def test_what_is_for_a_person_is_not_asked() -> None:
 
 
 def test_a_trial_of_another_reranker_is_refused(tmp_path: Path) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
     ours = Rerank(model=ModelSpec("fake"), calibration=tmp_path / "index")
     trial = RerankTrial(Fusion(), True, ("red",), 10, 5, 1, ours.identity)
     write_fitted(tmp_path / "index", rerank=trial, gates=replace(GATES, known=0.0, sure=1.0))

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.cli.output import progress
 from lmm_classifier.storage.progress import Progress
 from served import started
-from shell import run
+from shell import run, run_all
 from synthetic import write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -69,21 +68,6 @@ SERVERS: tuple[tuple[str, ...], ...] = (
 )
 NEEDS = {("index", "push"): "an extra"}
 """Commands of the README that are tried elsewhere, and why."""
-ONE_AFTER_THE_OTHER = """
-import json, os, sys
-from pathlib import Path
-from lmm_classifier.cli import main
-
-for number, command in enumerate(json.loads(Path("commands.json").read_text())):
-    with open(f"said-{number}", "wb") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        main(["--log-json", *command])
-    except SystemExit as end:
-        Path(f"code-{number}").write_text(str(end.code))
-    sys.stderr.flush()
-"""
-"""In one process, for each alone would spend most of its time on imports; what C libraries say counts too."""
 UPSTREAM = '''
 """Every call from our package into these libraries is deprecated."""
 import atexit, os, sys, threading, warnings
@@ -127,19 +111,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said(home: Path) -> dict[tuple[str, ...], tuple[int, str]]:
     """Exit code and standard error of each command."""
-    (home / "commands.json").write_text(json.dumps(COMMANDS))
-    ran = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_THE_OTHER],
-        cwd=home,
-        env={**os.environ, "PYTHONWARNINGS": "always"},  # each time, though it is one process
-        stdout=subprocess.DEVNULL,
-        check=False,
-        timeout=280,
-    )
-    assert ran.returncode == 0
-    codes = [int((home / f"code-{i}").read_text()) for i in range(len(COMMANDS))]
-    texts = [(home / f"said-{i}").read_text("utf-8") for i in range(len(COMMANDS))]
-    return dict(zip(COMMANDS, zip(codes, texts, strict=True), strict=True))
+    commands = [("--log-json", *command) for command in COMMANDS]
+    ended = run_all(commands, home, PYTHONWARNINGS="always")  # each time, though it is one process
+    return {command: (end.returncode, end.stderr) for command, end in zip(COMMANDS, ended, strict=True)}
 
 
 def foreign(said: str) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.regions import Where
+from lmm_classifier.regions import RegionSelector
 from lmm_classifier.registry import names
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Sample
@@ -47,7 +47,7 @@ def test_the_shell_gives_the_vector_that_python_gives(photos: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     astronaut, coffee = map(json.loads, result.stdout.splitlines())
-    line = (*Where("prominent_face", "whole_image", padding=0.2).steps(), Embed(ModelSpec("fake")))
+    line = (*RegionSelector("prominent_face", "whole_image", padding=0.2).steps(), Embed(ModelSpec("fake")))
     with Image.open(photos / "astronaut.png") as image:
         [sample] = Pipeline(line).run([Sample.from_image("x", image.convert("RGB"))])
         assert sample.target is not None

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
@@ -20,7 +20,7 @@ from lmm_classifier.errors import CollectionError, ConfigError, CorpusError
 from lmm_classifier.index.search import open_index
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.regions import Where
+from lmm_classifier.regions import RegionSelector
 from synthetic import COLOURS, picture, write_corpus
 
 FAKE = ModelSpec("fake")
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_or_lacks_the_region_is_left_out_and_named(tmp_path:
     (corpus / "red/bad.png").write_bytes(b"x")
     Image.new("RGB", (24, 24)).save(corpus / "red/dark.png")
     notes: list[str] = []
-    where = Where("prominent_person", persons=FAKE)
+    where = RegionSelector("prominent_person", persons=FAKE)
     found = sets(corpus, SourceOptions({"fake": FAKE}, where=where), notes)
     assert sorted(note.split(":")[0] for note in notes if "bad" in note or "dark" in note) == [
         "red/bad.png",
@@ -104,7 +104,7 @@ def test_several_encoders_are_joined(tmp_path: Path) -> None:
 
 
 def test_the_arrays_of_an_exported_index_bring_their_encoder(tmp_path: Path) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus", per_label=30), tmp_path / "index.npz", encoder=FAKE)
+    build_index(write_corpus(tmp_path / "corpus", per_label=30), tmp_path / "index.npz", encoder=FAKE)
     report = train(read_source(str(tmp_path / "index.npz"), SourceOptions(), []), tmp_path / "store")
     assert [t.best.collection for t in report.trained] == sorted(COLOURS)
     answers = CollectionClassifier(tmp_path / "store").classify(picture(COLOURS["red"], seed=999))
@@ -120,7 +120,9 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
         sets(tmp_path / "a.npz", SourceOptions(embedding_type="mine"))
     vectors[3] = vectors[1]
     np.savez(tmp_path / "a.npz", embeddings=vectors, labels=labels, ids=np.asarray([3, 1, 4, 1, 5, 9]))
-    found = sets(tmp_path / "a.npz", SourceOptions(embedding_type="mine", where=Where("prominent_face")))
+    found = sets(
+        tmp_path / "a.npz", SourceOptions(embedding_type="mine", where=RegionSelector("prominent_face"))
+    )
     assert [s.collection for s in found] == ["x", "y", "z"]
     assert found[0].items == ("3", "1", "4", "5", "9")
     np.testing.assert_array_equal(found[0].labels, [True, False, True, True, False])
@@ -175,7 +177,7 @@ def test_a_name_that_no_text_can_hold(tmp_path: Path) -> None:
         ("corpus", SourceOptions(), ConfigError),
         ("corpus", SourceOptions({"fake": FAKE}, embedding_type="x"), ConfigError),
         ("corpus", SourceOptions({"fake": FAKE}, embedding_types={"red": "x"}), ConfigError),
-        ("corpus", SourceOptions({"fake": FAKE}, where=Where(padding=0.2)), ConfigError),
+        ("corpus", SourceOptions({"fake": FAKE}, where=RegionSelector(padding=0.2)), ConfigError),
         ("http://127.0.0.1", SourceOptions(embedding_type="x"), ConfigError),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier
+from lmm_classifier.api.serialize import findings
 from lmm_classifier.collection.artifact import read_model
 from lmm_classifier.collection.encoder_binding import encoder_of
 from lmm_classifier.collection.estimators import parse_estimator
@@ -33,7 +34,6 @@ from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.serialize import findings
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from lmm_classifier import CollectionClassifier
 from lmm_classifier.collection.store import BEST, Store
 from lmm_classifier.collection.train import TrainOptions, train
+from shell import python
 from synthetic import COLOURS, picture
 from training_sets import of_colour, trained
 
@@ -23,7 +23,6 @@ RED = picture(COLOURS["red"], seed=1000)
 # What the child does: train, and die without any clean-up at the n-th call that changes the disk.
 CHILD = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from training_sets import of_colour, trained
 from lmm_classifier.collection.train import TrainOptions
@@ -46,8 +45,7 @@ print(changes)
 
 
 def child(store: Path, last: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CHILD, str(store), str(last), str(Path(__file__).parents[1])]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return python("-c", CHILD, store, str(last))
 
 
 def answers(store: Path) -> dict[str, bool | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from installed import run_with as run
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
 
@@ -49,7 +49,7 @@ pipeline:
 IN_PYTHON = """
 import json
 from lmm_classifier import PipelineConfig
-from lmm_classifier.serialize import findings
+from lmm_classifier.api.serialize import findings
 from my_package import Discount
 pipeline = PipelineConfig.from_yaml("s.yaml").build()
 assert pipeline.steps[3] == Discount(labels=("red",), factor=0.25)
@@ -60,7 +60,7 @@ print(json.dumps(findings(next(pipeline.run_files(["photo.png"])))))
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder with an index, a photo and settings."""
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
     picture(COLOURS["red"], seed=1).save(tmp_path / "photo.png")
     (tmp_path / "s.yaml").write_text(SETTINGS)
     return tmp_path

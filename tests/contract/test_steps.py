@@ -14,12 +14,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier import registry
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.regions import Where
+from lmm_classifier.regions import RegionSelector
 from lmm_classifier.types import Sample
 from synthetic import COLOURS, picture, write_corpus
 
@@ -30,7 +30,7 @@ FIELDS = {field.name for field in dataclasses.fields(Sample)}
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("contract")
-    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
+    build_index(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
     return folder / "index"
 
 
@@ -38,7 +38,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classifiers of persons: the steps before have focussed on one."""
     folder = tmp_path_factory.mktemp("contract") / "store"
-    where = Where("prominent_person", persons=FAKE, on_missing="fallback")
+    where = RegionSelector("prominent_person", persons=FAKE, on_missing="fallback")
     source = SourceOptions({"fake": FAKE}, where=where)
     assert len(train(read_source(str(index.parent / "corpus"), source, []), folder).trained) == 3
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.evaluation.dataset import answerable_labels, questions, read_unknowns
@@ -24,8 +24,8 @@ FAKE = ModelSpec("fake")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     write_corpus(folder / "corpus")
-    index_corpus(folder / "corpus", folder / "index", encoder=FAKE)
-    index_corpus(folder / "corpus", folder / "index.npz", encoder=FAKE)
+    build_index(folder / "corpus", folder / "index", encoder=FAKE)
+    build_index(folder / "corpus", folder / "index.npz", encoder=FAKE)
     write_corpus(folder / "known", seed=4000)
     return folder
 

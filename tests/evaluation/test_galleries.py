@@ -11,7 +11,7 @@ from PIL import Image
 
 from html_page import HOSTILE, Tags, parsed
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.classification import Candidate
 from lmm_classifier.evaluation.galleries import write_report
 from lmm_classifier.evaluation.query import Query
@@ -24,7 +24,7 @@ FAKE = ModelSpec("fake")
 
 @pytest.fixture
 def queries(tmp_path: Path) -> list[Query]:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=FAKE)
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=FAKE)
     settings = PipelineConfig(
         encoder=FAKE,
         retrieval={"index_path": tmp_path / "index", "confidence_threshold": 1},

@@ -14,7 +14,7 @@ import yaml
 
 from experiments import BASE, records, write_experiment
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.calibration.targets import Costs
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
@@ -190,7 +190,7 @@ class TestEmbeddedOnce:
     def classifiers(self, tmp_path: Path) -> list[HybridClassifier]:
         write_corpus(tmp_path / "corpus", per_label=6)
         write_corpus(tmp_path / "query", per_label=3, seed=500)
-        index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
+        build_index(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
         by_hand = {"confidence_threshold": 1.0, "open_set_threshold": 0.1}
         settings: list[dict[str, Any]] = [{"enabled": False}, {"enabled": True, "family": "fake"}]
         return [

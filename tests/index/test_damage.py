@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fitted import write_fitted
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.decision.heads import HeadSettings
 from lmm_classifier.errors import EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.calibration import CALIBRATION, read_calibration
@@ -33,8 +33,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pristine")
     corpus = write_corpus(folder / "corpus")
     (corpus / "red/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    index_corpus(corpus, folder / "index", encoder=ModelSpec("fake"), max_bad_ratio=0.1)
-    index_corpus(corpus, folder / "index.npz", encoder=ModelSpec("fake"), max_bad_ratio=0.1)
+    build_index(corpus, folder / "index", encoder=ModelSpec("fake"), max_bad_ratio=0.1)
+    build_index(corpus, folder / "index.npz", encoder=ModelSpec("fake"), max_bad_ratio=0.1)
     return folder
 
 

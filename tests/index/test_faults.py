@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.build import BuildOptions, build_index
+from lmm_classifier.index.build import BuildOptions, write_index
 from lmm_classifier.index.publish import SearchOptions
 from lmm_classifier.index.search import open_index
 from lmm_classifier.index.update import add_to_index
@@ -40,7 +40,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def build(corpus: Path, output: Path, **options: bool) -> None:
-    index_corpus(corpus, output, encoder=FAKE, batch_size=2, **options)
+    build_index(corpus, output, encoder=FAKE, batch_size=2, **options)
 
 
 class Disk:
@@ -165,7 +165,7 @@ def test_nothing_gets_its_name_before_it_is_on_the_disk(
     corpus = write_corpus(tmp_path / "corpus", per_label=10)
     order_hook.folder = str(tmp_path)
     try:
-        index_corpus(corpus, tmp_path / "index", encoder=FAKE, search=SearchOptions(factory="HNSW8"))
+        build_index(corpus, tmp_path / "index", encoder=FAKE, search=SearchOptions(factory="HNSW8"))
     finally:
         order_hook.folder = ""
     events = order_hook.events
@@ -202,17 +202,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_really_full(small_disk: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", per_label=20)
-    index_corpus(corpus, small_disk / "index", encoder=FAKE)
+    build_index(corpus, small_disk / "index", encoder=FAKE)
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(max(free - 12 * 1024, 0)))
     picture(COLOURS["red"], seed=777).save(corpus / "red/3.png")
     with pytest.raises(IndexFolderError, match="No space left on device"):
-        index_corpus(corpus, small_disk / "index", encoder=FAKE)
+        build_index(corpus, small_disk / "index", encoder=FAKE)
     assert len(open_index(small_disk / "index")) == 60
     filler.unlink()
-    index_corpus(corpus, small_disk / "index", encoder=FAKE)
-    index_corpus(corpus, tmp_path / "fresh", encoder=FAKE)
+    build_index(corpus, small_disk / "index", encoder=FAKE)
+    build_index(corpus, tmp_path / "fresh", encoder=FAKE)
     assert tree(small_disk / "index") == tree(tmp_path / "fresh")
 
 
@@ -228,7 +228,7 @@ def test_a_folder_that_may_not_be_written() -> None:
             if user == 0:
                 os.seteuid(65534)  # nobody: for root, every folder is open
             with pytest.raises(IndexFolderError) as failure:
-                index_corpus(folder / "corpus", folder / "closed/index", encoder=FAKE)
+                build_index(folder / "corpus", folder / "closed/index", encoder=FAKE)
         finally:
             os.seteuid(user)
         assert str(failure.value) == f"cannot write {folder}/closed/index: Permission denied"
@@ -261,7 +261,7 @@ def test_photos_that_change_vanish_and_come_while_the_build_runs(tmp_path: Path)
 
     for path in photos:
         remember(path)
-    report = build_index(
+    report = write_index(
         read_corpus(corpus),
         [Disturbed(encoder.contract, meddles)],
         tmp_path / "index",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError, IndexFolderError
 from lmm_classifier.index.milvus import Milvus, connected, push_index
@@ -165,7 +165,7 @@ def test_what_cannot_be_pushed_is_said(index: Path, uri: str, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="searched in this process only"):
         open_index(tmp_path / "x.npz", backend=Milvus(uri))
     corpus = write_corpus(tmp_path / "corpus")
-    index_corpus(corpus, tmp_path / "both", encoder=[ModelSpec("fake"), ModelSpec("descriptor")])
+    build_index(corpus, tmp_path / "both", encoder=[ModelSpec("fake"), ModelSpec("descriptor")])
     with pytest.raises(ConfigError, match="fake, descriptor; choose one"):
         push_index(tmp_path / "both", Milvus(uri))
     push_index(tmp_path / "both", Milvus(uri), "descriptor")
@@ -243,7 +243,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("uri", ["http://user:secret@127.0.0.1:1", "/no/such/folder/m.db", "nonsense"])
 def test_a_milvus_that_is_not_there_is_one_line(tmp_path: Path, uri: str) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=ModelSpec("fake"))
     failed = cli("index", "push", "index", "--milvus", uri, cwd=tmp_path)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1), failed.stderr
     assert failed.stderr.startswith("error: Milvus at ")

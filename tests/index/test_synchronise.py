@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,15 @@ import pytest
 from PIL import Image
 
 from fitted import write_fitted
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError, EncoderMismatchError, IndexFolderError, ModelError
-from lmm_classifier.index.build import BuildOptions, BuildReport, build_index
+from lmm_classifier.index.build import BuildOptions, BuildReport, write_index
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.index.search import open_index
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
+from shell import python
 from synthetic import COLOURS, Disturbed, picture, write_corpus
 
 FAKE = ModelSpec("fake")
@@ -40,7 +40,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def build(corpus: Path, output: Path, **options: bool) -> BuildReport:
-    return index_corpus(corpus, output, encoder=FAKE, batch_size=2, **options)
+    return build_index(corpus, output, encoder=FAKE, batch_size=2, **options)
 
 
 def test_synchronising_encodes_only_what_is_new_and_ends_as_a_build_from_nothing(
@@ -96,7 +96,7 @@ def dies_in_the_third_shard() -> Disturbed:
 def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path) -> None:
     build(corpus, tmp_path / "undisturbed")
     with pytest.raises(ModelError):
-        build_index(
+        write_index(
             read_corpus(corpus),
             [dies_in_the_third_shard()],
             tmp_path / "index",
@@ -111,7 +111,7 @@ def test_an_interrupted_build_goes_on_where_it_was(corpus: Path, tmp_path: Path)
 
 def test_finished_shards_whose_photos_changed_since_are_done_again(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
-        build_index(
+        write_index(
             read_corpus(corpus),
             [dies_in_the_third_shard()],
             tmp_path / "index",
@@ -130,7 +130,7 @@ def test_a_file_that_changes_while_the_build_runs_is_reported(corpus: Path, tmp_
         picture(COLOURS["blue"], seed=99).save(corpus / "blue/0.png")
         return encoder.encode(images)
 
-    report = build_index(
+    report = write_index(
         read_corpus(corpus),
         [Disturbed(encoder.contract, meddles)],
         tmp_path / "index",
@@ -148,7 +148,7 @@ def test_two_builders_at_once(corpus: Path, tmp_path: Path) -> None:
             build(corpus, tmp_path / "index")
         return encoder.encode(images)
 
-    build_index(
+    write_index(
         read_corpus(corpus),
         [Disturbed(encoder.contract, builds_again)],
         tmp_path / "index",
@@ -160,7 +160,7 @@ def test_two_builders_at_once(corpus: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_synchronised_says_rebuild(corpus: Path, tmp_path: Path) -> None:
     build(corpus, tmp_path / "index")
     with pytest.raises(EncoderMismatchError, match="--rebuild"):
-        index_corpus(corpus, tmp_path / "index", encoder=ModelSpec("descriptor"))
+        build_index(corpus, tmp_path / "index", encoder=ModelSpec("descriptor"))
     shard = tmp_path / "index/shards/000000.npy"
     shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(IndexFolderError, match=r"000000\.npy is damaged.*--rebuild"):
@@ -221,7 +221,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import lmm_classifier.index.build as b
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 b.SHARD_ROWS = int(sys.argv[4])
@@ -238,15 +238,14 @@ def hook(event, arguments):
         if changes == last:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-index_corpus(corpus, output, encoder=ModelSpec("fake"), batch_size=2)
+build_index(corpus, output, encoder=ModelSpec("fake"), batch_size=2)
 print(changes)
 """
 
 
 def child(corpus: Path, output: Path, last: int, shard_rows: int = 5) -> subprocess.CompletedProcess[str]:
     output.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", CHILD, str(corpus), str(output), str(last), str(shard_rows)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return python("-c", CHILD, corpus, output, str(last), str(shard_rows))
 
 
 def sweep(corpus: Path, folder: Path, points: range, shard_rows: int) -> None:

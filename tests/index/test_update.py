@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmm_classifier.api.build_index import add_photos, index_corpus
+from lmm_classifier.api.build_index import add_photos, build_index
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError, EncoderMismatchError, IndexFolderError
 from lmm_classifier.index.publish import SearchOptions
@@ -30,7 +30,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=FAKE)
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=FAKE)
     return tmp_path / "index"
 
 
@@ -75,10 +75,10 @@ def test_an_addition_is_the_same_as_a_build_with_both(tmp_path: Path) -> None:
     later = tmp_path / "later/red"
     later.mkdir(parents=True)
     picture(COLOURS["red"], seed=901).save(later / "z.png")
-    index_corpus(corpus, tmp_path / "index", encoder=FAKE)
+    build_index(corpus, tmp_path / "index", encoder=FAKE)
     add_photos(tmp_path / "later", tmp_path / "index")
     shutil.copy2(later / "z.png", corpus / "red/z.png")
-    index_corpus(corpus, tmp_path / "both", encoder=FAKE)
+    build_index(corpus, tmp_path / "both", encoder=FAKE)
     assert tree(tmp_path / "index") == tree(tmp_path / "both")
 
 
@@ -133,11 +133,11 @@ def test_to_a_single_file_and_back(index: Path, tmp_path: Path) -> None:
 def test_several_encoders_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     opened = _count_opens(monkeypatch)
-    report = index_corpus(corpus, tmp_path / "both", encoder=[FAKE, DESCRIPTOR], batch_size=4)
+    report = build_index(corpus, tmp_path / "both", encoder=[FAKE, DESCRIPTOR], batch_size=4)
     assert report.encoded == 18
     assert opened == [18]  # each photo was decoded once
     for spec in (FAKE, DESCRIPTOR):
-        index_corpus(corpus, tmp_path / spec.family, encoder=spec)
+        build_index(corpus, tmp_path / spec.family, encoder=spec)
         alone = open_index(tmp_path / spec.family)
         among = open_index(tmp_path / "both", load_encoder(spec).contract)
         assert among.encoder == alone.encoder
@@ -147,18 +147,18 @@ def test_several_encoders_in_one_pass(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(EncoderMismatchError, match="they differ in"):
         open_index(tmp_path / "both", load_encoder(ModelSpec("fake", "other")).contract)
     with pytest.raises(EncoderMismatchError, match="--rebuild"):
-        index_corpus(corpus, tmp_path / "both", encoder=FAKE)
+        build_index(corpus, tmp_path / "both", encoder=FAKE)
     with pytest.raises(IndexFolderError, match="one encoder"):
-        index_corpus(corpus, tmp_path / "both.npz", encoder=[FAKE, DESCRIPTOR])
+        build_index(corpus, tmp_path / "both.npz", encoder=[FAKE, DESCRIPTOR])
 
 
 def test_an_index_of_several_encoders_changes_as_one(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
-    index_corpus(corpus, tmp_path / "index", encoder=[FAKE, DESCRIPTOR])
+    build_index(corpus, tmp_path / "index", encoder=[FAKE, DESCRIPTOR])
     (corpus / "red/3.png").unlink()
     picture(COLOURS["red"], seed=777).save(corpus / "red/new.png")
-    assert index_corpus(corpus, tmp_path / "index", encoder=[FAKE, DESCRIPTOR]).encoded == 1
-    index_corpus(corpus, tmp_path / "fresh", encoder=[FAKE, DESCRIPTOR])
+    assert build_index(corpus, tmp_path / "index", encoder=[FAKE, DESCRIPTOR]).encoded == 1
+    build_index(corpus, tmp_path / "fresh", encoder=[FAKE, DESCRIPTOR])
     assert tree(tmp_path / "index") == tree(tmp_path / "fresh")
     with pytest.raises(ConfigError, match="fake, descriptor; choose one"):
         export_npz(tmp_path / "index", tmp_path / "x.npz")
@@ -171,7 +171,7 @@ def test_an_index_of_several_encoders_changes_as_one(tmp_path: Path) -> None:
 def test_a_structure_that_was_asked_for_stays(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", per_label=10)
     search = SearchOptions(factory="HNSW8")
-    index_corpus(corpus, tmp_path / "index", encoder=FAKE, search=search)
+    build_index(corpus, tmp_path / "index", encoder=FAKE, search=search)
     remove_from_index(tmp_path / "index", paths=["red/0.png"])
     add_photos(write_corpus(tmp_path / "more", seed=4000), tmp_path / "index")
     assert open_index(tmp_path / "index").operating_point.factory == "HNSW8"
@@ -179,7 +179,7 @@ def test_a_structure_that_was_asked_for_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["shards/000001.npy", "shards/000001.1.npy", "shards/000001.parquet"])
 def test_verify_names_every_damaged_file(tmp_path: Path, name: str) -> None:
-    index_corpus(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=[FAKE, DESCRIPTOR])
+    build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=[FAKE, DESCRIPTOR])
     for damaged in (name, "failures.jsonl"):
         path = tmp_path / "index" / damaged
         path.write_bytes(path.read_bytes()[:-1] + b"\x01" if path.stat().st_size else b"\x01")
@@ -194,9 +194,9 @@ def test_a_corpus_that_cannot_be_read_does_not_replace_one_that_could(index: Pat
     for path in sorted((tmp_path / "corpus").rglob("*.png"))[:2]:
         path.write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(CorpusError, match=r"2 of 18 images .*--max-bad-ratio from 0\.05"):
-        index_corpus(tmp_path / "corpus", index, encoder=FAKE)
+        build_index(tmp_path / "corpus", index, encoder=FAKE)
     assert tree(index) == before
-    assert index_corpus(tmp_path / "corpus", index, encoder=FAKE, max_bad_ratio=0.2).indexed == 16
+    assert build_index(tmp_path / "corpus", index, encoder=FAKE, max_bad_ratio=0.2).indexed == 16
     assert len(open_index(index)) == 16
 
 

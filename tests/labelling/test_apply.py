@@ -11,7 +11,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from labelled import write_photos
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.source import read_corpus
@@ -195,7 +195,7 @@ def test_a_label_that_is_no_utf8_comes_back_as_it_was(tmp_path: Path) -> None:
         for label, colour in ((name, YELLOW), ("red", COLOURS["red"])):
             (tmp_path / "corpus" / label).mkdir(parents=True, exist_ok=True)
             picture(colour, i).save(os.fsencode(tmp_path / "corpus" / label / f"{i}.png"))
-    index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
+    build_index(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
     config = {"encoder": {"family": "fake"}, "rerank": {"enabled": False}}
     settings = PipelineConfig.model_validate({**config, "retrieval": {"index_path": tmp_path / "index"}})
     (tmp_path / "photos").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import time
 from pathlib import Path
@@ -17,10 +16,9 @@ from lmm_classifier.labelling.run import label_photos
 from lmm_classifier.labelling.run_store import SHARDS, Run
 from lmm_classifier.labelling.table_export import write_results
 from lmm_classifier.storage.progress import Progress
+from shell import forks
 
 SHARD = 8
-PROCESSES = multiprocessing.get_context("forkserver")  # forked from one that has no threads
-PROCESSES.set_forkserver_preload(["labelled"])
 
 
 def untimed(run: Path) -> list[dict[str, object]]:
@@ -29,7 +27,7 @@ def untimed(run: Path) -> list[dict[str, object]]:
 
 def killed(*arguments: object) -> None:
     """`attempt` in a process of its own, which ends by a signal."""
-    child = PROCESSES.Process(target=attempt, args=arguments)
+    child = forks().Process(target=attempt, args=arguments)
     child.start()
     child.join()
     assert child.exitcode in {0, -signal.SIGALRM}

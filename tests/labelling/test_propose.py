@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.config.pipeline import PipelineConfig
@@ -30,7 +30,7 @@ SETTINGS = {"encoder": {"family": "fake"}, "rerank": {"enabled": False}}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated index of three colours, a folder of five, and a run over it."""
     folder = tmp_path_factory.mktemp("colours")
-    index_corpus(write_corpus(folder / "corpus", 20), folder / "index", encoder=ModelSpec("fake"))
+    build_index(write_corpus(folder / "corpus", 20), folder / "index", encoder=ModelSpec("fake"))
     config = PipelineConfig.model_validate({**SETTINGS, "retrieval": {"index_path": folder / "index"}})
     config.to_yaml(folder / "config.yaml")
     classifier = HybridClassifier(config)
@@ -88,7 +88,7 @@ def test_groups_of_what_was_answered_otherwise_are_not_shown(made: Path, tmp_pat
     """The same photos, by an index that has learned one of the colours meanwhile."""
     opened = Run(made / "run")
     write_groups(opened, propose_groups(opened))
-    index_corpus(made / "photos", tmp_path / "index", encoder=ModelSpec("fake"))
+    build_index(made / "photos", tmp_path / "index", encoder=ModelSpec("fake"))
     config = PipelineConfig.model_validate({**SETTINGS, "retrieval": {"index_path": tmp_path / "index"}})
     again = label_photos(made / "photos", HybridClassifier(config), tmp_path / "run").run
     (tmp_path / "run" / PROPOSALS).write_bytes((made / "run" / PROPOSALS).read_bytes())

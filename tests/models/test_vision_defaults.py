@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hub_cache import files_in, write_cached
-from lmm_classifier.api.vision import classify, embed, labels, similarity
+from lmm_classifier.api.vision import classify_image, embed, labels, similarity
 from lmm_classifier.config.pipeline import PipelineConfig, make_step
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.spec import ModelSpec
@@ -67,13 +67,13 @@ def probabilities(folder: str, image: Image.Image) -> torch.Tensor:
 def test_classify_gives_the_five_likeliest_by_a_softmax(convnext: str, noise: Noise) -> None:
     image = noise(60, 40)
     expected = torch.topk(probabilities(convnext, image), 5)
-    found = classify(image, model=ModelSpec("image-classifier", **FLOAT32))
+    found = classify_image(image, model=ModelSpec("image-classifier", **FLOAT32))
     assert [each.score for each in found] == pytest.approx(expected.values.tolist())
     assert [", ".join((each.label, *each.synonyms)) for each in found] == [
         SEVEN[i] for i in expected.indices.tolist()
     ]
-    assert len(classify(image)) == 5  # by default
-    assert len(classify(image, top_k=None)) == 7
+    assert len(classify_image(image)) == 5  # by default
+    assert len(classify_image(image, top_k=None)) == 7
 
 
 def test_labels_are_those_that_reach_the_minimum_with_their_synonyms(convnext: str, noise: Noise) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import beta, kstest
 
 from fitted import write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.decision.conformal import p_values
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.spec import ModelSpec
@@ -113,7 +113,7 @@ class TestLog:
     @pytest.fixture
     def classifier(self, tmp_path: Path) -> HybridClassifier:
         write_corpus(tmp_path / "corpus", per_label=12)
-        index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
+        build_index(tmp_path / "corpus", tmp_path / "index", encoder=ModelSpec("fake"))
         write_fitted(tmp_path / "index")
         settings = {"encoder": ModelSpec("fake"), "rerank": {"enabled": False}}
         return HybridClassifier(PipelineConfig(retrieval={"index_path": tmp_path / "index"}, **settings))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmm_classifier.api.serialize import findings
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step
-from lmm_classifier.serialize import findings
 from lmm_classifier.steps.caption import Caption
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed

@@ -12,13 +12,13 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
+from lmm_classifier.api.serialize import findings
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import detection
 from lmm_classifier.models.detection import Detections, load_detector
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, run_shared
-from lmm_classifier.regions import Where, lines_of, make_where
-from lmm_classifier.serialize import findings
+from lmm_classifier.regions import RegionSelector, lines_of, make_region_selector
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus
@@ -185,21 +185,24 @@ class TestFocus:
 
 class TestWhere:
     def test_there_are_three_targets_and_another_is_refused(self) -> None:
-        assert Where().steps() == ()
-        assert [step.name for step in Where("prominent_person").steps()] == ["detect", "focus"]
-        assert [step.name for step in Where("prominent_face").steps()] == ["detect", "focus"] * 2
+        assert RegionSelector().steps() == ()
+        assert [step.name for step in RegionSelector("prominent_person").steps()] == ["detect", "focus"]
+        assert [step.name for step in RegionSelector("prominent_face").steps()] == ["detect", "focus"] * 2
         known = "target: Input should be 'whole_image', 'prominent_person' or 'prominent_face'"
         with pytest.raises(ConfigError, match=f"^{known}$"):
-            make_where({"target": "nobody"})
+            make_region_selector({"target": "nobody"})
 
     def test_the_context_of_a_face_is_one_of_two(self) -> None:
-        assert [s.name for s in Where("prominent_face", "whole_image").steps()] == ["detect", "focus"]
+        assert [s.name for s in RegionSelector("prominent_face", "whole_image").steps()] == [
+            "detect",
+            "focus",
+        ]
         with pytest.raises(ValidationError, match="face_context"):
-            TypeAdapter(Where).validate_python({"face_context": "the_moon"})
+            TypeAdapter(RegionSelector).validate_python({"face_context": "the_moon"})
 
     def test_without_a_person_the_whole_image_is_taken_and_the_result_says_so(self, says) -> None:
         says(family="faster-rcnn")
-        [found] = Pipeline((*Where("prominent_person").steps(), EMBED)).run([photo()])
+        [found] = Pipeline((*RegionSelector("prominent_person").steps(), EMBED)).run([photo()])
         assert found.target is not None
         assert found.target.fallback == "no person was found"
         [whole] = Pipeline((EMBED,)).run([photo()])
@@ -209,18 +212,20 @@ class TestWhere:
     def test_without_a_person_no_face_is_looked_for(self, says) -> None:
         says(family="faster-rcnn")
         faces = says(((5, 5, 40, 40), 0.9, "face"), family="mtcnn")
-        [found] = Pipeline(Where("prominent_face").steps()).run([photo()])
+        [found] = Pipeline(RegionSelector("prominent_face").steps()).run([photo()])
         assert found.skipped is not None
         assert found.skipped.code == "no_person"
         assert faces.shown == []
-        [anywhere] = Pipeline(Where("prominent_face", "whole_image").steps()).run([photo()])
+        [anywhere] = Pipeline(RegionSelector("prominent_face", "whole_image").steps()).run([photo()])
         assert anywhere.target is not None
         assert anywhere.target.box == (5, 5, 40, 40)
 
     def test_the_box_of_the_most_prominent_person_is_whole_pixels_with_a_score(self, says) -> None:
         """Detection alone is a place without a step after it."""
         says(((10.6, 20.4, 60.7, 500), 0.7, "person"), ((0, 0, 9, 9), 0.4, "person"), family="faster-rcnn")
-        [[found]] = run_shared([photo()], lines_of([(make_where({"target": "prominent_person"}), ())]))
+        [[found]] = run_shared(
+            [photo()], lines_of([(make_region_selector({"target": "prominent_person"}), ())])
+        )
         target = findings(found)["target"]
         assert (target["box"], target["wanted"], target["fallback"]) == ([10, 20, 60, 100], "person", None)
         assert target["score"] == pytest.approx(0.7)
@@ -229,7 +234,7 @@ class TestWhere:
     def test_a_person_without_a_face_is_skipped_with_a_reason(self, says) -> None:
         says(((10, 10, 90, 90), 0.9, "person"), family="faster-rcnn")
         faces = says(family="mtcnn")
-        [found] = Pipeline((*Where("prominent_face").steps(), EMBED)).run([photo()])
+        [found] = Pipeline((*RegionSelector("prominent_face").steps(), EMBED)).run([photo()])
         assert faces.shown == [(80, 80)]
         assert found.skipped is not None
         assert (found.skipped.code, found.skipped.reason) == ("no_face", "no face was found")
@@ -237,10 +242,10 @@ class TestWhere:
 
     def test_nobody_found_is_no_error_and_a_broken_detector_is(self, says) -> None:
         detector = says(family="faster-rcnn")
-        assert next(Pipeline(Where("prominent_person").steps()).run([photo()])).target is not None
+        assert next(Pipeline(RegionSelector("prominent_person").steps()).run([photo()])).target is not None
         detector.detect = lambda images: 1 / 0
         with pytest.raises(ModelError, match="faster-rcnn"):
-            list(Pipeline(Where("prominent_person").steps()).run([photo()]))
+            list(Pipeline(RegionSelector("prominent_person").steps()).run([photo()]))
 
 
 class TestShared:
@@ -255,10 +260,15 @@ class TestShared:
                 return super().run(batch)
 
         embed = Counting(FAKE)
-        person, face = Where("prominent_person"), Where("prominent_face")
-        anywhere = Where("prominent_face", "whole_image")
+        person, face = RegionSelector("prominent_person"), RegionSelector("prominent_face")
+        anywhere = RegionSelector("prominent_face", "whole_image")
         tasks = [(person, ()), (person, (embed,)), (person, (Counting(FAKE),)), (face, (embed,))]
-        tasks += [(face, ()), (anywhere, (embed,)), (Where(), (embed,)), (Where(), (embed,))]
+        tasks += [
+            (face, ()),
+            (anywhere, (embed,)),
+            (RegionSelector(), (embed,)),
+            (RegionSelector(), (embed,)),
+        ]
         shown = photo((12, 12, 30, 30))
         results = run_shared([shown], lines_of(tasks))
         assert len(results) == 8
@@ -276,7 +286,7 @@ class TestShared:
         from lmm_classifier.steps.vote import Vote
 
         with pytest.raises(ConfigError, match="'vote' needs embeddings, neighbours"):
-            run_shared([photo()], [Where("prominent_person").steps(), (Vote(),)])
+            run_shared([photo()], [RegionSelector("prominent_person").steps(), (Vote(),)])
         assert persons.shown == []
 
     def test_no_lines_and_no_photos(self) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from clock import from_now
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.runtime.pretrained import locate
@@ -80,7 +80,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(corpus: Path) -> Path:
-    index_corpus(corpus, corpus.parent / "index", encoder=FAKE)
+    build_index(corpus, corpus.parent / "index", encoder=FAKE)
     return corpus.parent / "index"
 
 
@@ -125,7 +125,7 @@ class TestModes:
         shutil.copytree(corpus, tmp_path / "corpus")
         for i in range(9):
             shutil.copy(corpus / "red/3.png", tmp_path / f"corpus/red/copy{i}.png")
-        index_corpus(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
+        build_index(tmp_path / "corpus", tmp_path / "index", encoder=FAKE)
         comparing = classifier(
             tmp_path / "index", mode="pairwise", exemplars=4, corpus_root=tmp_path / "corpus", top_k=28
         )

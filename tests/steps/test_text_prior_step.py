@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.classification import Classification
 from lmm_classifier.errors import EncoderMismatchError, ModelError
 from lmm_classifier.models.fake import FakeEncoder
@@ -28,7 +28,7 @@ LABELS = (*COLOURS, "purple")
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text_prior")
-    index_corpus(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
+    build_index(write_corpus(folder / "corpus"), folder / "index", encoder=FAKE)
     return folder / "index"
 
 

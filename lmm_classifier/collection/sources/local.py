@@ -20,7 +20,7 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CollectionError, ConfigError
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.regions import TargetName, Where
+from lmm_classifier.regions import RegionSelector, TargetName
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import EncoderContract, FloatArray
 
@@ -28,7 +28,7 @@ Labelled = dict[str, set[str]]  # item -> its labels
 
 
 def photo_sets(
-    source: Path, encoders: Encoders, where: Where, notes: list[str]
+    source: Path, encoders: Encoders, where: RegionSelector, notes: list[str]
 ) -> Iterator[TrainingSet | SkippedCollection]:
     """Labelled photos: a folder per label, or a CSV or JSONL table with `path` and `label`.
 

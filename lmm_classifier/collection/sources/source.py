@@ -12,7 +12,7 @@ from lmm_classifier.collection.sources.local import array_sets, photo_sets
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, ConfigError
 from lmm_classifier.fetch import DEFAULT_LIMITS, FetchLimits
-from lmm_classifier.regions import Where
+from lmm_classifier.regions import RegionSelector
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class SourceOptions:
     encoders: Encoders = field(default_factory=dict)
     embedding_type: str | None = None
     embedding_types: Mapping[str, str] = field(default_factory=dict)
-    where: Where = field(default_factory=Where)
+    where: RegionSelector = field(default_factory=RegionSelector)
     only: tuple[str, ...] = ()
     limits: FetchLimits = DEFAULT_LIMITS
 
@@ -69,9 +69,9 @@ def read_source(
         raise CollectionError(f"{source} has no collection {missing[0]!r}")
 
 
-def _check_where(where: Where) -> None:
+def _check_where(where: RegionSelector) -> None:
     """What a photo is asked with later is the target and the detectors; the training must have no more."""
-    kept = Where(where.target, on_missing=where.on_missing, persons=where.persons, faces=where.faces)
+    kept = RegionSelector(where.target, on_missing=where.on_missing, persons=where.persons, faces=where.faces)
     for name in ("face_context", "prominence", "padding", "crop_policy"):
         if getattr(where, name) != getattr(kept, name):
             raise ConfigError(

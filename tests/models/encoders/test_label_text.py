@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import lmm_classifier
-from lmm_classifier.api.build_index import index_corpus
+from lmm_classifier.api.build_index import build_index
 from lmm_classifier.checkpoints.digits import KNOWN_NAMES, picture_of, scans_in
 from lmm_classifier.checkpoints.train_siglip import TEMPLATES as TRAINED
 from lmm_classifier.errors import ConfigError, ModelError
@@ -175,7 +175,7 @@ def test_the_text_prior_gives_the_probabilities_of_the_whole_model(
     folder: Path, temperature: float, tmp_path: Path
 ) -> None:
     spec = ModelSpec("siglip", str(folder), dtype="float32")
-    index_corpus(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=spec)
+    build_index(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=spec)
     # No label of the text has an image, and the weight is 1: the evidence is the probability.
     labels = ("daisy", "rose", "tulip")
     prior = TextPrior(

@@ -28,7 +28,7 @@ from fitted import GATES, write_fitted
 from lmm_classifier.collection.sources.source import SourceOptions, read_source
 from lmm_classifier.collection.train import train
 from lmm_classifier.pipeline import Pipeline
-from lmm_classifier.regions import Where
+from lmm_classifier.regions import RegionSelector
 from lmm_classifier.types import Sample
 from served import FAKE, Served
 from synthetic import COLOURS, picture
@@ -145,7 +145,7 @@ def told(page: Page) -> dict[str, Any]:
 
 def face_in(photo: Image.Image) -> tuple[int, int, int, int]:
     """Its box, by the steps themselves."""
-    [sample] = Pipeline(Where("prominent_face", "whole_image").steps()).run(
+    [sample] = Pipeline(RegionSelector("prominent_face", "whole_image").steps()).run(
         [Sample.from_image("face", photo)]
     )
     assert sample.target is not None
