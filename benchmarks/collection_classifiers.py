@@ -22,9 +22,9 @@ from sklearn.linear_model import LogisticRegression
 
 from lmm_classifier.collection.artifact import stem_of, write_linear
 from lmm_classifier.collection.estimators import Linear
-from lmm_classifier.collection.loaded_classifiers import Shelf
+from lmm_classifier.collection.loaded_classifiers import StoreCache
 from lmm_classifier.collection.step import Classify
-from lmm_classifier.collection.training_set import Part
+from lmm_classifier.collection.training_set import EmbeddingPart
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.steps.embed import Embed
@@ -44,7 +44,7 @@ def main() -> None:
         models = write_store(store, options.collections)
         step = Classify(store=store)
         started = time.perf_counter()
-        Shelf(store).bank(None, (), "auto")
+        StoreCache(store).bank(None, (), "auto")
         loading = time.perf_counter() - started
         [sample] = Embed(ENCODER).run([Sample.from_image("photo", Image.new("RGB", (64, 64), (90, 20, 20)))])
         step.run([sample])
@@ -72,7 +72,7 @@ def main() -> None:
 def write_store(store: Path, n: int) -> list[LogisticRegression]:
     """A store of random classifiers, and the same ones as scikit-learn has them."""
     contract = load_encoder(ENCODER).contract
-    part = Part("descriptor", contract.dim, contract.fingerprint, "descriptor", "", "", "float32")
+    part = EmbeddingPart("descriptor", contract.dim, contract.fingerprint, "descriptor", "", "", "float32")
     random = np.random.default_rng(0)
     models, entries = [], {}
     for number in range(n):

@@ -31,7 +31,7 @@ from sklearn.metrics import adjusted_rand_score
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.labelling.clustering import propose
-from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
@@ -100,7 +100,7 @@ def proposals(vectors: FloatArray, labels: np.ndarray, train: BoolArray, splits:
     rows = []
     for seed in range(splits):
         indexed, unknown = split(labels, train, seed)
-        learner = Learner.calibrated([vectors[indexed]], labels[indexed].tolist())
+        learner = IncrementalClassifier.calibrated([vectors[indexed]], labels[indexed].tolist())
         folder, truths, strange = vectors[~indexed], labels[~indexed], unknown[~indexed]
         clustered = learner.answers([folder]).unknown
         found = propose(folder[clustered], learner.references[0], learner.labels)
@@ -135,7 +135,7 @@ def reviews(vectors: FloatArray, labels: np.ndarray, train: BoolArray, options: 
     again = not options.fast
     for seed in range(options.splits):
         indexed, _ = split(labels, train, seed)
-        learner = Learner.calibrated([vectors[indexed]], labels[indexed].tolist())
+        learner = IncrementalClassifier.calibrated([vectors[indexed]], labels[indexed].tolist())
         folder, truths = [vectors[~indexed]], labels[~indexed].tolist()
         started = time.perf_counter()
         queue.append(simulate(learner, folder, truths, looks=LOOKS, recalibrate=again))

@@ -20,8 +20,8 @@ from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluation.galleries import write_report
-from lmm_classifier.evaluation.query import Query
-from lmm_classifier.metrics.stages import Metrics, measure
+from lmm_classifier.evaluation.query import EvaluatedItem
+from lmm_classifier.metrics.stages import StageMetrics, measure
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.atomic_files import replace_file
@@ -55,7 +55,7 @@ class DemoSummary:
     index_rate: float
     query_rate: float
     seconds: float
-    metrics: Metrics
+    metrics: StageMetrics
 
     def to_dict(self) -> dict[str, Any]:
         """Flat JSON types."""
@@ -164,7 +164,7 @@ def run_demo(output: Path, on_progress: OnProgress) -> DemoSummary:
     return summary
 
 
-def _answered(classifier: HybridClassifier, corpus: Path, on_progress: OnProgress) -> Iterator[Query]:
+def _answered(classifier: HybridClassifier, corpus: Path, on_progress: OnProgress) -> Iterator[EvaluatedItem]:
     known, unknown = read_corpus(corpus / "query"), read_corpus(corpus / UNKNOWN_FOLDER)
     asked = [(known.root / item.path, item.label) for item in known.items]
     asked += [(unknown.root / item.path, UNKNOWN) for item in unknown.items]
@@ -173,7 +173,7 @@ def _answered(classifier: HybridClassifier, corpus: Path, on_progress: OnProgres
         if isinstance(answer, SkippedFile):
             raise CorpusError(f"{photo}: {answer.reason}; delete {corpus} and run the demo again")
         on_progress(Progress("answering the queries", done, len(asked)))
-        yield Query(photo, truth, answer)
+        yield EvaluatedItem(photo, truth, answer)
 
 
 def _percent(share: float | None) -> str:

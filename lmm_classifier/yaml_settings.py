@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.registry import did_you_mean
@@ -21,6 +21,12 @@ MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 50
 MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+class Settings(BaseModel):
+    """Base of a section of settings: an unknown key is an error, and what was read does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def read_yaml(path: Path) -> Any:

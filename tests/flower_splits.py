@@ -10,7 +10,7 @@ import yaml
 
 from lmm_classifier.corpus.images import open_image
 from lmm_classifier.corpus.source import read_corpus
-from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, FloatArray
@@ -29,7 +29,7 @@ class Flowers:
 class FlowerSplit:
     """An index of 9 species x 30 photos, calibrated on itself; the other photos are the folder."""
 
-    learner: Learner
+    learner: IncrementalClassifier
     vectors: FloatArray
     truths: np.ndarray
     strange: BoolArray
@@ -70,5 +70,5 @@ def flower_split(flowers: Flowers, seed: int) -> FlowerSplit:
     indexed = np.zeros(len(flowers.labels), bool)
     for label in np.unique(flowers.labels[~unknown]):
         indexed[random.permutation(np.flatnonzero(flowers.train & (flowers.labels == label)))[:30]] = True
-    learner = Learner.calibrated([flowers.vectors[indexed]], flowers.labels[indexed].tolist())
+    learner = IncrementalClassifier.calibrated([flowers.vectors[indexed]], flowers.labels[indexed].tolist())
     return FlowerSplit(learner, flowers.vectors[~indexed], flowers.labels[~indexed], unknown[~indexed])

@@ -15,9 +15,9 @@ from typing import Any
 from PIL import Image
 
 from lmm_classifier.labelling.annotation_log import SUFFIX
-from lmm_classifier.labelling.review_items import Item, by_certainty
+from lmm_classifier.labelling.review_items import ReviewItem, by_certainty
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.review.app import SETTINGS, create_review
 from served import Reply, Served, classifier, listening, make_index
 from synthetic import COLOURS, picture
@@ -47,14 +47,14 @@ def fresh(run: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-MakesOrder = Callable[[Run, Mapping[int, str | None]], tuple[Item, ...]]
+MakesOrder = Callable[[LabellingRun, Mapping[int, str | None]], tuple[ReviewItem, ...]]
 
 
-def grouped(run: Run, decided: Mapping[int, str | None]) -> tuple[Item, ...]:
+def grouped(run: LabellingRun, decided: Mapping[int, str | None]) -> tuple[ReviewItem, ...]:
     """The yellow photos as a group that comes first, then the others."""
     paths = run.columns("path")["path"].to_pylist()
     yellow = tuple(row for row, path in enumerate(paths) if path.startswith("yellow"))
-    group = Item("group", yellow[:2], yellow, None, 9.0, "these are <b>alike</b>", "a/b <i>")
+    group = ReviewItem("group", yellow[:2], yellow, None, 9.0, "these are <b>alike</b>", "a/b <i>")
     return (group, *(item for item in by_certainty(run, decided) if item.members[0] not in yellow))
 
 
@@ -63,7 +63,7 @@ class Reviewing:
     """A review that listens, and what its page knows."""
 
     served: Served
-    run: Run
+    run: LabellingRun
     review: str
 
     def get(self, path: str, **headers: str) -> Reply:
@@ -91,13 +91,13 @@ class Reviewing:
 def reviewing(
     folder: Path, reviewer: str = "anna", order: MakesOrder | None = None, **options: Any
 ) -> Iterator[Reviewing]:
-    run = Run(folder)
+    run = LabellingRun(folder)
     made = None if order is None else partial(order, run)
     with listening(create_review(run, reviewer, order=made, **options), SETTINGS) as served:
         yield attached(served, run)
 
 
-def attached(served: Served, run: Run) -> Reviewing:
+def attached(served: Served, run: LabellingRun) -> Reviewing:
     return Reviewing(served, run, served.ask("GET", "/run").json["review"])
 
 

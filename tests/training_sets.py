@@ -9,14 +9,14 @@ import numpy as np
 
 from collections_service import blobs
 from lmm_classifier.collection.train import Trained, TrainOptions, train
-from lmm_classifier.collection.training_set import Part, TrainingSet, unit_rows
+from lmm_classifier.collection.training_set import EmbeddingPart, TrainingSet, unit_rows
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture
 
 DEFAULTS = TrainOptions()
 FAKE = ModelSpec("fake")
-FAKE_PART = Part("fake", 48, load_encoder(FAKE).contract.fingerprint, "fake", "", "", "float32")
+FAKE_PART = EmbeddingPart("fake", 48, load_encoder(FAKE).contract.fingerprint, "fake", "", "", "float32")
 
 
 def training_set(
@@ -29,7 +29,7 @@ def training_set(
         collection,
         f"name of {collection}",
         "whole_image",
-        (Part("made_up", d),),
+        (EmbeddingPart("made_up", d),),
         unit_rows(vectors, "x"),
         labels,
         items,

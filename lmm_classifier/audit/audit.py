@@ -13,7 +13,7 @@ from lmm_classifier.api.classification import Neighbour
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.nearest_others import (
     QUERIES,
-    Others,
+    NearestOthers,
     near_threshold,
     nearest_others,
     vote_shares,
@@ -132,7 +132,7 @@ def audit_index(
     if k < 1 or (near is not None and not 0 < near <= 1):
         raise ConfigError(f"k must be at least 1 and near in (0, 1], they are {k} and {near}")
     contents = index.records.contents()
-    rows = _Rows(index, contents)
+    rows = _PhotoRows(index, contents)
     if near is None:
         near = near_threshold(index, contents, rows.heads)
     pairs, doubts, crowded = _compared(rows, k, near, on_progress)
@@ -153,7 +153,7 @@ def audit_index(
     )
 
 
-class _Rows:
+class _PhotoRows:
     """The rows of an index: which are copies of which, and one head for all copies under one label."""
 
     def __init__(self, index: VectorIndex, contents: IntArray) -> None:
@@ -190,7 +190,7 @@ class _Rows:
 
 
 def _compared(
-    rows: _Rows, k: int, near: float | None, on_progress: OnProgress
+    rows: _PhotoRows, k: int, near: float | None, on_progress: OnProgress
 ) -> tuple[dict[tuple[int, int], float], list[Disagreement], int]:
     """Near-duplicates as (row, row) -> similarity, disagreements, and the number of crowded images."""
     found = nearest_others(rows.index, rows.contents, rows.heads, k, near)
@@ -207,7 +207,9 @@ def _compared(
     return pairs, doubts, crowded
 
 
-def _near_pairs(rows: _Rows, others: Others, k: int, near: float | None) -> Mapping[tuple[int, int], float]:
+def _near_pairs(
+    rows: _PhotoRows, others: NearestOthers, k: int, near: float | None
+) -> Mapping[tuple[int, int], float]:
     """The k most similar heads of another label that are near enough: (row, row) -> similarity."""
     if near is None:
         return {}
@@ -223,7 +225,7 @@ def _near_pairs(rows: _Rows, others: Others, k: int, near: float | None) -> Mapp
     }
 
 
-def _disagreements(rows: _Rows, found: Sequence[Others], k: int) -> Iterator[Disagreement]:
+def _disagreements(rows: _PhotoRows, found: Sequence[NearestOthers], k: int) -> Iterator[Disagreement]:
     shares = vote_shares(rows.index, [(others.similarity[:k], others.rows[:k]) for others in found])
     for others, votes in zip(found, shares, strict=True):
         own = rows.index.labels[rows.codes[others.row]]
@@ -240,7 +242,7 @@ def _disagreements(rows: _Rows, found: Sequence[Others], k: int) -> Iterator[Dis
 
 
 def _near_duplicates(
-    rows: _Rows, pairs: Mapping[tuple[int, int], float], k: int
+    rows: _PhotoRows, pairs: Mapping[tuple[int, int], float], k: int
 ) -> tuple[NearDuplicate, ...]:
     ordered = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
     proposals = _proposals(rows, ordered, k)
@@ -250,7 +252,7 @@ def _near_duplicates(
     )
 
 
-def _proposals(rows: _Rows, groups: Sequence[Sequence[int]], k: int) -> list[str | None]:
+def _proposals(rows: _PhotoRows, groups: Sequence[Sequence[int]], k: int) -> list[str | None]:
     """For each group of rows the label of its own that most of the neighbours' vote goes to, if any."""
     members = np.unique(np.asarray([row for group in groups for row in group], np.int64))
     others = {o.row: o for o in nearest_others(rows.index, rows.contents, members, k + 1)}
@@ -262,7 +264,7 @@ def _proposals(rows: _Rows, groups: Sequence[Sequence[int]], k: int) -> list[str
     return proposals
 
 
-def _voters(rows: _Rows, found: Sequence[Others], k: int) -> tuple[FloatArray, IntArray]:
+def _voters(rows: _PhotoRows, found: Sequence[NearestOthers], k: int) -> tuple[FloatArray, IntArray]:
     """The k nearest of each, none of which is in the group or a copy of one that is."""
     group = rows.contents[[others.row for others in found]]
     outside = [~np.isin(rows.contents[others.rows], group) for others in found]

@@ -34,7 +34,7 @@ class _Card:
 
 
 @dataclass(frozen=True, slots=True)
-class _Section:
+class _PageSection:
     name: str
     heading: str
     meaning: str
@@ -56,7 +56,9 @@ def write_audit(path: Path, title: str, audit: Audit, corpus_root: Path | None =
         IndexFolderError: the page cannot be written there.
     """
     sections = tuple(
-        _Section(name, heading, meaning, total, tuple(_with_pictures(card, corpus_root) for card in cards))
+        _PageSection(
+            name, heading, meaning, total, tuple(_with_pictures(card, corpus_root) for card in cards)
+        )
         for name, heading, meaning, total, cards in _kinds(audit)
     )
     write_page(

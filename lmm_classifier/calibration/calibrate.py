@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
-from lmm_classifier.calibration.context import Subject, subject_of
+from lmm_classifier.calibration.context import CalibrationContext, subject_of
 from lmm_classifier.calibration.held_out import HeldOut, look_at_held_out
-from lmm_classifier.calibration.leave_out import Part, Rehearsal
+from lmm_classifier.calibration.leave_out import Fold, LeaveOutSimulation
 from lmm_classifier.calibration.model_selection import LEARNED, HeadScore, NoveltyChoice, tune
-from lmm_classifier.calibration.rerank_trial import Photo, try_reranker
-from lmm_classifier.calibration.targets import Calibrated, CalibrationTarget, fit_gates
+from lmm_classifier.calibration.rerank_trial import TrialPhoto, try_reranker
+from lmm_classifier.calibration.targets import CalibrationSample, CalibrationTarget, fit_gates
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.decision.decider import Decider
 from lmm_classifier.decision.gates import Gates, route
@@ -89,7 +89,7 @@ def calibrate(
 class _Chosen:
     """Head and novelty score, what led to them, and what they make of the rehearsed images."""
 
-    rehearsal: Rehearsal
+    rehearsal: LeaveOutSimulation
     heads: dict[str, HeadScore]
     novelty: NoveltyChoice
     decider: Decider
@@ -98,7 +98,7 @@ class _Chosen:
     as_unknown: Scores
 
 
-def _chosen(subject: Subject, head: str | None, score: str | None, seed: int) -> _Chosen:
+def _chosen(subject: CalibrationContext, head: str | None, score: str | None, seed: int) -> _Chosen:
     rehearsal = subject.rehearsed(seed)
     tuned = tune(
         rehearsal,
@@ -118,18 +118,20 @@ def _chosen(subject: Subject, head: str | None, score: str | None, seed: int) ->
     return _Chosen(rehearsal, tuned.heads, novelty, tuned.decider, truths, as_known, as_unknown)
 
 
-def rehearsed_head(rehearsal: Rehearsal, parts: Sequence[Part], settings: HeadSettings) -> FloatArray:
+def rehearsed_head(
+    rehearsal: LeaveOutSimulation, parts: Sequence[Fold], settings: HeadSettings
+) -> FloatArray:
     """Probabilities (m, c) of the chosen head; (0, c) where nothing was rehearsed."""
     if not parts:
         return np.empty((0, len(rehearsal.counts)), np.float32)
     return rehearsal.gather(parts, lambda part: head_probabilities(part.queries, part.references, settings))
 
 
-def as_calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> Calibrated:
+def as_calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> CalibrationSample:
     """What known images of these labels and unknown ones look like."""
     columns = {label: j for j, label in enumerate(known.labels)}
     true = np.asarray([columns[truth] for truth in truths], np.int64)
-    return Calibrated(
+    return CalibrationSample(
         known.closeness.astype(np.float64),
         known.values.argmax(axis=1),
         known.values[np.arange(len(true)), true].astype(np.float64),
@@ -137,13 +139,15 @@ def as_calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> Cali
     )
 
 
-def _trial(subject: Subject, chosen: _Chosen, gates: Gates, photos: Path, seed: int) -> RerankTrial:
+def _trial(
+    subject: CalibrationContext, chosen: _Chosen, gates: Gates, photos: Path, seed: int
+) -> RerankTrial:
     rows = subject.rows[chosen.rehearsal.rows]
     paths = subject.index.records.paths(rows)
     return try_reranker(
         subject.reranker,
         [
-            Photo(photos / path, truth, partial(subject.embeddings, row))
+            TrialPhoto(photos / path, truth, partial(subject.embeddings, row))
             for path, truth, row in zip(paths, chosen.truths, rows.tolist(), strict=True)
         ],
         chosen.as_known,
@@ -156,7 +160,7 @@ def _trial(subject: Subject, chosen: _Chosen, gates: Gates, photos: Path, seed: 
 
 
 def _document(
-    subject: Subject,
+    subject: CalibrationContext,
     chosen: _Chosen,
     target: CalibrationTarget,
     gates: Gates,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
-from lmm_classifier.calibration.leave_out import Rehearsal, rehearse
+from lmm_classifier.calibration.leave_out import LeaveOutSimulation, rehearse
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.manifest import read_manifest
@@ -26,7 +26,7 @@ from lmm_classifier.types import Float64Array, FloatArray, IntArray, Scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Subject:
+class CalibrationContext:
     """A classifier, taken apart.
 
     Attributes:
@@ -77,7 +77,7 @@ class Subject:
         family = self.prior.encoder.family if self.prior else self.index.encoder.name
         return next((i for i, space in enumerate(self.spaces) if space.encoder.name == family), 0)
 
-    def rehearsed(self, seed: int) -> Rehearsal:
+    def rehearsed(self, seed: int) -> LeaveOutSimulation:
         """Its images, asked as known and as unknown."""
         records = self.index.records
         contents = records.contents()
@@ -126,7 +126,7 @@ class Subject:
         return Vectors([space.vectors.take(self.rows)], space.encoder.dim)
 
 
-def subject_of(classifier: HybridClassifier) -> Subject:
+def subject_of(classifier: HybridClassifier) -> CalibrationContext:
     """Take a classifier apart.
 
     Raises:
@@ -144,7 +144,7 @@ def subject_of(classifier: HybridClassifier) -> Subject:
     rows = spaces[0].records.rows_of(retrieve[0].labels or spaces[0].labels)
     if not rows.size:
         raise ConfigError(f"{folder} has none of the configured labels; it has {', '.join(spaces[0].labels)}")
-    return Subject(
+    return CalibrationContext(
         classifier,
         retrieve[0],
         vote[0],

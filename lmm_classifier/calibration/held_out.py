@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from lmm_classifier.calibration.context import Subject
+from lmm_classifier.calibration.context import CalibrationContext
 from lmm_classifier.calibration.leave_out import LEAST_IMAGES
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import load_image_file
@@ -35,7 +35,7 @@ class HeldOut:
     skipped: tuple[SkippedFile, ...]
 
 
-def look_at_held_out(subject: Subject, decider: Decider, corpus: Corpus) -> HeldOut:
+def look_at_held_out(subject: CalibrationContext, decider: Decider, corpus: Corpus) -> HeldOut:
     """Decide about each image; a batch of them is in memory at a time.
 
     Raises:
@@ -63,7 +63,7 @@ def look_at_held_out(subject: Subject, decider: Decider, corpus: Corpus) -> Held
 
 
 def _samples(
-    subject: Subject, corpus: Corpus, skipped: list[SkippedFile], digests: set[str]
+    subject: CalibrationContext, corpus: Corpus, skipped: list[SkippedFile], digests: set[str]
 ) -> Iterator[Sample]:
     """Open the images one after the other, refusing those that would teach nothing."""
     records = subject.index.records

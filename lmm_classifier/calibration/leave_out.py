@@ -29,7 +29,7 @@ CELLS_AT_ONCE = 1 << 26  # similarities held at a time: 256 MiB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Fold:
     """Queries that were asked of the same references.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rehearsal:
+class LeaveOutSimulation:
     """m images of a corpus, asked as known and as unknown.
 
     Attributes:
@@ -61,12 +61,12 @@ class Rehearsal:
     truths: IntArray
     groups: IntArray
     counts: IntArray
-    known: tuple[Part, ...]
-    unknown: tuple[Part, ...]
+    known: tuple[Fold, ...]
+    unknown: tuple[Fold, ...]
     depth: int
     near: float
 
-    def gather(self, parts: Sequence[Part], compute: Callable[[Part], FloatArray]) -> FloatArray:
+    def gather(self, parts: Sequence[Fold], compute: Callable[[Fold], FloatArray]) -> FloatArray:
         """What `compute` (n, x) says of each part, as one float32 (m, x) in the order of the images."""
         results = [(part.places, compute(part)) for part in parts]
         whole = np.empty((len(self.rows), results[0][1].shape[1]), np.float32)
@@ -84,7 +84,7 @@ def rehearse(
     near: float,
     depth: int,
     seed: int,
-) -> Rehearsal:
+) -> LeaveOutSimulation:
     """Ask a sample of the images.
 
     Args:
@@ -116,7 +116,7 @@ def rehearse(
     asked = tuple(space.take(rows) for space in spaces)
     by_fold = _left_out(spaces, codes, labels, fold_of, FOLDS)
     by_group = _left_out(spaces, codes, labels, group_of[codes], int(group_of.max()) + 1)
-    return Rehearsal(
+    return LeaveOutSimulation(
         rows,
         codes[rows],
         group_of[codes[rows]],
@@ -256,9 +256,9 @@ def _parts(
     neighbours: tuple[FloatArray, IntArray],
     part_of: IntArray,
     references: Iterator[tuple[Reference, ...]],
-) -> Iterator[Part]:
+) -> Iterator[Fold]:
     for number, fitted in enumerate(references):
         places = np.flatnonzero(part_of == number)
         if places.size:
             queries = Queries(tuple(v[places] for v in vectors), neighbours[0][places], neighbours[1][places])
-            yield Part(places, queries, fitted)
+            yield Fold(places, queries, fitted)

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
 
-from lmm_classifier.calibration.leave_out import Part, Rehearsal
+from lmm_classifier.calibration.leave_out import Fold, LeaveOutSimulation
 from lmm_classifier.decision.decider import Decider, encoders_needed
 from lmm_classifier.decision.heads import (
     FUSION,
@@ -57,7 +57,7 @@ class HeadScore:
 
 
 def choose_head(
-    rehearsal: Rehearsal, encoders: int, only: str | None, temperature: float | None
+    rehearsal: LeaveOutSimulation, encoders: int, only: str | None, temperature: float | None
 ) -> tuple[HeadSettings, dict[str, HeadScore]]:
     """The settings with the lowest log loss, and how each head did.
 
@@ -118,7 +118,7 @@ LEARNED = "combination"
 
 
 def choose_novelty(
-    rehearsal: Rehearsal, settings: HeadSettings, encoders: int, only: str | None
+    rehearsal: LeaveOutSimulation, settings: HeadSettings, encoders: int, only: str | None
 ) -> NoveltyChoice:
     """The score with the highest AUROC between rehearsed knowns and unknowns.
 
@@ -136,7 +136,7 @@ def choose_novelty(
     if np.count_nonzero(rehearsal.counts) < 3:  # without its own label an image has one left to compare with
         names = tuple(name for name in names if name.partition("#")[0] not in OF_TWO_LABELS)
 
-    def scores_of(parts: Sequence[Part]) -> FloatArray:
+    def scores_of(parts: Sequence[Fold]) -> FloatArray:
         return rehearsal.gather(
             parts, lambda part: novelty_scores(names, part.queries, part.references, settings)
         )
@@ -180,7 +180,7 @@ class Tuned:
 
 
 def tune(
-    rehearsal: Rehearsal,
+    rehearsal: LeaveOutSimulation,
     encoders: int,
     references: Callable[[int], tuple[Reference, ...]],
     *,
@@ -213,13 +213,13 @@ def _numbered(name: str, encoder: int) -> str:
     return f"{name}#{encoder}" if encoder else name
 
 
-def _probabilities(rehearsal: Rehearsal, settings: HeadSettings) -> FloatArray:
+def _probabilities(rehearsal: LeaveOutSimulation, settings: HeadSettings) -> FloatArray:
     return rehearsal.gather(
         rehearsal.known, lambda part: head_probabilities(part.queries, part.references, settings)
     )
 
 
-def _tuned_vote(rehearsal: Rehearsal, temperature: float | None) -> HeadSettings:
+def _tuned_vote(rehearsal: LeaveOutSimulation, temperature: float | None) -> HeadSettings:
     counts = rehearsal.counts[rehearsal.counts > 0]
     uneven = counts.max() > IMBALANCE * counts.min()
     tried = [
@@ -233,7 +233,7 @@ def _tuned_vote(rehearsal: Rehearsal, temperature: float | None) -> HeadSettings
     return min(tried, key=lambda settings: _log_loss(_probabilities(rehearsal, settings), rehearsal.truths))
 
 
-def _tuned_prototypes(rehearsal: Rehearsal, settings: HeadSettings) -> HeadSettings:
+def _tuned_prototypes(rehearsal: LeaveOutSimulation, settings: HeadSettings) -> HeadSettings:
     tried = [
         replace(settings, weights={"prototype": 1.0}, prototype_temperature=temperature)
         for temperature in TEMPERATURES

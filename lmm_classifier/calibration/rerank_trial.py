@@ -19,8 +19,8 @@ from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.errors import CorpusError, ImageError
 from lmm_classifier.index.calibration import RerankTrial
 from lmm_classifier.index.exemplars import COPY
-from lmm_classifier.models.vlm.strategies import Case as ModelCase
-from lmm_classifier.steps.rerank import Doubt, Rerank
+from lmm_classifier.models.vlm.strategies import Case
+from lmm_classifier.steps.rerank import Rerank, RerankRequest
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Sample, Scores, Verdict, required
 
 MOST_CASES = 400
@@ -40,7 +40,7 @@ FEWEST_CHANGES = 5  # of a label, before it is left out for more regressions tha
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Photo:
+class TrialPhoto:
     """A photo of the index.
 
     Attributes:
@@ -55,7 +55,7 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class TrialCase:
     """An uncertain photo that the model was asked about.
 
     Attributes:
@@ -73,7 +73,7 @@ class Case:
 
 def try_reranker(
     step: Rerank,
-    photos: Sequence[Photo],
+    photos: Sequence[TrialPhoto],
     known: Scores,
     unknown: Scores,
     gates: Gates,
@@ -124,9 +124,9 @@ def try_reranker(
 
 def _opinions(
     step: Rerank, samples: Iterator[Sample], near: float, rng: np.random.Generator
-) -> tuple[list[Case], ListBias]:
+) -> tuple[list[TrialCase], ListBias]:
     """What the model makes of the samples, less what the places in its lists got them."""
-    cases: list[Case] = []
+    cases: list[TrialCase] = []
     bias = ListBias(step, rng)
     while batch := list(islice(samples, AT_ONCE)):
         shown = list(_shown(step, batch, near))
@@ -137,7 +137,7 @@ def _opinions(
     return [_without(prior, step, case) for case in cases], bias
 
 
-def fit_fusion(cases: Sequence[Case]) -> Fusion:
+def fit_fusion(cases: Sequence[TrialCase]) -> Fusion:
     """The weights with the lowest log loss, drawn to (1, 1, 0) by PRIOR cases' worth.
 
     Of fewer than SCARCE cases that have the right option there are no weights: each opinion counts by how
@@ -161,13 +161,13 @@ def fit_fusion(cases: Sequence[Case]) -> Fusion:
     return Fusion(*minimize(loss, [1.0, 1.0, 0.0], method="L-BFGS-B", bounds=bounds).x.tolist())
 
 
-def answer_of(fusion: Fusion, case: Case) -> str:
+def answer_of(fusion: Fusion, case: TrialCase) -> str:
     """What both together answer."""
     logits = fused_logits(fusion, case.choice, case.retrieval)
     return case.choice.options[decided(fusion, logits, case.choice.options.index(case.best))]
 
 
-def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]) -> RerankTrial:
+def _judged(step: Rerank, cases: Sequence[TrialCase], margins: dict[float, list[str]]) -> RerankTrial:
     """The smallest margin at which regressions are few, and whether corrections surely outnumber them."""
     margin = next((m for m in MARGINS if _few_regressions(cases, margins[m])), MARGINS[-1])
     corrections, regressions = _changes(cases, margins[margin])
@@ -201,7 +201,7 @@ def _judged(step: Rerank, cases: Sequence[Case], margins: dict[float, list[str]]
 
 
 def worth_asking(
-    cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]
+    cases: Sequence[TrialCase], corrections: Sequence[int], regressions: Sequence[int]
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """The certainty of retrieval from which asking gains little, and accuracy by share asked about.
 
@@ -223,18 +223,18 @@ def worth_asking(
     return float(levels[needed]) if needed < len(levels) else 1.0, curve
 
 
-def _harms_knowns(cases: Sequence[Case], corrections: Sequence[int], regressions: Sequence[int]) -> bool:
+def _harms_knowns(cases: Sequence[TrialCase], corrections: Sequence[int], regressions: Sequence[int]) -> bool:
     """Whether among knowns alone more is surely spoilt than corrected: unknowns may be rarer than here."""
     up, down = (sum(cases[i].truth != UNKNOWN for i in some) for some in (corrections, regressions))
     return up + down > 0 and bool(binomtest(down, up + down, alternative="greater").pvalue < LEVEL)
 
 
-def _few_regressions(cases: Sequence[Case], answers: Sequence[str]) -> bool:
+def _few_regressions(cases: Sequence[TrialCase], answers: Sequence[str]) -> bool:
     corrections, regressions = _changes(cases, answers)
     return len(regressions) <= REGRESSIONS * len(corrections)
 
 
-def _changes(cases: Sequence[Case], answers: Sequence[str]) -> tuple[list[int], list[int]]:
+def _changes(cases: Sequence[TrialCase], answers: Sequence[str]) -> tuple[list[int], list[int]]:
     """Which cases were corrected, and which made worse."""
     corrections, regressions = [], []
     for i, (case, answer) in enumerate(zip(cases, answers, strict=True)):
@@ -245,7 +245,7 @@ def _changes(cases: Sequence[Case], answers: Sequence[str]) -> tuple[list[int], 
     return corrections, regressions
 
 
-def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple[Doubt, ModelCase]]:
+def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple[RerankRequest, Case]]:
     """What the model is shown of each sample; nothing of those that it would not be asked about."""
     for sample in batch:
         for doubt in step.doubts(sample):
@@ -254,16 +254,16 @@ def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple
                 yield doubt, case
 
 
-def _case(doubt: Doubt, choice: Choice) -> Case:
+def _case(doubt: RerankRequest, choice: Choice) -> TrialCase:
     sample, scores = doubt.sample, required(doubt.sample.scores)
     best = scores.labels[int(scores.values[0].argmax())]
     retrieval = retrieval_probabilities(
         choice.options, scores.labels, scores.values[0], float(scores.closeness[0])
     )
-    return Case(required(sample.truth), best, choice, retrieval)
+    return TrialCase(required(sample.truth), best, choice, retrieval)
 
 
-def _without(prior: Mapping[int, Sequence[float]], step: Rerank, case: Case) -> Case:
+def _without(prior: Mapping[int, Sequence[float]], step: Rerank, case: TrialCase) -> TrialCase:
     """The case, with the model's opinion less what the places of the options got them."""
     places = prior.get(len(case.choice.options))
     if places is None:
@@ -273,7 +273,7 @@ def _without(prior: Mapping[int, Sequence[float]], step: Rerank, case: Case) -> 
 
 
 def _uncertain(
-    photos: Sequence[Photo],
+    photos: Sequence[TrialPhoto],
     scores: Scores,
     gates: Gates,
     rng: np.random.Generator,

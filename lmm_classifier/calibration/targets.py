@@ -90,7 +90,7 @@ class CalibrationTarget:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Calibrated:
+class CalibrationSample:
     """What m known and n unknown images look like.
 
     Attributes:
@@ -106,7 +106,7 @@ class Calibrated:
     unknown: Float64Array
 
 
-def fit_gates(seen: Calibrated, target: CalibrationTarget, labels: Sequence[str]) -> Gates:
+def fit_gates(seen: CalibrationSample, target: CalibrationTarget, labels: Sequence[str]) -> Gates:
     """The gates that meet a target on what was seen.
 
     Raises:
@@ -134,7 +134,7 @@ def fit_gates(seen: Calibrated, target: CalibrationTarget, labels: Sequence[str]
     )
 
 
-def _novelty_cut(seen: Calibrated, target: CalibrationTarget) -> float:
+def _novelty_cut(seen: CalibrationSample, target: CalibrationTarget) -> float:
     if target.costs is None:
         return keeping_cut(seen.known, target.keep_known)
     if not len(seen.unknown):
@@ -147,7 +147,9 @@ def _novelty_cut(seen: Calibrated, target: CalibrationTarget) -> float:
     return float(cuts[np.argmin(cost)])
 
 
-def _cuts_of_labels(seen: Calibrated, target: CalibrationTarget, labels: Sequence[str]) -> dict[str, float]:
+def _cuts_of_labels(
+    seen: CalibrationSample, target: CalibrationTarget, labels: Sequence[str]
+) -> dict[str, float]:
     if strangers := sorted(set(target.per_label) - set(labels)):
         raise ConfigError(f"the index has no label {strangers[0]!r}, so it can have no target of its own")
     asked = {label: target.keep_known for label in labels if target.every_label} | dict(target.per_label)

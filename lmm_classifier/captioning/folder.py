@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lmm_classifier.captioning.source import Failure, Outcome, Source
+from lmm_classifier.captioning.source import CaptionFailure, CaptionSource, Outcome
 from lmm_classifier.corpus.corpus import NO_PHOTOS
 from lmm_classifier.corpus.folder import list_images
 from lmm_classifier.errors import CaptionError, CorpusError, IndexFolderError
@@ -43,7 +43,7 @@ class Report:
 
 def caption_folder(
     root: Path,
-    source: Source,
+    source: CaptionSource,
     *,
     force: bool = False,
     on_failure: OnFailure = lambda _photo, _reason: None,
@@ -74,7 +74,7 @@ def caption_folder(
         raise CorpusError(f"{root}: there is no photo in it")
     work = _Work({root / image: root / name for image, name in names.items()}, force, on_failure)
     for entry in refused:
-        work.fails(root / entry.path, Failure(f"{entry.reason} [{entry.code}]", its_own=True))
+        work.fails(root / entry.path, CaptionFailure(f"{entry.reason} [{entry.code}]", its_own=True))
     todo = work.todo()
     if todo:
         source.check()
@@ -138,7 +138,7 @@ class _Work:
         wanted = []
         for photo, file in self._files.items():
             standing = _standing(file, self._force)
-            if isinstance(standing, Failure):
+            if isinstance(standing, CaptionFailure):
                 self.fails(photo, standing)
             elif standing:
                 self.present += 1
@@ -150,16 +150,18 @@ class _Work:
         """Write the caption of a photo; in any thread."""
         line, file = plain_line(text), self._files[photo]
         if not line:
-            return Failure("the caption is empty")
+            return CaptionFailure("the caption is empty")
         standing = _standing(file, self._force)  # a look again: a person may have written it meanwhile
-        if isinstance(standing, Failure):
+        if isinstance(standing, CaptionFailure):
             return standing
         if standing:
-            return Failure(f"{file.name} came to be while the photo was described, and is left", its_own=True)
+            return CaptionFailure(
+                f"{file.name} came to be while the photo was described, and is left", its_own=True
+            )
         try:
             replace_file(file, line.encode())
         except IndexFolderError as error:
-            return Failure(str(error))
+            return CaptionFailure(str(error))
         return None
 
     def take(self, photo: Path, outcome: Outcome) -> None:
@@ -180,12 +182,12 @@ class _Work:
                 f"{outcome.reason}; {self.written} captions are written, the rest is not tried"
             )
 
-    def fails(self, photo: Path, failure: Failure) -> None:
+    def fails(self, photo: Path, failure: CaptionFailure) -> None:
         self.failed += 1
         self._on_failure(str(photo), failure.reason)
 
 
-def _standing(file: Path, force: bool) -> bool | Failure:
+def _standing(file: Path, force: bool) -> bool | CaptionFailure:
     """Whether a caption is there that is to stay; or why none can be put there.
 
     Nothing but a regular file is ever replaced, and no link is followed to write.
@@ -199,5 +201,5 @@ def _standing(file: Path, force: bool) -> bool | Failure:
     except FileNotFoundError:
         return False
     except OSError as error:
-        return Failure(f"{file.name} cannot be looked at: {error.strerror}", its_own=True)
-    return Failure(f"{file.name} is a link, a folder or a device; move it away", its_own=True)
+        return CaptionFailure(f"{file.name} cannot be looked at: {error.strerror}", its_own=True)
+    return CaptionFailure(f"{file.name} is a link, a folder or a device; move it away", its_own=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from lmm_classifier.captioning.source import Failure, Keep, Outcome
+from lmm_classifier.captioning.source import CaptionFailure, Keep, Outcome
 from lmm_classifier.config.pipeline import make_step
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
@@ -44,19 +44,23 @@ class LocalModel:
                 found = _captions(line, [item for item in batch if isinstance(item, Sample)])
                 for item in batch:
                     if isinstance(item, SkippedFile):
-                        yield Failure(f"{item.reason} [{item.code}]", its_own=True)
+                        yield CaptionFailure(f"{item.reason} [{item.code}]", its_own=True)
                         continue
                     caption = next(found)
-                    yield caption if isinstance(caption, Failure) else keep(Path(item.sample_id), caption)
+                    yield (
+                        caption
+                        if isinstance(caption, CaptionFailure)
+                        else keep(Path(item.sample_id), caption)
+                    )
 
 
-def _captions(line: Pipeline, samples: list[Sample]) -> Iterator[str | Failure]:
+def _captions(line: Pipeline, samples: list[Sample]) -> Iterator[str | CaptionFailure]:
     """A text per sample; a batch that the model fails at is tried again one by one."""
     try:
         finished = list(line.run(samples))
     except ModelError as error:
         if len(samples) == 1:
-            yield Failure(str(error))
+            yield CaptionFailure(str(error))
             return
         for sample in samples:
             yield from _captions(line, [sample])

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 
-from lmm_classifier.captioning.source import Failure, Keep, Outcome
+from lmm_classifier.captioning.source import CaptionFailure, Keep, Outcome
 from lmm_classifier.corpus.images import read_image_bytes, type_of_image
 from lmm_classifier.errors import CaptionError, ConfigError, FetchError, ImageError
 from lmm_classifier.fetch import FetchLimits, FormFile, bearer, check_url, fetch, form_data, post
@@ -102,7 +102,7 @@ class Server:
 
         def outcome(photo: Path) -> Outcome:
             found = self._caption(photo, stop)
-            return found if isinstance(found, Failure) else keep(photo, found)
+            return found if isinstance(found, CaptionFailure) else keep(photo, found)
 
         with closing(in_order(outcome, photos, self.at_once, 2 * self.at_once, stop)) as done:
             yield from done
@@ -111,12 +111,12 @@ class Server:
     def _root(self) -> str:
         return self.url.rstrip("/")
 
-    def _caption(self, photo: Path, stop: threading.Event) -> str | Failure:
+    def _caption(self, photo: Path, stop: threading.Event) -> str | CaptionFailure:
         try:
             content = read_image_bytes(photo)
             picture = FormFile(photo.name, type_of_image(content), content)
         except ImageError as error:
-            return Failure(str(error), its_own=True)
+            return CaptionFailure(str(error), its_own=True)
         params = {"max_length": self.max_length}
         tasks = {"tasks": [{"operation_id": TASK, "type": "describe_image", "params": params}]}
         body, kind = form_data({"tasks_json": json.dumps(tasks), "image_file": picture})
@@ -126,7 +126,7 @@ class Server:
         except FetchError as error:
             return self._refused(error)
 
-    def _read(self, answer: bytes) -> str | Failure:
+    def _read(self, answer: bytes) -> str | CaptionFailure:
         """The caption in an answer.
 
         Raises:
@@ -140,16 +140,16 @@ class Server:
             reason = f"the service made no caption: {self._shown(result.error_message or result.status)}"
             if result.error_code in USELESS_CODES:
                 raise CaptionError(f"{reason} [{result.error_code}]")
-            return Failure(reason)
+            return CaptionFailure(reason)
         if result.data is None:
             return ""
         return result.data if isinstance(result.data, str) else self._garbage(answer)
 
-    def _garbage(self, answer: bytes) -> Failure:
+    def _garbage(self, answer: bytes) -> CaptionFailure:
         said = self._shown(answer[:1000].decode("utf-8", "replace"))
-        return Failure(f"the answer is not that of a service that describes images: {said!r}")
+        return CaptionFailure(f"the answer is not that of a service that describes images: {said!r}")
 
-    def _refused(self, error: FetchError) -> Failure:
+    def _refused(self, error: FetchError) -> CaptionFailure:
         """What is wrong with one photo, or with the service just now.
 
         Raises:
@@ -159,7 +159,7 @@ class Server:
             self.check()
         elif error.code in HOPELESS or error.status in HOPELESS:
             self._give_up(error)
-        return Failure(self._told(error), its_own=error.status in ABOUT_THE_PHOTO)
+        return CaptionFailure(self._told(error), its_own=error.status in ABOUT_THE_PHOTO)
 
     def _give_up(self, error: FetchError) -> NoReturn:
         hint = HOPELESS.get(error.status or error.code, "")

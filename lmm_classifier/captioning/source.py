@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class CaptionFailure:
     """Why a photo has no caption.
 
     Attributes:
@@ -21,12 +21,12 @@ class Failure:
     its_own: bool = False
 
 
-Outcome = Failure | None
+Outcome = CaptionFailure | None
 Keep = Callable[[Path, str], Outcome]
 """Takes the words for a photo, in any thread."""
 
 
-class Source(Protocol):
+class CaptionSource(Protocol):
     """Puts photos into words."""
 
     def check(self) -> None:

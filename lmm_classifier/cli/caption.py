@@ -13,7 +13,7 @@ from lmm_classifier.cli.output import note, progress
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.captioning.source import Source
+    from lmm_classifier.captioning.source import CaptionSource
 
 MODEL = "blip"
 
@@ -76,7 +76,7 @@ def run(
 
 def _source(
     model: str | None, server: str | None, key_file: Path | None, max_length: int, concurrency: int
-) -> Source:
+) -> CaptionSource:
     """Who describes the photos."""
     from lmm_classifier.captioning.local import LocalModel
     from lmm_classifier.captioning.server import KEY, Server, read_key

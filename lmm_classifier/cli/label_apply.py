@@ -12,9 +12,9 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
-    from lmm_classifier.labelling.agreed_labels import Accepted
+    from lmm_classifier.labelling.agreed_labels import AgreedLabels
     from lmm_classifier.labelling.export import Way
-    from lmm_classifier.labelling.run_store import Run
+    from lmm_classifier.labelling.run_store import LabellingRun
 
 
 def apply(
@@ -40,12 +40,12 @@ def apply(
     exit code 2.
     """
     from lmm_classifier.labelling.agreed_labels import accepted_photos
-    from lmm_classifier.labelling.run_store import Run
+    from lmm_classifier.labelling.run_store import LabellingRun
 
     elsewhere = [target for target in (tree, imagefolder, csv) if target is not None]
     if len(elsewhere) > 1:
         raise ConfigError("give one of --tree, --imagefolder and --csv")
-    opened = Run(run)
+    opened = LabellingRun(run)
     found = accepted_photos(opened, unreviewed=unreviewed)
     first_lines("reviewers disagree: {}", found.conflicts)
     first_lines("left out: {}", [f"{photo.path}: {photo.reason}" for photo in found.gone])
@@ -66,7 +66,7 @@ def apply(
     return 2 if found.conflicts or found.gone else 0
 
 
-def _tell_of_drift(run: Run) -> None:
+def _tell_of_drift(run: LabellingRun) -> None:
     from lmm_classifier.labelling.run_drift import drift_of
     from lmm_classifier.labelling.run_manifest import classifier_of
 
@@ -75,7 +75,7 @@ def _tell_of_drift(run: Run) -> None:
         note(drift.advice)
 
 
-def _to_index(found: Accepted, run: Run) -> None:
+def _to_index(found: AgreedLabels, run: LabellingRun) -> None:
     from lmm_classifier.api.build_index import add_corpus
     from lmm_classifier.corpus.corpus import Corpus
 
@@ -93,7 +93,7 @@ def _to_index(found: Accepted, run: Run) -> None:
 
 
 def _elsewhere(
-    found: Accepted, tree: Path | None, imagefolder: Path | None, csv: Path | None, way: Way
+    found: AgreedLabels, tree: Path | None, imagefolder: Path | None, csv: Path | None, way: Way
 ) -> None:
     from lmm_classifier.labelling.export import write_csv, write_imagefolder, write_tree
 

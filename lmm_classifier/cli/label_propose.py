@@ -14,7 +14,7 @@ from lmm_classifier.text import printable
 
 if TYPE_CHECKING:
     from lmm_classifier.labelling.cluster_store import Group
-    from lmm_classifier.labelling.run_store import Run
+    from lmm_classifier.labelling.run_store import LabellingRun
 
 
 def propose(
@@ -33,9 +33,9 @@ def propose(
     Photos that are like no other, or like too few, are in none.
     """
     from lmm_classifier.labelling.cluster_store import captioned, propose_groups, write_groups
-    from lmm_classifier.labelling.run_store import Run
+    from lmm_classifier.labelling.run_store import LabellingRun
 
-    opened = Run(run)
+    opened = LabellingRun(run)
     groups = propose_groups(opened, smallest)
     if captioner is not None:
         from lmm_classifier.captioning.local import LocalModel
@@ -47,7 +47,7 @@ def propose(
     return 0
 
 
-def _tell(run: Run, groups: Sequence[Group]) -> None:
+def _tell(run: LabellingRun, groups: Sequence[Group]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text

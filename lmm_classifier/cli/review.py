@@ -42,16 +42,16 @@ def run(
         raise ConfigError(
             f"{host} can be reached from other machines, and a review has no keys: use 127.0.0.1"
         )
-    from lmm_classifier.labelling.run_store import Run
+    from lmm_classifier.labelling.run_store import LabellingRun
 
     with extra("uvicorn", "service"):
-        from lmm_classifier.labelling.active_queue import Teaching
+        from lmm_classifier.labelling.active_queue import ActiveQueue
         from lmm_classifier.review.app import SETTINGS, create_review
         from lmm_classifier.service.server import serve
 
-    run = Run(folder)
+    run = LabellingRun(folder)
     pictures = corpus or _corpus_of(run.facts.settings)
-    app = create_review(run, reviewer or _login(), order=Teaching(run), corpus=pictures)
+    app = create_review(run, reviewer or _login(), order=ActiveQueue(run), corpus=pictures)
     _tell_of_cut_off_lines(folder)
     shown = f"[{host}]" if ":" in host else host
 
@@ -85,9 +85,9 @@ def _corpus_of(settings: Mapping[str, Any]) -> Path | None:
 
 
 def _tell_of_cut_off_lines(folder: Path) -> None:
-    from lmm_classifier.labelling.annotations import Verdicts
+    from lmm_classifier.labelling.annotations import Annotations
 
-    verdicts = Verdicts(folder)
+    verdicts = Annotations(folder)
     verdicts.read()
     for log in verdicts.logs:
         for number in log.cut_off:

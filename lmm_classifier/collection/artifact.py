@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from lmm_classifier.collection.estimators import Linear, Model, from_skops, to_skops
-from lmm_classifier.collection.training_set import JOIN, Part
+from lmm_classifier.collection.training_set import JOIN, EmbeddingPart
 from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
 from lmm_classifier.regions import TargetName
 from lmm_classifier.storage.atomic_files import replace_file
@@ -42,7 +42,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class ClassifierMetrics:
     """How a classifier does on the held-out items.
 
     Attributes:
@@ -65,7 +65,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ClassifierArtifact:
     """A trained classifier and everything it is bound to.
 
     Attributes:
@@ -94,7 +94,7 @@ class Version:
     derivative_type: TargetName
     embedding_type: str
     dimensionality: Annotated[int, Field(ge=1)]
-    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
+    parts: Annotated[tuple[EmbeddingPart, ...], Field(min_length=1)]
     estimator: str
     slope: Finite
     offset: Finite
@@ -106,7 +106,7 @@ class Version:
     created: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     size: Count
-    metrics: Metrics | None = None
+    metrics: ClassifierMetrics | None = None
     schema_version: Literal[2] = SCHEMA_VERSION
 
     @property
@@ -131,7 +131,7 @@ def stem_of(collection: str, timestamp: str) -> str:
     return f"collection_{plain}_classifier_{timestamp}" if timestamp else f"collection_{plain}"
 
 
-def checked(body: Any, where: str) -> Version:
+def checked(body: Any, where: str) -> ClassifierArtifact:
     """A version as it was stored, its seal and its own consistency checked.
 
     Raises:
@@ -145,7 +145,7 @@ def checked(body: Any, where: str) -> Version:
             f"{where} is damaged: its content does not match its digest; train it again"
         )
     try:
-        version: Version = TypeAdapter(Version).validate_python(given)
+        version: ClassifierArtifact = TypeAdapter(ClassifierArtifact).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -173,7 +173,7 @@ def check_name(model_file: str, where: str) -> None:
         raise ClassifierFileError(f"{where} names {model_file!r}, which is no model file of the store")
 
 
-def write_version(folder: Path, version: Version, content: bytes) -> None:
+def write_version(folder: Path, version: ClassifierArtifact, content: bytes) -> None:
     """Write the model file and then what says that it is there.
 
     Raises:
@@ -193,8 +193,8 @@ def write_linear(
     collection: str,
     name: str,
     target: TargetName,
-    parts: tuple[Part, ...],
-) -> Version:
+    parts: tuple[EmbeddingPart, ...],
+) -> ClassifierArtifact:
     """Write a logistic regression that was made elsewhere: its own probabilities, and the threshold .5.
 
     Args:
@@ -210,7 +210,7 @@ def write_linear(
         CollectionError: the disk refuses.
     """
     suffix, content = to_bytes(model)
-    version = Version(
+    version = ClassifierArtifact(
         collection=collection,
         name=name,
         model_file=stem + suffix,
@@ -234,7 +234,7 @@ def write_linear(
     return version
 
 
-def read_version(path: Path) -> Version:
+def read_version(path: Path) -> ClassifierArtifact:
     """Read the JSON file of a version.
 
     Raises:
@@ -260,7 +260,7 @@ def to_bytes(model: Model) -> tuple[str, bytes]:
     return OTHER, to_skops(model)
 
 
-def read_model(folder: Path, version: Version) -> Model:
+def read_model(folder: Path, version: ClassifierArtifact) -> Model:
     """The model of a version, every byte of it checked before it is looked at.
 
     Raises:

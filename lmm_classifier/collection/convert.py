@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lmm_classifier.collection.artifact import PICKLES, Version, write_linear
+from lmm_classifier.collection.artifact import PICKLES, ClassifierArtifact, write_linear
 from lmm_classifier.collection.encoder_binding import check_target
 from lmm_classifier.collection.estimators import Linear
 from lmm_classifier.collection.publish import free_stem
 from lmm_classifier.collection.store import Snapshot, changing
-from lmm_classifier.collection.training_set import JOIN, Part
+from lmm_classifier.collection.training_set import JOIN, EmbeddingPart
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 
 MAX_SECONDS = 60
@@ -54,7 +54,7 @@ def convert_pickles(store: str | Path) -> tuple[dict[str, str], dict[str, str]]:
     return converted, failed
 
 
-def _converted(folder: Path, collection: str, metadata: dict[str, Any]) -> Version:
+def _converted(folder: Path, collection: str, metadata: dict[str, Any]) -> ClassifierArtifact:
     pickled = metadata["model_file"]
     if Path(pickled).name != pickled:
         raise CollectionError(f"{pickled!r} is no file of the store")
@@ -73,16 +73,16 @@ def _converted(folder: Path, collection: str, metadata: dict[str, Any]) -> Versi
     )
 
 
-def _parts(embedding_type: str, d: int) -> tuple[Part, ...]:
+def _parts(embedding_type: str, d: int) -> tuple[EmbeddingPart, ...]:
     names = embedding_type.split(JOIN)
     if len(names) == 1:
-        return (Part(embedding_type, d),)
+        return (EmbeddingPart(embedding_type, d),)
     known = [SERVED_DIMENSIONS.get(name, 0) for name in names]
     if sum(known) != d or 0 in known:
         raise CollectionError(
             f"nothing says how the {d} dimensions are shared by {embedding_type}; train again"
         )
-    return tuple(Part(name, n) for name, n in zip(names, known, strict=True))
+    return tuple(EmbeddingPart(name, n) for name, n in zip(names, known, strict=True))
 
 
 def _opened(path: Path) -> tuple[Any, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from lmm_classifier import registry
-from lmm_classifier.collection.training_set import Part
+from lmm_classifier.collection.training_set import EmbeddingPart
 from lmm_classifier.errors import CollectionError, ConfigError, EncoderMismatchError
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
@@ -44,7 +44,7 @@ def parse_encoders(texts: list[str] | tuple[str, ...]) -> dict[str, ModelSpec]:
     return encoders
 
 
-def bound(embedding_type: str, dimensionality: int, encoders: Encoders) -> Part:
+def bound(embedding_type: str, dimensionality: int, encoders: Encoders) -> EmbeddingPart:
     """A part of vectors that came from elsewhere, bound to the encoder that settings name for it, if any.
 
     Raises:
@@ -52,7 +52,7 @@ def bound(embedding_type: str, dimensionality: int, encoders: Encoders) -> Part:
         ModelError: it cannot be opened.
     """
     if embedding_type not in encoders:
-        return Part(embedding_type, dimensionality)
+        return EmbeddingPart(embedding_type, dimensionality)
     contract = load_encoder(encoders[embedding_type]).contract
     if contract.dim != dimensionality:
         raise CollectionError(
@@ -62,12 +62,12 @@ def bound(embedding_type: str, dimensionality: int, encoders: Encoders) -> Part:
     return part_of(embedding_type, contract)
 
 
-def part_of(embedding_type: str, contract: EncoderContract) -> Part:
+def part_of(embedding_type: str, contract: EncoderContract) -> EmbeddingPart:
     """A part whose vectors an encoder of this contract made."""
     weights = contract.weights
     if weights and Path(weights).exists():
         weights = str(Path(weights).resolve())  # the store may be used from another folder
-    return Part(
+    return EmbeddingPart(
         embedding_type,
         contract.dim,
         contract.fingerprint,
@@ -78,7 +78,7 @@ def part_of(embedding_type: str, contract: EncoderContract) -> Part:
     )
 
 
-def encoder_of(part: Part, encoders: Encoders, device: Device) -> ModelSpec:
+def encoder_of(part: EmbeddingPart, encoders: Encoders, device: Device) -> ModelSpec:
     """The encoder to open for a part: as settings say, as the training did, or as the name is known.
 
     Raises:
@@ -92,7 +92,7 @@ def encoder_of(part: Part, encoders: Encoders, device: Device) -> ModelSpec:
     return replace(_by_name(part.embedding_type), device=device)
 
 
-def check_encoder(part: Part, contract: EncoderContract, of: str) -> None:
+def check_encoder(part: EmbeddingPart, contract: EncoderContract, of: str) -> None:
     """Compare an opened encoder with what a classifier is bound to.
 
     Raises:

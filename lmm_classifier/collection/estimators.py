@@ -47,7 +47,7 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
+class FittedEstimator:
     """Any other estimator of scikit-learn."""
 
     estimator: Any
@@ -102,7 +102,7 @@ def to_model(estimator: Any) -> Model:
     if getattr(estimator, "kernel", None) is None and hasattr(estimator, "coef_"):
         weights = np.ascontiguousarray(estimator.coef_[0], np.float64)
         return Linear(weights, float(estimator.intercept_[0]))
-    return Fitted(estimator)
+    return FittedEstimator(estimator)
 
 
 def scores_of(estimator: Any, vectors: FloatArray | DoubleArray) -> DoubleArray:
@@ -123,13 +123,13 @@ def probabilities(
 
 def to_skops(model: Model) -> bytes:
     """The file of a model that is not linear."""
-    if not isinstance(model, Fitted):
+    if not isinstance(model, FittedEstimator):
         raise TypeError(f"only what was fitted goes into a skops file, not {type(model).__name__}")
     content: bytes = _skops().dumps(model.estimator)
     return content
 
 
-def from_skops(content: bytes, path: Path, d: int) -> Fitted:
+def from_skops(content: bytes, path: Path, d: int) -> FittedEstimator:
     """Read what `to_skops` wrote; the types in it are compared with a closed list before any is made.
 
     Raises:
@@ -154,12 +154,12 @@ def from_skops(content: bytes, path: Path, d: int) -> Fitted:
     if not sound:
         raise ClassifierFileError(f"{path} holds no classifier of vectors with {d} dimensions")
     try:
-        finite = np.isfinite(Fitted(estimator).scores(np.full((1, d), d**-0.5, np.float32))).all()
+        finite = np.isfinite(FittedEstimator(estimator).scores(np.full((1, d), d**-0.5, np.float32))).all()
     except Exception as error:
         raise ClassifierFileError(f"{path} holds a classifier that does not answer") from error
     if not finite:
         raise ClassifierFileError(f"{path} holds coefficients that are no finite numbers")
-    return Fitted(estimator)
+    return FittedEstimator(estimator)
 
 
 def _sound_svc(svc: Any, d: int) -> bool:

@@ -28,7 +28,7 @@ NO_PENALTY = 1e10  # C of a logistic regression on one number: Platt's own metho
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Calibrated:
+class CalibratedModel:
     """A model, and how its scores become decisions. Fields as `Version` has them."""
 
     model: Model
@@ -48,7 +48,7 @@ def fit(
     estimator: Estimator,
     threshold: float | None = None,
     abstain: float | None = None,
-) -> Calibrated:
+) -> CalibratedModel:
     """Fit on all items given; calibrate and choose the threshold on cross-validated predictions of them.
 
     Args:
@@ -68,7 +68,7 @@ def fit(
         cut = best_f1_cut(probabilities(scores, slope, offset), labels)
     cut = cut if threshold is None else threshold
     band = None if abstain is None else (max(cut - abstain, 0.0), min(cut + abstain, 1.0))
-    return Calibrated(to_model(fitted), slope, offset, cut, band)
+    return CalibratedModel(to_model(fitted), slope, offset, cut, band)
 
 
 def platt(scores: DoubleArray, labels: BoolArray) -> tuple[float, float]:

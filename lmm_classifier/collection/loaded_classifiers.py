@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.collection.artifact import Version, read_model
+from lmm_classifier.collection.artifact import ClassifierArtifact, read_model
 from lmm_classifier.collection.encoder_binding import check_encoder, encoder_of
 from lmm_classifier.collection.estimators import DoubleArray, Linear, Model, probabilities
 from lmm_classifier.collection.store import Snapshot, Store
@@ -36,7 +36,7 @@ TRIES = 3  # a training may replace files between two looks at the store
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stack:
+class StackedLinear:
     """c classifiers of the same region and the same encoders.
 
     Attributes:
@@ -50,7 +50,7 @@ class Stack:
 
     region: TargetName
     encoders: tuple[ModelSpec, ...]
-    versions: tuple[Version, ...]
+    versions: tuple[ClassifierArtifact, ...]
     weights: DoubleArray
     intercepts: DoubleArray
     others: Mapping[int, Model]
@@ -59,8 +59,8 @@ class Stack:
 
     @classmethod
     def of(
-        cls, versions: Sequence[Version], models: Sequence[Model], encoders: tuple[ModelSpec, ...]
-    ) -> Stack:
+        cls, versions: Sequence[ClassifierArtifact], models: Sequence[Model], encoders: tuple[ModelSpec, ...]
+    ) -> StackedLinear:
         """Stack classifiers that share region and encoders."""
         weights = np.zeros((len(versions), versions[0].dimensionality))
         intercepts = np.zeros(len(versions))
@@ -101,7 +101,7 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bank:
+class LoadedClassifiers:
     """The classifiers that were asked for.
 
     Attributes:
@@ -109,7 +109,7 @@ class Bank:
         refused: collection -> why it cannot be.
     """
 
-    stacks: tuple[Stack, ...]
+    stacks: tuple[StackedLinear, ...]
     refused: Mapping[str, Refusal]
 
     @property
@@ -121,22 +121,24 @@ class Bank:
         return {region: tuple(specs) for region, specs in wanted.items()}
 
 
-class Shelf:
+class StoreCache:
     """What is open of one store. Files that have changed are read again, the others are not. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.store = Store(folder)
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
-        self._banks: OrderedDict[object, tuple[tuple[int, ...], Bank]] = OrderedDict()
+        self._banks: OrderedDict[object, tuple[tuple[int, ...], LoadedClassifiers]] = OrderedDict()
 
-    def bank(self, collections: tuple[str, ...] | None, encoders: NamedEncoders, device: Device) -> Bank:
+    def bank(
+        self, collections: tuple[str, ...] | None, encoders: NamedEncoders, device: Device
+    ) -> LoadedClassifiers:
         """The classifiers of these collections, or of all, as they are now; encoders opened and compared.
 
         Raises:
             UnknownCollectionError: there is no store, or none for a collection that is named.
             ClassifierFileError, EncoderMismatchError, ModelError, ConfigError: one that is named cannot be
-                used. Where all are meant, it is left to `Bank.refused`.
+                used. Where all are meant, it is left to `LoadedClassifiers.refused`.
         """
         key = (collections, encoders, device)
         with self._lock:
@@ -165,9 +167,11 @@ class Shelf:
         collections: tuple[str, ...] | None,
         encoders: Mapping[str, ModelSpec],
         device: Device,
-    ) -> Bank:
+    ) -> LoadedClassifiers:
         refused: dict[str, Refusal] = {}
-        groups: dict[tuple[TargetName, tuple[ModelSpec, ...], int], list[tuple[Version, Model]]] = {}
+        groups: dict[
+            tuple[TargetName, tuple[ModelSpec, ...], int], list[tuple[ClassifierArtifact, Model]]
+        ] = {}
         contracts: dict[object, Refusal | None] = {}
         for collection in snapshot.ids if collections is None else collections:
             try:
@@ -185,19 +189,19 @@ class Shelf:
         in_use = {v.sha256 for v in _versions(snapshot)}
         self._models = {sha256: model for sha256, model in self._models.items() if sha256 in in_use}
         stacks = [
-            Stack.of([version for version, _ in rows], [model for _, model in rows], specs)
+            StackedLinear.of([version for version, _ in rows], [model for _, model in rows], specs)
             for (_, specs, _), rows in groups.items()
         ]
-        return Bank(tuple(stacks), refused)
+        return LoadedClassifiers(tuple(stacks), refused)
 
-    def _model(self, folder: Path, version: Version) -> Model:
+    def _model(self, folder: Path, version: ClassifierArtifact) -> Model:
         key = version.sha256
         if key not in self._models:
             self._models[key] = read_model(folder, version)
         return self._models[key]
 
     def _compare(
-        self, version: Version, specs: Sequence[ModelSpec], known: dict[object, Refusal | None]
+        self, version: ClassifierArtifact, specs: Sequence[ModelSpec], known: dict[object, Refusal | None]
     ) -> None:
         """Open the encoder of each part and compare; what was found out is not found out again."""
         for part, spec in zip(version.parts, specs, strict=True):
@@ -211,18 +215,18 @@ class Shelf:
                 raise refusal.with_traceback(None)
 
 
-_shelves: dict[Path, Shelf] = {}
+_shelves: dict[Path, StoreCache] = {}
 _shelves_lock = threading.Lock()
 
 
-def shelf_of(folder: Path) -> Shelf:
+def shelf_of(folder: Path) -> StoreCache:
     """The one shelf of a store in this process."""
     path = folder.expanduser().absolute()
     with _shelves_lock:
-        return _shelves.setdefault(path, Shelf(path))
+        return _shelves.setdefault(path, StoreCache(path))
 
 
-def _versions(snapshot: Snapshot) -> Iterable[Version]:
+def _versions(snapshot: Snapshot) -> Iterable[ClassifierArtifact]:
     for collection in snapshot.ids:
         try:
             yield snapshot.version(collection)

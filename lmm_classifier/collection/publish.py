@@ -15,14 +15,14 @@ from typing import Any
 
 from lmm_classifier.collection.artifact import (
     SCHEMA_VERSION,
-    Version,
+    ClassifierArtifact,
     stem_of,
     to_bytes,
     write_version,
     written,
 )
 from lmm_classifier.collection.estimators import Estimator
-from lmm_classifier.collection.fit import Calibrated
+from lmm_classifier.collection.fit import CalibratedModel
 from lmm_classifier.collection.selection import Competitor, Metric, compete
 from lmm_classifier.collection.store import BEST, changing, comparison_of
 from lmm_classifier.collection.training_set import TrainingSet
@@ -34,16 +34,16 @@ KEEP = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
+class FittedCandidate:
     """A classifier that was just fitted, and how."""
 
     estimator: Estimator
-    calibrated: Calibrated
+    calibrated: CalibratedModel
 
 
 def publish(
-    folder: Path, data: TrainingSet, candidates: Sequence[Candidate], metric: Metric, keep: int = KEEP
-) -> tuple[Version, list[Competitor]]:
+    folder: Path, data: TrainingSet, candidates: Sequence[FittedCandidate], metric: Metric, keep: int = KEEP
+) -> tuple[ClassifierArtifact, list[Competitor]]:
     """Store fitted classifiers of one collection and choose its best version.
 
     Returns:
@@ -91,11 +91,11 @@ def free_stem(folder: Path, collection: str) -> str:
     raise CollectionError(f"{folder}: too many versions of collection {collection!r} in one second")
 
 
-def _write(folder: Path, data: TrainingSet, candidate: Candidate) -> None:
+def _write(folder: Path, data: TrainingSet, candidate: FittedCandidate) -> None:
     fitted, train = candidate.calibrated, ~data.held_out
     suffix, content = to_bytes(fitted.model)
     positive = int(data.labels[train].sum())
-    version = Version(
+    version = ClassifierArtifact(
         collection=data.collection,
         name=data.name,
         model_file=free_stem(folder, data.collection) + suffix,

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from lmm_classifier.collection.artifact import Metrics, Version, read_model, read_version
+from lmm_classifier.collection.artifact import ClassifierArtifact, ClassifierMetrics, read_model, read_version
 from lmm_classifier.collection.estimators import DoubleArray, probabilities
 from lmm_classifier.collection.training_set import TrainingSet
 from lmm_classifier.errors import ClassifierFileError, ConfigError
@@ -33,8 +33,8 @@ class Competitor:
     """
 
     path: Path
-    version: Version | None
-    metrics: Metrics | None
+    version: ClassifierArtifact | None
+    metrics: ClassifierMetrics | None
     reason: str = ""
 
     def row(self) -> dict[str, Any]:
@@ -61,13 +61,13 @@ def compete(folder: Path, paths: Sequence[Path], data: TrainingSet, metric: Metr
     return sorted(by_age, key=lambda c: _rank(c, metric), reverse=True)
 
 
-def measure(p: DoubleArray, labels: BoolArray, threshold: float) -> Metrics | None:
+def measure(p: DoubleArray, labels: BoolArray, threshold: float) -> ClassifierMetrics | None:
     """The figures for probabilities (n,); None for no items."""
     n, positive = len(labels), int(labels.sum())
     if not n:
         return None
     said = p >= threshold
-    return Metrics(
+    return ClassifierMetrics(
         macro_precision=float(
             precision_score(labels, said, labels=[False, True], average="macro", zero_division=0)
         ),

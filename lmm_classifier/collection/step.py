@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.collection.artifact import Version
-from lmm_classifier.collection.loaded_classifiers import Bank, Refusal, Stack, shelf_of
+from lmm_classifier.collection.artifact import ClassifierArtifact
+from lmm_classifier.collection.loaded_classifiers import LoadedClassifiers, Refusal, StackedLinear, shelf_of
 from lmm_classifier.collection.region_embeddings import KINDS, looked_at
 from lmm_classifier.collection.store import DEFAULT_FOLDER, Store, natural
 from lmm_classifier.errors import (
@@ -114,7 +114,7 @@ class Classify(Step):
             for sample, some in zip(batch, found, strict=True)
         ]
 
-    def _bank(self) -> Bank:
+    def _bank(self) -> LoadedClassifiers:
         bank = shelf_of(self.store).bank(self.collections, self.encoders, self.device)
         for stack in bank.stacks:
             if self.target not in (None, stack.region):
@@ -125,7 +125,7 @@ class Classify(Step):
         return bank
 
 
-def decide(stack: Stack, seen: Sequence[Sample]) -> list[list[Membership]]:
+def decide(stack: StackedLinear, seen: Sequence[Sample]) -> list[list[Membership]]:
     """What the classifiers of a stack say of each sample, whose region was found and encoded, or skipped.
 
     Raises:
@@ -140,7 +140,7 @@ def decide(stack: Stack, seen: Sequence[Sample]) -> list[list[Membership]]:
     ]
 
 
-def _said(versions: Sequence[Version], sample: Sample, row: Sequence[float]) -> list[Membership]:
+def _said(versions: Sequence[ClassifierArtifact], sample: Sample, row: Sequence[float]) -> list[Membership]:
     target = sample.target
     box = sample.view
     fallback = target.fallback if target else None
@@ -164,7 +164,7 @@ def _said(versions: Sequence[Version], sample: Sample, row: Sequence[float]) -> 
     return found
 
 
-def _skipped(versions: Sequence[Version], sample: Sample) -> list[Membership]:
+def _skipped(versions: Sequence[ClassifierArtifact], sample: Sample) -> list[Membership]:
     skip = sample.skipped
     code: MembershipCode = "no_person" if skip and skip.code == "no_person" else "no_face"
     reason = skip.reason if skip else ""

@@ -2,12 +2,12 @@
 
     trained_classifiers/
       best_models.json              collection id -> the best version, written last, atomically
-      collection_7_classifier_*     the versions, see version.py
+      collection_7_classifier_*     the versions, see artifact.py
       collection_7_comparison.json  all versions that competed when the best was last chosen
 
 An entry has the documented keys (`model_file`, `derivative_type`, `embedding_type`, `dimensionality`) and all
-others of `Version`. Entries of older programs are understood as metadata: a bare file name means CLIP
-vectors of the whole image.
+others of `ClassifierArtifact`. Entries of older programs are understood as metadata: a bare file name means
+CLIP vectors of the whole image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmm_classifier.collection.artifact import SCHEMA_VERSION, Version, check_name, checked, stem_of, written
+from lmm_classifier.collection.artifact import (
+    SCHEMA_VERSION,
+    ClassifierArtifact,
+    check_name,
+    checked,
+    stem_of,
+    written,
+)
 from lmm_classifier.errors import (
     ClassifierFileError,
     CollectionError,
@@ -57,14 +64,14 @@ class Snapshot:
     folder: Path
     raw: Mapping[str, Any]
     stamp: tuple[int, ...] = ()
-    _checked: dict[str, Version | ClassifierFileError] = field(default_factory=dict)
+    _checked: dict[str, ClassifierArtifact | ClassifierFileError] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """All collections, numbers by value and before names."""
         return tuple(sorted(self.raw, key=natural))
 
-    def still(self, raw: Mapping[str, Any]) -> dict[str, Version | ClassifierFileError]:
+    def still(self, raw: Mapping[str, Any]) -> dict[str, ClassifierArtifact | ClassifierFileError]:
         """What was found out about the entries that other contents of the file have too."""
         return {key: found for key, found in self._checked.items() if raw.get(key) == self.raw[key]}
 
@@ -89,7 +96,7 @@ class Snapshot:
                 raise ClassifierFileError(f"{where} has no {name!r}; train it again")
         return dict(entry)
 
-    def version(self, collection: str | int) -> Version:
+    def version(self, collection: str | int) -> ClassifierArtifact:
         """The classifier of a collection, ready to be opened.
 
         Raises:
@@ -208,7 +215,7 @@ def natural(collection: str) -> tuple[int, int, str]:
     return (0, int(collection), "") if number else (1, 0, collection)
 
 
-def _version(entry: Mapping[str, Any], key: str, where: str) -> Version:
+def _version(entry: Mapping[str, Any], key: str, where: str) -> ClassifierArtifact:
     check_name(entry["model_file"], where)  # first: this message has the remedy for a pickle
     version = checked(dict(entry), where)
     if version.collection != key:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lmm_classifier.collection.artifact import Version
+from lmm_classifier.collection.artifact import ClassifierArtifact
 from lmm_classifier.collection.estimators import LOGISTIC_REGRESSION, Estimator
 from lmm_classifier.collection.fit import fit
-from lmm_classifier.collection.publish import KEEP, Candidate, publish
+from lmm_classifier.collection.publish import KEEP, FittedCandidate, publish
 from lmm_classifier.collection.selection import Competitor, Metric
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, LmmClassifierError
@@ -51,7 +51,7 @@ class Trained:
         warnings: what to know about its training data.
     """
 
-    best: Version
+    best: ClassifierArtifact
     ranking: tuple[Competitor, ...]
     warnings: tuple[str, ...]
 
@@ -106,7 +106,7 @@ def _trained(data: TrainingSet, folder: Path, options: TrainOptions) -> Trained:
     held_out = data.held_out
     warnings = [*data.warnings, *_checked(data.labels, held_out)]
     candidates = [
-        Candidate(
+        FittedCandidate(
             estimator,
             fit(
                 np.ascontiguousarray(data.vectors[~held_out]),

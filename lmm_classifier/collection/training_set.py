@@ -21,7 +21,7 @@ JOIN = "+"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EmbeddingPart:
     """One embedding type in a vector, and the encoder that makes it.
 
     Attributes:
@@ -57,7 +57,7 @@ class TrainingSet:
     collection: str
     name: str
     derivative_type: TargetName
-    parts: tuple[Part, ...]
+    parts: tuple[EmbeddingPart, ...]
     vectors: FloatArray
     labels: BoolArray
     items: tuple[str, ...]
@@ -111,7 +111,7 @@ def unit_rows(vectors: npt.ArrayLike, of: str) -> FloatArray:
     return np.asarray(rows / norms, np.float32)
 
 
-def split_parts(vectors: FloatArray, parts: Sequence[Part]) -> list[FloatArray]:
+def split_parts(vectors: FloatArray, parts: Sequence[EmbeddingPart]) -> list[FloatArray]:
     """The columns (n, dimensionality) of each part."""
     edges = np.cumsum([part.dimensionality for part in parts])[:-1]
     return list(np.split(vectors, edges, axis=1))

@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from lmm_classifier import registry
-from lmm_classifier.config.rerank import NOT_OF_THE_STEP, RerankSettings
+from lmm_classifier.config.rerank import RerankSettings
 from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import BatchSize, Flag, SearchBackend, Share, Temperature, TopK
 from lmm_classifier.pipeline import Pipeline, Step
 from lmm_classifier.storage.atomic_files import is_single_file
-from lmm_classifier.yaml_settings import explain, naming, place_of, read_yaml
+from lmm_classifier.yaml_settings import Settings, explain, naming, place_of, read_yaml
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class RetrievalSettings(_Section):
+class RetrievalSettings(Settings):
     """`retrieval:` where to look, how many neighbours, what the labels' names weigh, and the two cuts.
 
     Where neither threshold is set, the index's calibration decides, if it has one; what is left out and not
@@ -49,7 +45,7 @@ class RetrievalSettings(_Section):
     milvus_collection: str | None = None
 
 
-class PipelineConfig(_Section):
+class PipelineConfig(Settings):
     """Settings of a classifier.
 
     Attributes:
@@ -176,7 +172,7 @@ class PipelineConfig(_Section):
             "allow_unknown": self.allow_unknown,
         }
         rerank = {
-            **self.rerank.model_dump(exclude=NOT_OF_THE_STEP),
+            **self.rerank.options(),
             "model": self.rerank.spec(),
             "index": retrieval.index_path if self.rerank.exemplars else None,
         }

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import create_model, model_validator
 
 from lmm_classifier.models.runtime.options import PLACEMENT
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.models.vlm.strategies import Mode, Scoring
 from lmm_classifier.options import (
-    BatchSize,
-    Candidates,
     Device,
     DeviceMap,
     Dtype,
-    Exemplars,
     Flag,
     MaxMemory,
-    Permutations,
     Pixels,
-    Seconds,
     Share,
     check_budget,
     check_placement,
 )
+from lmm_classifier.steps.rerank import Rerank
+from lmm_classifier.yaml_settings import Settings
 
 OPTIONS_OF_THE_MODEL = ("revision", "device", "dtype", "min_pixels", "max_pixels", *PLACEMENT)
 """Options of the model that have its names; `family` and `model_name` are the others."""
-NOT_OF_THE_STEP = {"enabled", "model_name", "family", "min_delta", *OPTIONS_OF_THE_MODEL}
+FROM_OTHER_SETTINGS = frozenset({"model", "index", "allow_unknown", "calibration"})
+"""Options of the step that follow from other settings."""
 
 
-class RerankSettings(BaseModel):
-    """`rerank:` whether and how a vision-language model decides the uncertain cases.
-
-    Options of the step `rerank` have its names; the index of the exemplars is that of `retrieval`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+class _RerankerSettings(Settings):
+    """Whether a reranker is asked, and which."""
 
     enabled: Flag = True
     model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
@@ -52,20 +45,6 @@ class RerankSettings(BaseModel):
     max_memory: MaxMemory | None = None
     offload_folder: Path | None = None
     min_delta: Share | None = None
-    mode: Mode = "listwise"
-    scoring: Scoring = "likelihood"
-    max_candidates: Candidates = 5
-    permutations: Permutations = 1
-    exemplars: Exemplars = 0
-    corpus_root: Path | None = None
-    max_batch_size: BatchSize = 8
-    max_seconds: Seconds | None = None
-    deadline: Seconds | None = None
-    max_share: Share | None = None
-    prompt_template: str | None = None
-    answers: Path | None = None
-    self_test: Flag = True
-    twin: ModelSpec | None = None
 
     @model_validator(mode="after")
     def _a_model(self) -> Self:
@@ -80,3 +59,23 @@ class RerankSettings(BaseModel):
             weights=self.model_name,
             **{name: getattr(self, name) for name in OPTIONS_OF_THE_MODEL},
         )
+
+    def options(self) -> dict[str, Any]:
+        """Options of the step `rerank`, but for those that follow from other settings."""
+        return self.model_dump(exclude=set(_RerankerSettings.model_fields))
+
+
+_FIELDS: dict[str, Any] = {
+    name: (field.annotation, copy(field))
+    for name, field in vars(Rerank)["__pydantic_fields__"].items()
+    if name not in FROM_OTHER_SETTINGS
+}
+_StepSettings: Any = create_model("_StepSettings", __base__=Settings, **_FIELDS)
+
+
+class RerankSettings(_StepSettings, _RerankerSettings):  # type: ignore[misc]
+    """`rerank:` whether and how a vision-language model decides the uncertain cases.
+
+    The options of the step `rerank` are options here, with the same names, ranges and defaults. The index
+    that exemplars come from is that of `retrieval`.
+    """

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from lmm_classifier.fetch.guard import PORTS, Guard
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import BatchSize, Flag, Seconds
+from lmm_classifier.yaml_settings import Settings
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 NO_KEY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
@@ -35,7 +36,7 @@ def is_loopback(host: str) -> bool:
         return host.lower().removesuffix(".") == "localhost"
 
 
-class FetchSettings(BaseModel):
+class FetchSettings(Settings):
     """`service.fetch:` which URLs of strangers are fetched.
 
     Attributes:
@@ -44,8 +45,6 @@ class FetchSettings(BaseModel):
         ports: that may be asked.
         forbidden: networks that are public and yet one's own, such as "203.0.113.0/24".
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: Flag = False
     domains: tuple[str, ...] = ()
@@ -61,7 +60,7 @@ class FetchSettings(BaseModel):
         return Guard(ports=self.ports, domains=self.domains, forbidden=self.forbidden)
 
 
-class ServiceSettings(BaseModel):
+class ServiceSettings(Settings):
     """`service:` what the service does.
 
     Attributes:
@@ -87,8 +86,6 @@ class ServiceSettings(BaseModel):
         warm_up: open the models of all operations before the first request, not with it.
         memory_budget: bytes of weights that stay open; of more, the least recently used model is closed.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     operations: Mapping[str, Mapping[str, Any] | None] = Field(default_factory=dict)
     persons: ModelSpec | None = None

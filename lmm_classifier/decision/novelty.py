@@ -20,7 +20,7 @@ NEAREST_OF_LABEL = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
+class NoveltyInputs:
     """A batch of queries before one encoder's reference, and what several scores need of it.
 
     Attributes:
@@ -37,17 +37,17 @@ class Look:
     distances: FloatArray
 
 
-def max_similarity(look: Look) -> FloatArray:
+def max_similarity(look: NoveltyInputs) -> FloatArray:
     """Cosine similarity of the nearest neighbour."""
     return _similarity(look)[:, 0]
 
 
-def kth_similarity(look: Look) -> FloatArray:
+def kth_similarity(look: NoveltyInputs) -> FloatArray:
     """Cosine similarity of the last neighbour looked at (Sun et al., ICML 2022, as a similarity)."""
     return _similarity(look)[:, -1]
 
 
-def class_margin(look: Look) -> FloatArray:
+def class_margin(look: NoveltyInputs) -> FloatArray:
     """How much nearer the nearest label is than the second: of each the mean over its nearest neighbours."""
     queries = look.queries
     there = queries.codes >= 0
@@ -64,7 +64,7 @@ def class_margin(look: Look) -> FloatArray:
     return np.asarray(best[:, -1] - best[:, -2], np.float32)
 
 
-def vote_entropy(look: Look) -> FloatArray:
+def vote_entropy(look: NoveltyInputs) -> FloatArray:
     """Negative entropy of the neighbours' vote, in nats: 0 where all agree."""
     votes = neighbour_votes(
         look.queries, len(look.reference.counts), look.settings.k, look.settings.temperature
@@ -72,7 +72,7 @@ def vote_entropy(look: Look) -> FloatArray:
     return np.asarray((votes * np.log(votes.clip(1e-12))).sum(axis=1), np.float32)
 
 
-def guided_knn(look: Look) -> FloatArray:
+def guided_knn(look: NoveltyInputs) -> FloatArray:
     """Mean similarity of the neighbours times the best label's share of the vote.
 
     After NNGuide (Park et al., ICCV 2023), with the vote in place of a classifier's energy.
@@ -82,12 +82,12 @@ def guided_knn(look: Look) -> FloatArray:
     return np.asarray(votes.max(axis=1) * _similarity(look).mean(axis=1), np.float32)
 
 
-def prototype_similarity(look: Look) -> FloatArray:
+def prototype_similarity(look: NoveltyInputs) -> FloatArray:
     """Cosine similarity to the mean direction of the nearest label."""
     return np.asarray(_to_prototypes(look).max(axis=1), np.float32)
 
 
-def prototype_margin(look: Look) -> FloatArray:
+def prototype_margin(look: NoveltyInputs) -> FloatArray:
     """How much nearer the nearest mean direction is than the second, over all labels."""
     cosine = _to_prototypes(look)
     if cosine.shape[1] == 1:
@@ -96,7 +96,7 @@ def prototype_margin(look: Look) -> FloatArray:
     return np.asarray(best[:, -1] - best[:, -2], np.float32)
 
 
-def mahalanobis(look: Look) -> FloatArray:
+def mahalanobis(look: NoveltyInputs) -> FloatArray:
     """Negative half squared Mahalanobis distance to the nearest label (Lee et al., NeurIPS 2018)."""
     reference = look.reference
     centred = look.queries.vectors[look.encoder] - reference.mean
@@ -105,20 +105,20 @@ def mahalanobis(look: Look) -> FloatArray:
     return np.asarray(-(look.distances.min(axis=1) + elsewhere) / 2, np.float32)
 
 
-def relative_mahalanobis(look: Look) -> FloatArray:
+def relative_mahalanobis(look: NoveltyInputs) -> FloatArray:
     """The same, relative to the Gaussian of all images (Ren et al., 2021): what all labels share cancels."""
     background = (look.projected**2 / look.reference.spread).sum(axis=1)
     return np.asarray((background - look.distances.min(axis=1)) / 2, np.float32)
 
 
-def gda_energy(look: Look) -> FloatArray:
+def gda_energy(look: NoveltyInputs) -> FloatArray:
     """Log-sum-exp of the linear discriminants (energy score: Liu et al., NeurIPS 2020)."""
     logits = (look.projected**2).sum(axis=1)[:, None] / 2 - look.distances / 2 + look.reference.log_prior
     top = logits.max(axis=1)
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)
 
 
-Score = Callable[[Look], FloatArray]
+Score = Callable[[NoveltyInputs], FloatArray]
 FROM_NEIGHBOURS: Mapping[str, Score] = {
     "max_similarity": max_similarity,
     "kth_similarity": kth_similarity,
@@ -158,7 +158,7 @@ def novelty_scores(
         references: one per encoder.
         settings: k and temperature of the vote.
     """
-    looks: dict[int, Look] = {}
+    looks: dict[int, NoveltyInputs] = {}
     columns = []
     for name in names:
         score, _, number = name.partition("#")
@@ -199,18 +199,18 @@ class Combination:
         return np.asarray(1 / (1 + np.exp(-self.logits(scores).clip(-60, 60))), np.float64)
 
 
-def _look(queries: Queries, reference: Reference, encoder: int, settings: HeadSettings) -> Look:
+def _look(queries: Queries, reference: Reference, encoder: int, settings: HeadSettings) -> NoveltyInputs:
     projected = reference.project(queries.vectors[encoder])
     distances = np.where(reference.counts > 0, reference.squared_distances(projected), np.inf)
-    return Look(queries, reference, encoder, settings, projected, np.asarray(distances, np.float32))
+    return NoveltyInputs(queries, reference, encoder, settings, projected, np.asarray(distances, np.float32))
 
 
-def _similarity(look: Look) -> FloatArray:
+def _similarity(look: NoveltyInputs) -> FloatArray:
     """float32 (n, k); padding is as far as can be."""
     return np.where(look.queries.codes >= 0, look.queries.similarity, np.float32(-1))
 
 
-def _to_prototypes(look: Look) -> FloatArray:
+def _to_prototypes(look: NoveltyInputs) -> FloatArray:
     """float32 (n, c); a label without images is as far as can be."""
     cosine = look.queries.vectors[look.encoder] @ look.reference.prototypes.T
     return np.where(look.reference.counts > 0, cosine, np.float32(-1))

@@ -29,7 +29,7 @@ Unknowns = Literal["near", "far"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvaluationItem:
     """A photo to ask about: its file, the label its corpus gives it ("" for none), and its group."""
 
     photo: Path
@@ -69,7 +69,7 @@ def answerable_labels(classifier: HybridClassifier) -> frozenset[str]:
 
 def questions(
     labels: frozenset[str], known: Corpus, unknown: Mapping[Unknowns, Corpus], strangers: Unknowns
-) -> list[Question]:
+) -> list[EvaluationItem]:
     """All photos of all sets with their groups: those of `known` in order, then each set of unknowns.
 
     Args:
@@ -88,7 +88,7 @@ def questions(
             "it; rename the label to evaluate"
         )
     asked = [
-        Question(known.root / item.path, item.label, "known" if item.label in labels else strangers)
+        EvaluationItem(known.root / item.path, item.label, "known" if item.label in labels else strangers)
         for item in known.items
     ]
     if all(question.group != "known" for question in asked):
@@ -103,12 +103,15 @@ def questions(
                 "take these photos out, or give them as knowns"
             )
         asked += [
-            Question(corpus.root / i.path, "" if i.label == UNKNOWN else i.label, group) for i in corpus.items
+            EvaluationItem(corpus.root / i.path, "" if i.label == UNKNOWN else i.label, group)
+            for i in corpus.items
         ]
     return asked
 
 
-def refuse_seen(classifier: HybridClassifier, asked: Sequence[Question], on_progress: OnProgress) -> None:
+def refuse_seen(
+    classifier: HybridClassifier, asked: Sequence[EvaluationItem], on_progress: OnProgress
+) -> None:
     """Check that no photo is in the index, was calibrated on, or is in two groups, byte for byte.
 
     A photo that cannot be read is passed over: classifying it says why.
@@ -120,7 +123,7 @@ def refuse_seen(classifier: HybridClassifier, asked: Sequence[Question], on_prog
     records = [open_index(step.index).records for step in retrieving]
     indexed = {digest: path for r in records for digest, path in zip(r.sha256(), r.paths(), strict=True)}
     calibrated = _calibrated_on(classifier)
-    seen: dict[str, Question] = {}
+    seen: dict[str, EvaluationItem] = {}
     copies = []
     for done, question in enumerate(asked, start=1):
         on_progress(Progress("looking for photos of the index", done, len(asked)))

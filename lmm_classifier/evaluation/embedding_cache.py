@@ -25,7 +25,7 @@ from lmm_classifier.types import Sample
 _NO_PIXELS = Image.new("RGB", (1, 1))  # in place of a photo that no further step looks at
 
 
-class EmbeddedOnce:
+class EmbeddingCache:
     """Answers as `HybridClassifier.classify_files`, for one classifier after the other.
 
     A photo is decoded for its encoder alone, also where a reranker will look at more of its pixels; that one

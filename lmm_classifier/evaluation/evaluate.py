@@ -19,13 +19,13 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.corpus.corpus import NO_PHOTOS, Corpus, SkippedFile
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.evaluation.dataset import (
-    Question,
+    EvaluationItem,
     Unknowns,
     answerable_labels,
     questions,
     refuse_seen,
 )
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.evaluation.results import Evaluation, UnknownFigures
 from lmm_classifier.evaluation.summary import Measure
 from lmm_classifier.index.manifest import read_manifest
@@ -107,7 +107,7 @@ def evaluate(
     )
 
 
-def _figures(queries: Sequence[Query], measured: Measure, labels: frozenset[str]) -> dict[str, Any]:
+def _figures(queries: Sequence[EvaluatedItem], measured: Measure, labels: frozenset[str]) -> dict[str, Any]:
     """What is measured of the answers, by the fields of `Evaluation`."""
     both = {"known": [query for query in queries if query.group == "known"]}
     if len(both["known"]) < len(queries):
@@ -131,9 +131,9 @@ def _not_listed(corpora: Iterable[Corpus]) -> tuple[list[SkippedFile], list[Skip
 
 
 def _answered(
-    answers: Iterator[Classification | SkippedFile], asked: Sequence[Question], on_progress: OnProgress
-) -> tuple[list[Query], list[SkippedFile]]:
-    queries: list[Query] = []
+    answers: Iterator[Classification | SkippedFile], asked: Sequence[EvaluationItem], on_progress: OnProgress
+) -> tuple[list[EvaluatedItem], list[SkippedFile]]:
+    queries: list[EvaluatedItem] = []
     skipped: list[SkippedFile] = []
     for done, (question, answer) in enumerate(zip(asked, answers, strict=True), start=1):
         if isinstance(answer, SkippedFile):
@@ -141,12 +141,12 @@ def _answered(
         else:
             truth = question.label if question.group == "known" else UNKNOWN
             far = question.group == "far"
-            queries.append(Query(question.photo, truth, answer, far=far, shows=question.label))
+            queries.append(EvaluatedItem(question.photo, truth, answer, far=far, shows=question.label))
         on_progress(Progress("answering the queries", done, len(asked), len(skipped)))
     return queries, skipped
 
 
-def _against_unknowns(measured: Measure, queries: Sequence[Query]) -> dict[str, UnknownFigures]:
+def _against_unknowns(measured: Measure, queries: Sequence[EvaluatedItem]) -> dict[str, UnknownFigures]:
     found = {}
     groups = [group for group in ("near", "far") if any(query.group == group for query in queries)]
     for group in groups:
@@ -178,7 +178,9 @@ def _subject(
     }
 
 
-def _conditions(queries: Sequence[Query], seconds: float, resamples: int, seed: int) -> dict[str, Any]:
+def _conditions(
+    queries: Sequence[EvaluatedItem], seconds: float, resamples: int, seed: int
+) -> dict[str, Any]:
     steps: defaultdict[str, float] = defaultdict(float)
     for query in queries:
         for step, spent in query.answer.timings.items():

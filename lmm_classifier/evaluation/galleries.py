@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmm_classifier.api.classification import Classification, Neighbour
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.evaluation.tables import BRACKETS, Table
 from lmm_classifier.metrics.per_label import LabelRow
 from lmm_classifier.metrics.stages import confusion
@@ -29,7 +29,7 @@ class Gallery:
 
     heading: str
     total: int
-    shown: Sequence[Query]
+    shown: Sequence[EvaluatedItem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def write_report(
     path: Path,
     title: str,
     figures: Mapping[str, str],
-    queries: Sequence[Query],
+    queries: Sequence[EvaluatedItem],
     corpus_root: Path | None,
     per_kind: int = 24,
     *,
@@ -107,12 +107,12 @@ def write_report(
     )
 
 
-def spread(members: Sequence[Query], most: int) -> Sequence[Query]:
+def spread(members: Sequence[EvaluatedItem], most: int) -> Sequence[EvaluatedItem]:
     """At most `most` of them, evenly over the whole list: the first ones would all have one label."""
     return [members[i * len(members) // most] for i in range(most)] if len(members) > most else members
 
 
-def _matrix(queries: Sequence[Query]) -> list[tuple[str, list[_Cell]]] | None:
+def _matrix(queries: Sequence[EvaluatedItem]) -> list[tuple[str, list[_Cell]]] | None:
     """A row per label; None for more than MATRIX_LABELS, "unknown" among them."""
     if len({UNKNOWN, *(q.truth for q in queries), *(q.answer.label for q in queries)}) > MATRIX_LABELS:
         return None
@@ -124,7 +124,7 @@ def _matrix(queries: Sequence[Query]) -> list[tuple[str, list[_Cell]]] | None:
     ]
 
 
-def _pairs(queries: Sequence[Query]) -> list[_Pair]:
+def _pairs(queries: Sequence[EvaluatedItem]) -> list[_Pair]:
     """All mistakes, most frequent first."""
     support = Counter(query.truth for query in queries)
     wrong = Counter((query.truth, query.answer.label) for query in queries if not query.right)
@@ -132,7 +132,7 @@ def _pairs(queries: Sequence[Query]) -> list[_Pair]:
     return [_Pair(truth, answer, n, n / support[truth]) for (truth, answer), n in ordered]
 
 
-def _by_kind(queries: Sequence[Query], per_kind: int) -> Iterator[Gallery]:
+def _by_kind(queries: Sequence[EvaluatedItem], per_kind: int) -> Iterator[Gallery]:
     headings = {
         "correction": "Corrected by the reranker",
         "regression": "Made worse by the reranker",

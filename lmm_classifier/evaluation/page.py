@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lmm_classifier.evaluation.galleries import Gallery, write_report
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.evaluation.results import Evaluation, ShareFigures
 from lmm_classifier.evaluation.summary import closed_right, confidences, known_scores, right
 from lmm_classifier.evaluation.tables import GROUP_NAMES, tables
@@ -160,8 +160,8 @@ def _reranked(found: ShareFigures) -> Plot:
     )
 
 
-def _worst(queries: Sequence[Query]) -> Iterator[Gallery]:
-    kinds: tuple[tuple[str, Callable[[Query], bool], Callable[[Query], float]], ...] = (
+def _worst(queries: Sequence[EvaluatedItem]) -> Iterator[Gallery]:
+    kinds: tuple[tuple[str, Callable[[EvaluatedItem], bool], Callable[[EvaluatedItem], float]], ...] = (
         (
             "Known photos given a wrong label, surest first",
             lambda q: q.group == "known" and not q.right and q.answer.label != UNKNOWN,
@@ -185,14 +185,14 @@ def _worst(queries: Sequence[Query]) -> Iterator[Gallery]:
             yield Gallery(heading, len(members), members[:PER_GALLERY])
 
 
-def _of(evaluation: Evaluation, group: str) -> list[Query]:
+def _of(evaluation: Evaluation, group: str) -> list[EvaluatedItem]:
     return [query for query in evaluation.queries if query.group == group]
 
 
-def _against(evaluation: Evaluation, group: str) -> list[Query]:
+def _against(evaluation: Evaluation, group: str) -> list[EvaluatedItem]:
     """The knowns and one group of unknowns, or all of them."""
     return [query for query in evaluation.queries if group == "all" or query.group in {"known", group}]
 
 
-def _is_known(queries: Sequence[Query]) -> BoolArray:
+def _is_known(queries: Sequence[EvaluatedItem]) -> BoolArray:
     return np.asarray([query.group == "known" for query in queries])

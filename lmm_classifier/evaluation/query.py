@@ -13,7 +13,7 @@ Group = Literal["known", "near", "far"]
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class EvaluatedItem:
     """An answered query.
 
     Attributes:

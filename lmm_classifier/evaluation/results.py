@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.metrics.bootstrap import Estimate
 from lmm_classifier.metrics.confidence import ReliabilityBin
 from lmm_classifier.metrics.per_label import LabelRow
-from lmm_classifier.metrics.stages import Metrics, known_score
+from lmm_classifier.metrics.stages import StageMetrics, known_score
 
 SCHEMA_VERSION = 1
 
@@ -145,9 +145,9 @@ class Evaluation:
     unknown: Mapping[str, UnknownFigures]
     confidence: Mapping[str, ConfidenceFigures]
     rerank: RerankFigures
-    stages: Metrics
+    stages: StageMetrics
     labels: tuple[LabelRow, ...]
-    queries: tuple[Query, ...]
+    queries: tuple[EvaluatedItem, ...]
     skipped: tuple[SkippedFile, ...]
     left_out: tuple[SkippedFile, ...]
     subject: Mapping[str, Any]
@@ -179,7 +179,7 @@ class Evaluation:
         }
 
 
-def _photo(query: Query) -> dict[str, Any]:
+def _photo(query: EvaluatedItem) -> dict[str, Any]:
     answer = query.answer
     return {
         "photo": str(query.photo),

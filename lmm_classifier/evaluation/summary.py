@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.evaluation.results import (
     ConfidenceFigures,
     KnownFigures,
@@ -38,7 +38,7 @@ from lmm_classifier.metrics.rerank import (
     candidate_recall,
     offered,
 )
-from lmm_classifier.metrics.rerank_share import Sent, accuracy_by_share, share_for_gain
+from lmm_classifier.metrics.rerank_share import RerankedShare, accuracy_by_share, share_for_gain
 from lmm_classifier.metrics.stages import known_score
 from lmm_classifier.metrics.weighted import Counts, Floats, share
 from lmm_classifier.types import UNKNOWN, BoolArray
@@ -55,7 +55,7 @@ class Measure:
         self._resamples = resamples
         self._seed = seed
 
-    def known(self, queries: Sequence[Query]) -> KnownFigures:
+    def known(self, queries: Sequence[EvaluatedItem]) -> KnownFigures:
         """Over known queries alone."""
         truths = [q.truth for q in queries]
         labels = [q.answer.label for q in queries]
@@ -68,7 +68,7 @@ class Measure:
         }
         return KnownFigures(len(queries), **self._estimate(statistics, queries))
 
-    def unknown(self, queries: Sequence[Query]) -> UnknownFigures:
+    def unknown(self, queries: Sequence[EvaluatedItem]) -> UnknownFigures:
         """The knowns against the unknowns among them."""
         truths = [q.truth for q in queries]
         labels = [q.answer.label for q in queries]
@@ -86,7 +86,7 @@ class Measure:
         }
         return UnknownFigures(int((~known).sum()), **self._estimate(statistics, queries))
 
-    def confidence(self, queries: Sequence[Query]) -> ConfidenceFigures:
+    def confidence(self, queries: Sequence[EvaluatedItem]) -> ConfidenceFigures:
         """Over the answers to all of them."""
         scores, hit = confidences(queries), right(queries)
         statistics: dict[str, Statistic] = {
@@ -106,7 +106,7 @@ class Measure:
             reliability=reliability_bins(scores, hit),
         )
 
-    def rerank(self, queries: Sequence[Query]) -> RerankFigures:
+    def rerank(self, queries: Sequence[EvaluatedItem]) -> RerankFigures:
         """Over all of them; the candidates' recall over the knowns."""
         answers, truths = [q.answer for q in queries], [q.truth for q in queries]
         asked, is_known = (
@@ -136,11 +136,11 @@ class Measure:
             self._by_share(queries) if asked.any() else None,
         )
 
-    def _by_share(self, queries: Sequence[Query]) -> ShareFigures:
+    def _by_share(self, queries: Sequence[EvaluatedItem]) -> ShareFigures:
         asked, after = _flags(q.answer.used_reranker for q in queries), right(queries)
         before = _flags(q.answer.retrieval_label == q.truth for q in queries)
         certainty = np.asarray([q.answer.certainty or 1.0 for q in queries], np.float64)
-        photos = Sent(certainty, asked, np.where(asked, before, after), after)
+        photos = RerankedShare(certainty, asked, np.where(asked, before, after), after)
         curve = accuracy_by_share(photos)
         enough = None
         if photos.gain.sum() > 0:
@@ -148,27 +148,29 @@ class Measure:
             enough = self._estimate({"enough": statistic}, queries)["enough"]
         return ShareFigures(tuple(curve.x.tolist()), tuple(curve.y.tolist()), GAIN_PART, enough)
 
-    def _estimate(self, statistics: Mapping[str, Statistic], queries: Sequence[Query]) -> dict[str, Estimate]:
+    def _estimate(
+        self, statistics: Mapping[str, Statistic], queries: Sequence[EvaluatedItem]
+    ) -> dict[str, Estimate]:
         strata = [query.group for query in queries]
         return estimate(statistics, strata, resamples=self._resamples, seed=self._seed)
 
 
-def known_scores(queries: Sequence[Query]) -> Floats:
+def known_scores(queries: Sequence[EvaluatedItem]) -> Floats:
     """How known each looks, float64 (n,), in [0, 1]."""
     return np.asarray([known_score(query.answer) for query in queries], np.float64)
 
 
-def confidences(queries: Sequence[Query]) -> Floats:
+def confidences(queries: Sequence[EvaluatedItem]) -> Floats:
     """How sure each answer is of itself, float64 (n,), in [0, 1]."""
     return np.asarray([query.answer.score for query in queries], np.float64)
 
 
-def right(queries: Sequence[Query]) -> BoolArray:
+def right(queries: Sequence[EvaluatedItem]) -> BoolArray:
     """Whether each answer is right, bool (n,)."""
     return _flags(query.right for query in queries)
 
 
-def closed_right(queries: Sequence[Query]) -> BoolArray:
+def closed_right(queries: Sequence[EvaluatedItem]) -> BoolArray:
     """Whether each would be labelled right if nothing were rejected, bool (n,); never for unknowns."""
     return _flags(q.group == "known" and best_label(q.answer) == q.truth for q in queries)
 

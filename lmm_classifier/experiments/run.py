@@ -28,14 +28,14 @@ from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ConfigError, LmmClassifierError
-from lmm_classifier.evaluation.embedding_cache import EmbeddedOnce
+from lmm_classifier.evaluation.embedding_cache import EmbeddingCache
 from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.evaluation.page import write_evaluation
 from lmm_classifier.evaluation.results import Evaluation
 from lmm_classifier.experiments.figures import figures_of, milliseconds
 from lmm_classifier.experiments.shared_indexes import SharedIndexes, index_key, link_files
-from lmm_classifier.experiments.spec import Experiment, Plan, plans
-from lmm_classifier.experiments.splits import Parts, Sources
+from lmm_classifier.experiments.spec import Experiment, PlannedRun, plans
+from lmm_classifier.experiments.splits import Splits, SplitSources
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.storage.atomic_files import explained, replace_file
 from lmm_classifier.storage.checksummed_json import digest_of
@@ -49,11 +49,11 @@ INDEX = Path("index")  # of a run, as its config.yaml names it
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ExperimentRun:
     """A plan and the photos it is for. `frozen` is everything asked for, and `name` ends in its digest."""
 
-    plan: Plan
-    parts: Parts
+    plan: PlannedRun
+    parts: Splits
     frozen: Mapping[str, Any]
     digest: str
     name: str
@@ -113,9 +113,9 @@ def run_experiment(
     """
     planned = plans(experiment, folder)
     with sole_writer(output, RUNS, "an experiment"):
-        runs = _runs(experiment, planned, Sources(experiment, on_progress))
+        runs = _runs(experiment, planned, SplitSources(experiment, on_progress))
         _announce(experiment, runs, output)
-        outcome, indexes, answering = Outcome(), SharedIndexes(output / SHARED), EmbeddedOnce()
+        outcome, indexes, answering = Outcome(), SharedIndexes(output / SHARED), EmbeddingCache()
         for number, run in enumerate(sorted(runs, key=lambda run: run.index_key), start=1):
             if _finished(output / run.name, run.digest):
                 outcome.before += 1
@@ -131,7 +131,9 @@ def run_experiment(
     return outcome
 
 
-def _runs(experiment: Experiment, planned: Sequence[Plan], sources: Sources) -> list[Run]:
+def _runs(
+    experiment: Experiment, planned: Sequence[PlannedRun], sources: SplitSources
+) -> list[ExperimentRun]:
     parts = {seed: sources.parts(seed) for seed in experiment.seeds}
     digests = {
         seed: {name: photos.digest() for name, photos in found.named().items()}
@@ -149,11 +151,11 @@ def _runs(experiment: Experiment, planned: Sequence[Plan], sources: Sources) -> 
         }
         digest = digest_of(frozen)
         name = f"{plan.slug}.seed{plan.seed}.{digest[:8]}"
-        runs.append(Run(plan, parts[plan.seed], frozen, digest, name))
+        runs.append(ExperimentRun(plan, parts[plan.seed], frozen, digest, name))
     return runs
 
 
-def _announce(experiment: Experiment, runs: Sequence[Run], output: Path) -> None:
+def _announce(experiment: Experiment, runs: Sequence[ExperimentRun], output: Path) -> None:
     replace_file(output / ASKED, experiment.to_yaml().encode())
     body = {
         "schema_version": SCHEMA_VERSION,
@@ -180,11 +182,11 @@ def _staged(on_progress: OnProgress, run: str) -> OnProgress:
 
 
 def _carry_out(
-    run: Run,
+    run: ExperimentRun,
     experiment: Experiment,
     output: Path,
     indexes: SharedIndexes,
-    answering: EmbeddedOnce,
+    answering: EmbeddingCache,
     outcome: Outcome,
     on_progress: OnProgress,
 ) -> None:
@@ -228,7 +230,7 @@ def _carry_out(
     _write_json(folder / RUN, _record(run, found, folder / INDEX, degraded))
 
 
-def _record(run: Run, found: Evaluation, index: Path, degraded: int) -> dict[str, Any]:
+def _record(run: ExperimentRun, found: Evaluation, index: Path, degraded: int) -> dict[str, Any]:
     fitted = read_calibration(index) if run.plan.calibrate else None
     made = fitted.calibration if fitted else None
     return {

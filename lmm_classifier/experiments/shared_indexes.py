@@ -11,7 +11,7 @@ from pathlib import Path
 from lmm_classifier.api.build_index import build_index
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.corpus import SkippedFile
-from lmm_classifier.experiments.splits import Photos
+from lmm_classifier.experiments.splits import SplitPhotos
 from lmm_classifier.models.runtime.options import NOT_TAKEN_BY_ALL
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.atomic_files import explained, replace_file
@@ -19,7 +19,7 @@ from lmm_classifier.storage.checksummed_json import digest_of
 from lmm_classifier.storage.progress import OnProgress
 
 
-def index_key(photos: Photos, encoder: ModelSpec) -> str:
+def index_key(photos: SplitPhotos, encoder: ModelSpec) -> str:
     """Equal for equal photos, in equal places, by an equal encoder."""
     rows = [[photo.path, photo.label, photo.digest] for photo in photos.photos]
     refused = NOT_TAKEN_BY_ALL.keys() - {"compile"}  # by every encoder
@@ -39,7 +39,7 @@ class SharedIndexes:
         self._made: set[Path] = set()
 
     def index_of(
-        self, photos: Photos, config: PipelineConfig, on_progress: OnProgress
+        self, photos: SplitPhotos, config: PipelineConfig, on_progress: OnProgress
     ) -> tuple[Path, tuple[SkippedFile, ...]]:
         """The index of the photos by the encoder of the settings, and what was skipped if it was made now.
 

@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
@@ -27,7 +25,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from lmm_classifier.calibration.targets import CalibrationTarget
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.yaml_settings import explain, naming, place_of, read_yaml
+from lmm_classifier.yaml_settings import Settings, explain, naming, place_of, read_yaml
 
 RESAMPLES = 200  # of each run's intervals; what the seeds say is in `experiment compare`
 SLUG = 60  # characters of a folder's name that tell what is in it
@@ -37,11 +35,7 @@ Part = Annotated[float, Field(strict=True, gt=0, lt=1)]
 PATHS = ("base", "corpus", "index", "held_out", "evaluate", "near", "far")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SplitSettings(_Section):
+class SplitSettings(Settings):
     """`split:` shares of the corpus, by the digest of each photo and the seed; copies stay together.
 
     `held_out` photos fit the thresholds of the calibration. A `seed` here is that of every run's split; left
@@ -76,7 +70,7 @@ class CalibrateSettings(CalibrationTarget):
 _CALIBRATE = TypeAdapter(CalibrateSettings)
 
 
-class Experiment(_Section):
+class Experiment(Settings):
     """An experiment.
 
     Attributes:
@@ -158,7 +152,7 @@ class Experiment(_Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedRun:
     """One run before it is known on which photos.
 
     Attributes:
@@ -180,7 +174,7 @@ class Plan:
         return re.sub(r"[^A-Za-z0-9._]+", "-", words).strip("-.")[:SLUG] or "run"
 
 
-def plans(experiment: Experiment, folder: Path) -> list[Plan]:
+def plans(experiment: Experiment, folder: Path) -> list[PlannedRun]:
     """Every combination of the grid with every seed, checked before anything runs.
 
     Args:
@@ -199,7 +193,7 @@ def plans(experiment: Experiment, folder: Path) -> list[Plan]:
             calibrate = _target(experiment.calibrate, of_target)
         except ConfigError as error:
             raise ConfigError(f"grid: {error}") from error
-        made += [Plan(cell, seed, config, calibrate) for seed in experiment.seeds]
+        made += [PlannedRun(cell, seed, config, calibrate) for seed in experiment.seeds]
     return made
 
 

@@ -20,7 +20,7 @@ from lmm_classifier.storage.progress import OnProgress, Progress
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class SplitPhoto:
     """A labelled photo.
 
     Attributes:
@@ -35,11 +35,11 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Photos:
+class SplitPhotos:
     """Photos of one source, and what in it is none."""
 
     root: Path
-    photos: tuple[Photo, ...]
+    photos: tuple[SplitPhoto, ...]
     skipped: tuple[SkippedFile, ...] = ()
 
     def corpus(self) -> Corpus:
@@ -59,24 +59,24 @@ class Photos:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Splits:
     """The photos of one seed. `held_out_labels` are in `evaluate` alone."""
 
-    index: Photos
-    evaluate: Photos
-    held_out: Photos | None
-    near: Photos | None
-    far: Photos | None
+    index: SplitPhotos
+    evaluate: SplitPhotos
+    held_out: SplitPhotos | None
+    near: SplitPhotos | None
+    far: SplitPhotos | None
     held_out_labels: tuple[str, ...]
 
-    def named(self) -> dict[str, Photos]:
+    def named(self) -> dict[str, SplitPhotos]:
         """Those that there are."""
         names = ("index", "held_out", "evaluate", "near", "far")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(slots=True)
-class Sources:
+class SplitSources:
     """The photos of an experiment, each source read once.
 
     Raises:
@@ -85,9 +85,9 @@ class Sources:
 
     experiment: Experiment
     on_progress: OnProgress
-    _read: dict[str, Photos] = field(default_factory=dict)
+    _read: dict[str, SplitPhotos] = field(default_factory=dict)
 
-    def parts(self, seed: int) -> Parts:
+    def parts(self, seed: int) -> Splits:
         """What a run with this seed works on.
 
         Raises:
@@ -108,7 +108,7 @@ class Sources:
         for name, photos in known.items():
             if not photos.photos:
                 raise ConfigError(f"no photo is left for the part {name!r}; change the shares or the data")
-        return Parts(
+        return Splits(
             known["index"],
             divided["evaluate"],
             known.get("held_out"),
@@ -117,24 +117,24 @@ class Sources:
             held_out_labels,
         )
 
-    def _divided(self, shares: Mapping[str, float], salt: int) -> dict[str, Photos]:
+    def _divided(self, shares: Mapping[str, float], salt: int) -> dict[str, SplitPhotos]:
         whole = self._source("corpus")
         if whole is None:
             raise AssertionError("an experiment with a split has a corpus")
-        parts: dict[str, list[Photo]] = {name: [] for name in shares}
+        parts: dict[str, list[SplitPhoto]] = {name: [] for name in shares}
         for photo in whole.photos:
             salted = hashlib.sha256(f"{salt}:{photo.digest}".encode()).hexdigest()
             parts[split_of(salted, shares)].append(photo)
         return {
-            name: Photos(whole.root, tuple(photos), whole.skipped if name == "evaluate" else ())
+            name: SplitPhotos(whole.root, tuple(photos), whole.skipped if name == "evaluate" else ())
             for name, photos in parts.items()
         }
 
-    def _given(self) -> dict[str, Photos]:
+    def _given(self) -> dict[str, SplitPhotos]:
         parts = {name: self._source(name) for name in ("index", "held_out", "evaluate")}
         return {name: photos for name, photos in parts.items() if photos is not None}
 
-    def _source(self, key: str, *, unknown: bool = False) -> Photos | None:
+    def _source(self, key: str, *, unknown: bool = False) -> SplitPhotos | None:
         path: Path | None = getattr(self.experiment, key)
         if path is None:
             return None
@@ -143,21 +143,21 @@ class Sources:
                 remedy = f"run `{self.experiment.needs}` first" if self.experiment.needs else "check the path"
                 raise CorpusError(f"{key}: {path}: there is no such file or folder; {remedy}")
             corpus = read_unknowns(path) if unknown else read_corpus(path)
-            self._read[key] = Photos(corpus.root, tuple(self._digested(corpus)), corpus.skipped)
+            self._read[key] = SplitPhotos(corpus.root, tuple(self._digested(corpus)), corpus.skipped)
         return self._read[key]
 
-    def _digested(self, corpus: Corpus) -> list[Photo]:
+    def _digested(self, corpus: Corpus) -> list[SplitPhoto]:
         photos = []
         for done, item in enumerate(corpus.items, start=1):
             path = (corpus.root / item.path).absolute()
-            photos.append(Photo(str(path), item.label, _digest(path)))
+            photos.append(SplitPhoto(str(path), item.label, _digest(path)))
             self.on_progress(Progress("reading the photos", done, len(corpus.items)))
         return photos
 
 
-def _without(photos: Photos, labels: Sequence[str]) -> Photos:
+def _without(photos: SplitPhotos, labels: Sequence[str]) -> SplitPhotos:
     kept = tuple(photo for photo in photos.photos if photo.label not in labels)
-    return Photos(photos.root, kept, photos.skipped)
+    return SplitPhotos(photos.root, kept, photos.skipped)
 
 
 def _digest(path: Path) -> str:

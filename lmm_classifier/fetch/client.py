@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmm_classifier.errors import FetchError
-from lmm_classifier.fetch.connection import OK, Answer, Clock, Request, TransientError, exchange
+from lmm_classifier.fetch.connection import OK, Clock, HttpRequest, HttpResponse, TransientError, exchange
 from lmm_classifier.fetch.guard import Guard
 from lmm_classifier.fetch.limits import DEFAULT_LIMITS, PICTURE_LIMITS, FetchLimits
 from lmm_classifier.fetch.url import Url, read_url
@@ -44,11 +44,11 @@ def fetch(
             is too large, and the reason is in the log.
     """
     if guard is None:
-        request = Request("GET", _read_own(url), headers or {})
+        request = HttpRequest("GET", _read_own(url), headers or {})
         return _insisted(request, limits or DEFAULT_LIMITS)
     limits = limits or PICTURE_LIMITS
     try:
-        return _insisted(Request("GET", _read_strange(url), headers or {}, guard=guard), limits)
+        return _insisted(HttpRequest("GET", _read_strange(url), headers or {}, guard=guard), limits)
     except FetchError as error:
         logger.info("a stranger's URL is not fetched: %s", error)
         if error.code == "too_large":
@@ -80,7 +80,7 @@ def post(
     not want the answer any more, it is not tried again.
     """
     sent = {"Content-Type": content_type, **(headers or {})}
-    return _insisted(Request("POST", _read_own(url), sent, body), limits, stop)
+    return _insisted(HttpRequest("POST", _read_own(url), sent, body), limits, stop)
 
 
 def check_url(url: str) -> None:
@@ -106,7 +106,7 @@ def _read_strange(url: str) -> Url:
         raise FetchError("bad_url", f"it is no URL to fetch: {error}") from error
 
 
-def _insisted(request: Request, limits: FetchLimits, stop: threading.Event | None = None) -> bytes:
+def _insisted(request: HttpRequest, limits: FetchLimits, stop: threading.Event | None = None) -> bytes:
     stop = stop or threading.Event()
     clock = Clock(time.monotonic() + limits.total_s)
     wait, left = limits.wait_s, limits.tries
@@ -124,7 +124,7 @@ def _insisted(request: Request, limits: FetchLimits, stop: threading.Event | Non
     raise ValueError(f"tries must be at least 1, got {limits.tries}")
 
 
-def _followed(first: Request, limits: FetchLimits, clock: Clock) -> bytes:
+def _followed(first: HttpRequest, limits: FetchLimits, clock: Clock) -> bytes:
     request = first
     for _ in range(limits.redirects + 1):
         answer = exchange(request, limits, clock)
@@ -136,7 +136,7 @@ def _followed(first: Request, limits: FetchLimits, clock: Clock) -> bytes:
     raise FetchError("redirected", f"{first.name}: redirected more than {limits.redirects} times")
 
 
-def _redirected(first: Request, last: Request, location: str) -> Request:
+def _redirected(first: HttpRequest, last: HttpRequest, location: str) -> HttpRequest:
     """What a redirect asks for, if it may be followed."""
     try:
         there = last.url.joined(location, international=first.guard is not None)
@@ -153,7 +153,7 @@ def _redirected(first: Request, last: Request, location: str) -> Request:
     return request
 
 
-def _bad_status(request: Request, answer: Answer) -> FetchError:
+def _bad_status(request: HttpRequest, answer: HttpResponse) -> FetchError:
     kind = TransientError if answer.status in AGAIN else FetchError
     said = answer.body.decode("utf-8", "replace")
     error = kind("bad_status", f"{request.name}: the server answers {answer.status}", answer.status, said)

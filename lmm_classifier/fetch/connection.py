@@ -33,7 +33,7 @@ NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class HttpRequest:
     """What is asked of whom.
 
     Attributes:
@@ -57,7 +57,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What came back.
 
     Attributes:
@@ -95,7 +95,7 @@ class Clock:
         return left if timeout is None else min(timeout, left)
 
 
-def exchange(request: Request, limits: FetchLimits, clock: Clock) -> Answer:
+def exchange(request: HttpRequest, limits: FetchLimits, clock: Clock) -> HttpResponse:
     """What a server answers, whatever it is; no redirect is followed here.
 
     Raises:
@@ -160,7 +160,7 @@ class _Allowance:
         self._left -= size
 
 
-def _received(answer: httpcore2.Response, request: Request, limits: FetchLimits) -> Answer:
+def _received(answer: httpcore2.Response, request: HttpRequest, limits: FetchLimits) -> HttpResponse:
     told = {key.lower(): value.decode("utf-8", "replace") for key, value in answer.headers}
     body = b""
     if answer.status == OK:
@@ -177,7 +177,7 @@ def _received(answer: httpcore2.Response, request: Request, limits: FetchLimits)
         body = _read(answer.iter_stream(), SAID_BYTES)
     wait = told.get(b"retry-after", "")
     after = float(wait) if wait.isascii() and wait.isdigit() else 0.0
-    return Answer(answer.status, body, told.get(b"location", ""), after)
+    return HttpResponse(answer.status, body, told.get(b"location", ""), after)
 
 
 def _read(stream: Iterable[bytes], most: int) -> bytes:
@@ -232,7 +232,7 @@ class _Backend(httpcore2.NetworkBackend):
                 continue
             if self._guard:
                 _check_peer(stream, address)
-            return _Stream(stream, self._clock, within, self._allowance)
+            return _PinnedStream(stream, self._clock, within, self._allowance)
         raise httpcore2.ConnectError(f"{host} has no address")
 
 
@@ -290,7 +290,7 @@ def _check_peer(stream: httpcore2.NetworkStream, address: str) -> None:
         raise FetchError("unreachable", f"{address} was asked from {here}, and {peer} answers")
 
 
-class _Stream(httpcore2.NetworkStream):
+class _PinnedStream(httpcore2.NetworkStream):
     """A connection that ends with the clock, and when more is received than is allowed."""
 
     def __init__(
@@ -317,7 +317,7 @@ class _Stream(httpcore2.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
         secured = self._stream.start_tls(ssl_context, server_hostname, self._connecting.cut(timeout))
-        return _Stream(secured, self._clock, self._connecting, self._allowance)
+        return _PinnedStream(secured, self._clock, self._connecting, self._allowance)
 
     def get_extra_info(self, info: str) -> object:
         return self._stream.get_extra_info(info)

@@ -12,11 +12,11 @@ from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
 from lmm_classifier.errors import CorpusError, IndexFolderError
 from lmm_classifier.index.engine import check_factory
-from lmm_classifier.index.existing import NOTHING, Previous, Task, open_previous
+from lmm_classifier.index.existing import NOTHING, ExistingIndex, Task, open_previous
 from lmm_classifier.index.manifest import EXACT
 from lmm_classifier.index.publish import SearchOptions, publish, same_content
-from lmm_classifier.index.reading import Reading, stat_now
-from lmm_classifier.index.shard_builder import MakesVectors, OnTaken, Shard, Work, make_shard
+from lmm_classifier.index.reading import ImageReading, stat_now
+from lmm_classifier.index.shard_builder import BuiltShard, MakesVectors, OnTaken, Work, make_shard
 from lmm_classifier.index.shards import SHARD_ROWS, read_records, write_shard
 from lmm_classifier.index.workspace import ShardEntry, Workspace, locked_workspace, plan_of
 from lmm_classifier.storage.atomic_files import is_single_file
@@ -92,7 +92,7 @@ class Runner(Protocol):
 
     def run(
         self, jobs: Iterable[tuple[int, Sequence[Task]]], work: Work, on_taken: OnTaken
-    ) -> Iterator[tuple[int, Shard]]:
+    ) -> Iterator[tuple[int, BuiltShard]]:
         """Make a shard of each numbered job, in any order. `on_taken` is called once per task."""
         ...
 
@@ -103,7 +103,7 @@ class LocalRunner:
 
     def run(
         self, jobs: Iterable[tuple[int, Sequence[Task]]], work: Work, on_taken: OnTaken
-    ) -> Iterator[tuple[int, Shard]]:
+    ) -> Iterator[tuple[int, BuiltShard]]:
         for number, tasks in jobs:
             yield number, make_shard(tasks, work, on_taken)
 
@@ -112,7 +112,7 @@ LOCAL = LocalRunner()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BuildPlan:
     """What an index is to hold.
 
     Attributes:
@@ -173,22 +173,22 @@ def write_index(
             workspace.clear()
         fresh = rebuild or is_single_file(output)
         previous = NOTHING if fresh else open_previous(output, contracts)
-        plan = Plan(corpus.root, corpus.items, corpus.skipped, corpus.warnings)
+        plan = BuildPlan(corpus.root, corpus.items, corpus.skipped, corpus.warnings)
         return carry_out(plan, encoders, output, workspace, previous, options, runner, on_progress)
 
 
 def carry_out(
-    plan: Plan,
+    plan: BuildPlan,
     encoders: Sequence[MakesVectors],
     output: Path,
     workspace: Workspace,
-    previous: Previous,
+    previous: ExistingIndex,
     options: BuildOptions,
     runner: Runner = LOCAL,
     on_progress: OnProgress = unheard,
 ) -> BuildReport:
     """Make every shard of a plan in a locked workspace, and publish them. Errors as `write_index`."""
-    reading = Reading(plan.root, options.limits, options.target_size, options.workers)
+    reading = ImageReading(plan.root, options.limits, options.target_size, options.workers)
     work = Work(reading, encoders, previous, options.batch_size)
     contracts = [encoder.contract for encoder in encoders]
     workspace.prepare()
@@ -229,7 +229,7 @@ class _Build:
     """The shards of one plan; each covers `shard_rows` tasks, readable or not."""
 
     def __init__(
-        self, plan: Plan, workspace: Workspace, work: Work, shard_rows: int, on_progress: OnProgress
+        self, plan: BuildPlan, workspace: Workspace, work: Work, shard_rows: int, on_progress: OnProgress
     ) -> None:
         tasks = plan.tasks
         starts = range(0, len(tasks), shard_rows)
@@ -275,7 +275,7 @@ def _nothing_readable(skipped: Sequence[SkippedFile], root: Path) -> CorpusError
     return CorpusError(f"no image of {root} could be read ({seen}); nothing was written")
 
 
-def _refuse_bad(failures: Sequence[SkippedFile], plan: Plan, max_bad_ratio: float) -> None:
+def _refuse_bad(failures: Sequence[SkippedFile], plan: BuildPlan, max_bad_ratio: float) -> None:
     """A corpus that suddenly cannot be read must not replace one that could."""
     if len(failures) > max_bad_ratio * len(plan.tasks):
         first = failures[0]

@@ -123,7 +123,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
+class StoredCalibration:
     """A calibration and the decision it stands for.
 
     Attributes:
@@ -165,7 +165,7 @@ def carry_calibration(old: Path, new: Path) -> bool:
     return fits
 
 
-def read_calibration(folder: Path) -> Fitted | None:
+def read_calibration(folder: Path) -> StoredCalibration | None:
     """The calibration of an index folder; None where it was never calibrated.
 
     It is kept, and read anew when it or the index's manifest has been replaced on disk.
@@ -188,7 +188,7 @@ def _state_of(path: Path) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=4)
-def _read_fitted(folder: Path, *_states: tuple[int, int] | None) -> Fitted | None:
+def _read_fitted(folder: Path, *_states: tuple[int, int] | None) -> StoredCalibration | None:
     calibration = _read(folder / CALIBRATION)
     if calibration is None:
         return None
@@ -197,7 +197,7 @@ def _read_fitted(folder: Path, *_states: tuple[int, int] | None) -> Fitted | Non
     content = read_verified(folder, _name(calibration.arrays), calibration.arrays)
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         held_out = frozenset(digest.decode() for digest in stored["held_out"].tolist())
-        return Fitted(calibration, _decider(calibration, stored), held_out)
+        return StoredCalibration(calibration, _decider(calibration, stored), held_out)
 
 
 def _publish(folder: Path, calibration: Calibration, arrays: bytes) -> Calibration:

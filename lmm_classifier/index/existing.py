@@ -22,7 +22,7 @@ Stat = tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ReusedRows:
     """An image that stays in the index as it is, whatever has become of its file."""
 
     path: str
@@ -31,10 +31,10 @@ class Kept:
     row: int
 
 
-Task = CorpusItem | Kept
+Task = CorpusItem | ReusedRows
 
 
-class Previous:
+class ExistingIndex:
     """The vectors of an index, found by path or by content.
 
     Attributes:
@@ -85,10 +85,10 @@ class Previous:
         return self._spaces[space].take(rows)
 
 
-NOTHING = Previous(Records.of(()), (), None)
+NOTHING = ExistingIndex(Records.of(()), (), None)
 
 
-def open_previous(folder: Path, encoders: Sequence[EncoderContract]) -> Previous:
+def open_previous(folder: Path, encoders: Sequence[EncoderContract]) -> ExistingIndex:
     """What the index in `folder` holds; nothing where there is none.
 
     Raises:
@@ -116,7 +116,7 @@ def open_previous(folder: Path, encoders: Sequence[EncoderContract]) -> Previous
         raise
     except IndexFolderError as error:
         raise IndexFolderError(f"{error} with --rebuild") from error
-    return Previous(records, spaces, _read_stats(folder, len(records)), folder)
+    return ExistingIndex(records, spaces, _read_stats(folder, len(records)), folder)
 
 
 def write_stats(folder: Path, stats: Sequence[Stat]) -> None:

@@ -33,7 +33,7 @@ ROUNDING = 1e-5  # of a cosine similarity of float32 vectors: equal ones need no
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Others:
+class NearestOthers:
     """Images of other content that are nearest to that of `row`: float32 (m,) and int64 (m,), best first.
 
     Attributes:
@@ -48,7 +48,7 @@ class Others:
 
 def nearest_others(
     index: VectorIndex, contents: IntArray, rows: IntArray, k: int, near: float | None = None
-) -> Iterator[Others]:
+) -> Iterator[NearestOthers]:
     """The images nearest to some of the index, in the order in which searching them ends.
 
     Memory does not grow with the index: about QUERIES x k neighbours are held at a time.
@@ -70,9 +70,9 @@ def nearest_others(
             found = index.search(index.vectors.take(part), depth)
             for row, similarity, candidates in zip(part.tolist(), found.similarity, found.rows, strict=True):
                 there = (candidates >= 0) & (contents[candidates] != contents[row])
-                others = Others(row, similarity[there], candidates[there], depth == len(index))
+                others = NearestOthers(row, similarity[there], candidates[there], depth == len(index))
                 if others.complete or _suffices(index, others, k, near):
-                    yield Others(row, others.similarity, others.rows, complete=True)
+                    yield NearestOthers(row, others.similarity, others.rows, complete=True)
                 elif depth == deepest:
                     yield others
                 else:
@@ -120,7 +120,7 @@ def vote_shares(index: VectorIndex, voters: Sequence[tuple[FloatArray, IntArray]
     ]
 
 
-def _suffices(index: VectorIndex, others: Others, k: int, near: float | None) -> bool:
+def _suffices(index: VectorIndex, others: NearestOthers, k: int, near: float | None) -> bool:
     if others.rows.size < k:
         return False
     if near is None or others.similarity[-1] < near:

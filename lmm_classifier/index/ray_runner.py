@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, LmmClassifierError, ModelError
 from lmm_classifier.index.existing import NOTHING, Task, open_previous
-from lmm_classifier.index.reading import Reading
-from lmm_classifier.index.shard_builder import MakesVectors, OnTaken, Shard, Work, make_shard
+from lmm_classifier.index.reading import ImageReading
+from lmm_classifier.index.shard_builder import BuiltShard, MakesVectors, OnTaken, Work, make_shard
 from lmm_classifier.optional import extra
 from lmm_classifier.types import EncoderContract
 
@@ -52,7 +52,7 @@ class RayRunner:
 
     def run(
         self, jobs: Iterable[tuple[int, Sequence[Task]]], work: Work, on_taken: OnTaken
-    ) -> Iterator[tuple[int, Shard]]:
+    ) -> Iterator[tuple[int, BuiltShard]]:
         """As `Runner.run`; `on_taken` is called for all tasks of a shard when the shard arrives.
 
         Raises:
@@ -113,7 +113,7 @@ class Made:
     """What comes back. An error is a value here: raised, Ray would bring its text and not its class."""
 
     number: int
-    outcome: Shard | LmmClassifierError
+    outcome: BuiltShard | LmmClassifierError
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Recipe:
 
     open_encoders: OpenEncoders
     contracts: tuple[EncoderContract, ...]
-    reading: Reading
+    reading: ImageReading
     former: Path | None
     batch_size: int
     folder: Path
@@ -190,7 +190,7 @@ class Worker:
         except LmmClassifierError as error:
             return {"made": Made(job.number, error)}
 
-    def _shard(self, job: Job) -> Shard:
+    def _shard(self, job: Job) -> BuiltShard:
         try:
             if self._work is None:
                 self._work = self._recipe.work()

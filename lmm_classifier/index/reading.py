@@ -10,13 +10,13 @@ from PIL import Image
 
 from lmm_classifier.corpus.images import ImageLimits, open_image, read_image_bytes
 from lmm_classifier.errors import ImageError
-from lmm_classifier.index.existing import Kept, Previous, Stat, Task
+from lmm_classifier.index.existing import ExistingIndex, ReusedRows, Stat, Task
 
 QUEUED_PER_WORKER = 8  # decoded images in memory: enough that neither threads nor model wait for the other
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ImageReading:
     """How photos are read.
 
     Attributes:
@@ -33,7 +33,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taken:
+class ReadImages:
     """What became of one file. Exactly one of `error`, `known_row` and `image` is set.
 
     Attributes:
@@ -53,28 +53,28 @@ class Taken:
     image: Image.Image | None = None
 
 
-def take(task: Task, reading: Reading, previous: Previous) -> Taken:
+def take(task: Task, reading: ImageReading, previous: ExistingIndex) -> ReadImages:
     """Look at one file; decode it only if the previous index does not know its content."""
-    if isinstance(task, Kept):
-        return Taken(task, previous.stat_of(task.row), task.sha256, known_row=task.row)
+    if isinstance(task, ReusedRows):
+        return ReadImages(task, previous.stat_of(task.row), task.sha256, known_row=task.row)
     path = reading.root / task.path
     stat = stat_of(path)
     if stat and (row := previous.row_of_unchanged(task.path, stat)) is not None:
-        return Taken(task, stat, previous.sha256[row], known_row=row)
+        return ReadImages(task, stat, previous.sha256[row], known_row=row)
     try:
         content = read_image_bytes(path, reading.limits)
         sha256 = hashlib.sha256(content).hexdigest()
         if (row := previous.row_by_content.get(sha256)) is not None:
-            return Taken(task, stat, sha256, known_row=row)
+            return ReadImages(task, stat, sha256, known_row=row)
         image = open_image(content, target_size=reading.target_size, limits=reading.limits)
-        return Taken(task, stat, sha256, image=image)
+        return ReadImages(task, stat, sha256, image=image)
     except ImageError as error:
-        return Taken(task, stat, error=error)
+        return ReadImages(task, stat, error=error)
 
 
-def stat_now(task: Task, root: Path, previous: Previous) -> Stat:
+def stat_now(task: Task, root: Path, previous: ExistingIndex) -> Stat:
     """What `take` would note as the task's stat at this moment."""
-    return previous.stat_of(task.row) if isinstance(task, Kept) else stat_of(root / task.path)
+    return previous.stat_of(task.row) if isinstance(task, ReusedRows) else stat_of(root / task.path)
 
 
 def stat_of(path: Path) -> Stat:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
-from lmm_classifier.index.existing import Previous, Stat, Task
-from lmm_classifier.index.reading import QUEUED_PER_WORKER, Reading, Taken, take
+from lmm_classifier.index.existing import ExistingIndex, Stat, Task
+from lmm_classifier.index.reading import QUEUED_PER_WORKER, ImageReading, ReadImages, take
 from lmm_classifier.index.records import Record
 from lmm_classifier.storage.prefetch import in_order
 from lmm_classifier.types import EncoderContract, FloatArray
@@ -34,7 +34,7 @@ class MakesVectors(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shard:
+class BuiltShard:
     """A shard, not written yet.
 
     Attributes:
@@ -65,13 +65,13 @@ class Work:
         batch_size: images per model call.
     """
 
-    reading: Reading
+    reading: ImageReading
     encoders: Sequence[MakesVectors]
-    previous: Previous
+    previous: ExistingIndex
     batch_size: int
 
 
-def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> Shard:
+def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> BuiltShard:
     """Decode each photo once and let every encoder see it.
 
     Args:
@@ -105,7 +105,7 @@ def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> Shard:
         here, there = np.asarray(known, np.int64).T
         for space, vectors in enumerate(rows.vectors):
             vectors[here] = work.previous.vectors(space, there)
-    return Shard(
+    return BuiltShard(
         vectors=tuple(vectors[: len(records)] for vectors in rows.vectors),
         records=tuple(records),
         stats=tuple(stats),
@@ -115,7 +115,7 @@ def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> Shard:
     )
 
 
-def _taken(tasks: Sequence[Task], reading: Reading, previous: Previous) -> Iterator[Taken]:
+def _taken(tasks: Sequence[Task], reading: ImageReading, previous: ExistingIndex) -> Iterator[ReadImages]:
     ahead = reading.workers * QUEUED_PER_WORKER
     return in_order(lambda task: take(task, reading, previous), tasks, reading.workers, ahead)
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.errors import ConfigError, IndexFolderError, ModelError
-from lmm_classifier.index.build import DEFAULT_OPTIONS, BuildOptions, BuildReport, Plan, carry_out
+from lmm_classifier.index.build import DEFAULT_OPTIONS, BuildOptions, BuildPlan, BuildReport, carry_out
 from lmm_classifier.index.engine import factory_for
-from lmm_classifier.index.existing import Kept, Previous, Task, open_previous
+from lmm_classifier.index.existing import ExistingIndex, ReusedRows, Task, open_previous
 from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
 from lmm_classifier.index.npz import read_npz, write_npz
 from lmm_classifier.index.records import Record
@@ -52,7 +52,7 @@ def add_to_index(
         noted = tuple(failure for failure in _failures(index) if failure.path not in added)
         stay = _kept(previous, lambda record: record.path not in added)
         tasks: tuple[Task, ...] = (*stay, *corpus.items)
-        plan = Plan(corpus.root, tasks, corpus.skipped, corpus.warnings, noted)
+        plan = BuildPlan(corpus.root, tasks, corpus.skipped, corpus.warnings, noted)
         options = _searched_as_before(options, read_manifest(index))
         return carry_out(plan, encoders, index, workspace, previous, options, on_progress=on_progress)
 
@@ -78,7 +78,7 @@ def remove_from_index(
         tasks = _kept(previous, lambda record: record.path not in paths and record.label not in labels)
         if not tasks:
             raise ConfigError(f"nothing would be left of {index}; delete the folder instead")
-        plan = Plan(index, tasks, noted=_failures(index))
+        plan = BuildPlan(index, tasks, noted=_failures(index))
         stored = [Stored(encoder) for encoder in manifest.encoders]
         options = _searched_as_before(options, manifest)
         return carry_out(plan, stored, index, workspace, previous, options)
@@ -91,11 +91,11 @@ def import_npz(source: Path, output: Path, options: BuildOptions = DEFAULT_OPTIO
         IndexFolderError: the file is damaged, or there is an index at `output`.
     """
     contract, vectors, records = read_npz(source)
-    previous = Previous(records, [Vectors([vectors], contract.dim)], None)
+    previous = ExistingIndex(records, [Vectors([vectors], contract.dim)], None)
     with locked_workspace(output) as workspace:
         if (output / MANIFEST).is_file():
             raise IndexFolderError(f"{output} is an index already; choose another output or delete it first")
-        plan = Plan(source, _kept(previous, lambda _: True))
+        plan = BuildPlan(source, _kept(previous, lambda _: True))
         return carry_out(plan, [Stored(contract)], output, workspace, previous, options)
 
 
@@ -147,9 +147,9 @@ def _searched_as_before(options: BuildOptions, manifest: Manifest) -> BuildOptio
     return replace(options, search=replace(options.search, factory=factory))
 
 
-def _kept(previous: Previous, stays: Callable[[Record], bool]) -> tuple[Kept, ...]:
+def _kept(previous: ExistingIndex, stays: Callable[[Record], bool]) -> tuple[ReusedRows, ...]:
     records = enumerate(previous.records)
-    return tuple(Kept(r.path, r.label, r.sha256, row) for row, r in records if stays(r))
+    return tuple(ReusedRows(r.path, r.label, r.sha256, row) for row, r in records if stays(r))
 
 
 def _failures(index: Path) -> tuple[SkippedFile, ...]:

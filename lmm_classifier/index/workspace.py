@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
-from lmm_classifier.index.existing import Kept, Stat, Task
+from lmm_classifier.index.existing import ReusedRows, Stat, Task
 from lmm_classifier.index.manifest import MANIFEST
 from lmm_classifier.storage.atomic_files import (
     FileRecord,
@@ -65,7 +65,7 @@ class ShardEntry:
 
 def plan_of(tasks: Sequence[Task], encoders: Sequence[EncoderContract]) -> str:
     """SHA-256 over the encoders and every path and label of a shard, and the content of what is kept."""
-    made_of = [(t.path, t.label, t.sha256 if isinstance(t, Kept) else "") for t in tasks]
+    made_of = [(t.path, t.label, t.sha256 if isinstance(t, ReusedRows) else "") for t in tasks]
     body = [[encoder.fingerprint for encoder in encoders], made_of]
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 

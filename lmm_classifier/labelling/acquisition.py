@@ -79,7 +79,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Item:
+class QueuedItem:
     """What is looked at in one go.
 
     Attributes:
@@ -106,7 +106,7 @@ def order(
     proposals: Sequence[Proposal] = (),
     *,
     decided: Collection[int] = (),
-) -> tuple[Item, ...]:
+) -> tuple[QueuedItem, ...]:
     """What is left to look at, best first.
 
     Called again with the answers of a `Learner` that has learned, it reorders what is left.
@@ -161,7 +161,7 @@ def disagreement(vectors: Sequence[FloatArray], references: Sequence[Reference])
     return np.asarray((divergence / np.log(len(vectors))).clip(0, 1))
 
 
-def _group(proposal: Proposal, answers: Answers, doubts: Float64Array) -> Item:
+def _group(proposal: Proposal, answers: Answers, doubts: Float64Array) -> QueuedItem:
     rows, looks = proposal.members, proposal.representatives
     label, count = Counter(answers.labels[row] for row in rows.tolist()).most_common(1)[0]
     suggestion = label if label != UNKNOWN and 2 * count > len(rows) else None
@@ -172,12 +172,12 @@ def _group(proposal: Proposal, answers: Answers, doubts: Float64Array) -> Item:
         f"{len(rows)} alike photos, {named}, cohesion {proposal.cohesion:.2f}, nearest {near or 'none'}: "
         f"about {expected:.1f} wrong answers for {len(looks)} looks"
     )
-    return Item("group", rows, looks, suggestion, expected / len(looks), reason)
+    return QueuedItem("group", rows, looks, suggestion, expected / len(looks), reason)
 
 
 def _singles(
     rows: IntArray, answers: Answers, doubts: Float64Array, vectors: FloatArray, reference: Reference
-) -> list[Item]:
+) -> list[QueuedItem]:
     reach = doubts.copy()
     top = rows[np.argsort(-doubts[rows], kind="stable")[:MOST_COMPARED]]
     if top.size:
@@ -192,7 +192,7 @@ def _singles(
         own, weight = float(doubts[row]), float(reach[row])
         reason = f"{_why(answers, row)}: doubt {own:.2f}, like {weight:.1f} doubtful photos"
         one = np.asarray([row], np.int64)
-        items.append(Item("photo", one, one, suggestion, own * weight, reason))
+        items.append(QueuedItem("photo", one, one, suggestion, own * weight, reason))
     return items
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lmm_classifier.labelling.acquisition import Item as Queued
-from lmm_classifier.labelling.acquisition import order
+from lmm_classifier.labelling.acquisition import QueuedItem, order
 from lmm_classifier.labelling.cluster_store import Group, propose_groups, read_groups, write_groups
 from lmm_classifier.labelling.clustering import Proposal
-from lmm_classifier.labelling.review_items import Item
+from lmm_classifier.labelling.review_items import ReviewItem
 from lmm_classifier.labelling.run_context import (
     answers_of,
     learner_of,
@@ -19,10 +18,10 @@ from lmm_classifier.labelling.run_context import (
     vectors_of,
 )
 from lmm_classifier.labelling.run_schema import as_text
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 
 
-class Teaching:
+class ActiveQueue:
     """What teaches most about a run, first.
 
     It learns where the index is calibrated and that of the run, without a closed list of labels or a text
@@ -36,7 +35,7 @@ class Teaching:
         ConfigError, IndexFolderError: its index cannot be used.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: LabellingRun) -> None:
         self._readable, self._label_of = run.readable(), run.facts.label_of
         self._vectors = vectors_of(run)
         subject = subject_of_run(run)
@@ -53,7 +52,7 @@ class Teaching:
         self._proposals = [_proposal(group, place) for group in groups]
         self._grouped = {place[row] for group in groups for row in group.members}
 
-    def __call__(self, decided: Mapping[int, str | None]) -> tuple[Item, ...]:
+    def __call__(self, decided: Mapping[int, str | None]) -> tuple[ReviewItem, ...]:
         """The queue: every readable photo once.
 
         Groups stay, for an answer for a whole one can be taken back; photos by themselves that were decided
@@ -79,11 +78,11 @@ class Teaching:
         ahead = sorted((*groups, *open_), key=lambda queued: (-queued.priority, int(queued.rows.min())))
         return tuple(map(self._item, (*ahead, *past)))
 
-    def _item(self, queued: Queued) -> Item:
+    def _item(self, queued: QueuedItem) -> ReviewItem:
         rows, shown = (tuple(self._readable[each].tolist()) for each in (queued.rows, queued.look_at))
         group = self._groups.get(min(rows)) if queued.kind == "group" else None
         said = f'; captioned "{group.captions[0]}"' if group and group.captions else ""
-        return Item(
+        return ReviewItem(
             queued.kind,
             shown,
             rows,

@@ -9,13 +9,13 @@ from pathlib import Path
 from lmm_classifier.corpus.corpus import CorpusItem, SkippedFile
 from lmm_classifier.corpus.images import read_image_bytes
 from lmm_classifier.errors import ImageError
-from lmm_classifier.labelling.annotations import Verdicts
+from lmm_classifier.labelling.annotations import Annotations
 from lmm_classifier.labelling.run_schema import path_of
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AgreedLabels:
     """What a corpus can be made of.
 
     Attributes:
@@ -34,7 +34,7 @@ class Accepted:
     gone: tuple[SkippedFile, ...]
 
 
-def accepted_photos(run: Run, *, unreviewed: bool = False) -> Accepted:
+def accepted_photos(run: LabellingRun, *, unreviewed: bool = False) -> AgreedLabels:
     """The photos that all who reviewed them give one label.
 
     Args:
@@ -44,7 +44,7 @@ def accepted_photos(run: Run, *, unreviewed: bool = False) -> Accepted:
     Raises:
         RunError: a shard or a log of decisions is damaged.
     """
-    verdicts = Verdicts(run.folder)
+    verdicts = Annotations(run.folder)
     verdicts.read()
     settled, conflicts = verdicts.settled(), verdicts.conflicts()
     items, digests, gone, rejected = [], [], [], 0
@@ -77,7 +77,7 @@ def accepted_photos(run: Run, *, unreviewed: bool = False) -> Accepted:
         f"{path}: {', '.join(f'{who} says {said.label or said.action}' for who, said in sorted(by.items()))}"
         for (path, _), by in sorted(conflicts.items())
     )
-    return Accepted(
+    return AgreedLabels(
         tuple(item for item, _ in kept), tuple(d for _, d in kept), rejected, (*told, *copies), tuple(gone)
     )
 

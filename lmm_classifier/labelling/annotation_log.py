@@ -45,7 +45,7 @@ Photo = tuple[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Decision:
+class Annotation:
     """A key press.
 
     Attributes:
@@ -87,7 +87,7 @@ class Decision:
         return self.action != "skip"
 
 
-_DECISION = TypeAdapter(Decision)
+_DECISION = TypeAdapter(Annotation)
 
 
 def checked_reviewer(name: str) -> str:
@@ -120,13 +120,13 @@ def checked_label(text: str) -> str:
     return label
 
 
-def log_of(folder: Path, reviewer: str) -> Log:
+def log_of(folder: Path, reviewer: str) -> AnnotationLog:
     """The log of a reviewer in the folder of a run, not read yet.
 
     Raises:
         ConfigError: this cannot be a reviewer's name.
     """
-    return Log(folder / DECISIONS / (_file_name(checked_reviewer(reviewer)) + SUFFIX))
+    return AnnotationLog(folder / DECISIONS / (_file_name(checked_reviewer(reviewer)) + SUFFIX))
 
 
 def _file_name(reviewer: str) -> str:
@@ -134,7 +134,7 @@ def _file_name(reviewer: str) -> str:
     return quote(reviewer, safe=" ").replace(".", "%2E", reviewer.startswith("."))
 
 
-class Log:
+class AnnotationLog:
     """The decisions of one reviewer, as far as they have been read.
 
     Attributes:
@@ -147,9 +147,9 @@ class Log:
         self._bytes = self._lines = 0  # that have been read
         self._torn = False  # whether something follows them that is no whole line
         self._marked: list[int] = []
-        self._all: dict[str, Decision] = {}
-        self.standing: dict[str, Decision] = {}
-        self._of_photo: dict[Photo, dict[str, Decision]] = {}
+        self._all: dict[str, Annotation] = {}
+        self.standing: dict[str, Annotation] = {}
+        self._of_photo: dict[Photo, dict[str, Annotation]] = {}
 
     def __len__(self) -> int:
         """Key presses, those that were taken back and those that did so included."""
@@ -160,16 +160,16 @@ class Log:
         """Numbers of the lines that a crash cut off; nobody was told that they were stored."""
         return (*self._marked, *([self._lines + 1] if self._torn else []))
 
-    def photos(self) -> Mapping[Photo, Decision]:
+    def photos(self) -> Mapping[Photo, Annotation]:
         """What was last said of each photo, and not taken back."""
         return {photo: said[next(reversed(said))] for photo, said in self._of_photo.items()}
 
-    def of(self, photo: Photo) -> Decision | None:
+    def of(self, photo: Photo) -> Annotation | None:
         """What was last said of a photo, and not taken back."""
         said = self._of_photo.get(photo)
         return said[next(reversed(said))] if said else None
 
-    def find(self, number: str) -> Decision | None:
+    def find(self, number: str) -> Annotation | None:
         """The decision of a key press, taken back or not."""
         return self._all.get(number)
 
@@ -204,7 +204,7 @@ class Log:
         label: str | None = None,
         group: str | None = None,
         number: str | None = None,
-    ) -> Decision:
+    ) -> Annotation:
         """Note a decision; when this returns, it is on the disk.
 
         Args:
@@ -224,7 +224,7 @@ class Log:
         with self._alone():
             return self._all.get(made.id) or self._append(made)
 
-    def undo(self, number: str | None = None) -> Decision | None:
+    def undo(self, number: str | None = None) -> Annotation | None:
         """Take back the last decision that is not taken back yet.
 
         Args:
@@ -253,9 +253,11 @@ class Log:
         label: str | None,
         group: str | None,
         undoes: str | None = None,
-    ) -> Decision:
+    ) -> Annotation:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return Decision(number or uuid.uuid4().hex, now, self.reviewer, action, photos, label, group, undoes)
+        return Annotation(
+            number or uuid.uuid4().hex, now, self.reviewer, action, photos, label, group, undoes
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -274,7 +276,7 @@ class Log:
         finally:
             lock.release()
 
-    def _append(self, decision: Decision) -> Decision:
+    def _append(self, decision: Annotation) -> Annotation:
         line = json.dumps(asdict(decision)).encode() + b"\n"
         line = CUT_OFF + line if self._torn else line
         is_new = not self._bytes
@@ -319,7 +321,7 @@ class Log:
                 self._of_photo.setdefault(photo, {})[decision.id] = decision
         self._all[decision.id] = decision
 
-    def _forget(self, undone: Decision) -> None:
+    def _forget(self, undone: Annotation) -> None:
         for photo in set(undone.photos):
             said = self._of_photo[photo]
             del said[undone.id]

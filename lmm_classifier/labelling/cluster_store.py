@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.captioning.source import Failure, Source
+from lmm_classifier.captioning.source import CaptionFailure, CaptionSource
 from lmm_classifier.errors import CaptionError, IndexFolderError, RunError
 from lmm_classifier.labelling.clustering import SMALLEST, propose
 from lmm_classifier.labelling.run_context import references_of, subject_of_run
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.checksummed_json import digest_of, seal, unseal
 from lmm_classifier.types import UNKNOWN
@@ -48,7 +48,7 @@ class Group:
 _GROUPS = TypeAdapter(tuple[Group, ...])
 
 
-def propose_groups(run: Run, smallest: int = SMALLEST) -> tuple[Group, ...]:
+def propose_groups(run: LabellingRun, smallest: int = SMALLEST) -> tuple[Group, ...]:
     """Group the photos that no label fits, by the vectors of the first encoder, the largest group first.
 
     Args:
@@ -78,7 +78,7 @@ def propose_groups(run: Run, smallest: int = SMALLEST) -> tuple[Group, ...]:
     )
 
 
-def captioned(run: Run, groups: Sequence[Group], source: Source) -> tuple[Group, ...]:
+def captioned(run: LabellingRun, groups: Sequence[Group], source: CaptionSource) -> tuple[Group, ...]:
     """The groups, with what a captioner says of their representatives.
 
     Raises:
@@ -89,7 +89,7 @@ def captioned(run: Run, groups: Sequence[Group], source: Source) -> tuple[Group,
     return tuple(replace(group, captions=_captions(run, group, source)) for group in groups)
 
 
-def write_groups(run: Run, groups: Sequence[Group]) -> Path:
+def write_groups(run: LabellingRun, groups: Sequence[Group]) -> Path:
     """Put proposals.json in the place of an older one; returns it.
 
     Raises:
@@ -101,7 +101,7 @@ def write_groups(run: Run, groups: Sequence[Group]) -> Path:
     return path
 
 
-def read_groups(run: Run) -> tuple[Group, ...] | None:
+def read_groups(run: LabellingRun) -> tuple[Group, ...] | None:
     """What was proposed for a run; None where nothing was, or for what the run was before.
 
     Raises:
@@ -121,7 +121,7 @@ def read_groups(run: Run) -> tuple[Group, ...] | None:
         raise RunError(f"{run.folder / PROPOSALS} does not hold groups; propose again") from error
 
 
-def _photos(run: Run) -> str:
+def _photos(run: LabellingRun) -> str:
     """Names what the numbers of photos stand for, and what was answered about them."""
     return digest_of(run.columns("sha256", "label").to_pydict())
 
@@ -130,7 +130,7 @@ def _name(digests: Sequence[str]) -> str:
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:DIGITS]
 
 
-def _captions(run: Run, group: Group, source: Source) -> tuple[str, ...]:
+def _captions(run: LabellingRun, group: Group, source: CaptionSource) -> tuple[str, ...]:
     said: dict[Path, str] = {}
 
     def keep(photo: Path, caption: str) -> None:
@@ -138,6 +138,6 @@ def _captions(run: Run, group: Group, source: Source) -> tuple[str, ...]:
 
     photos = [run.root / run.row(row).path for row in group.representatives]
     for photo, outcome in zip(photos, source.outcomes(photos, keep), strict=True):
-        if isinstance(outcome, Failure):
+        if isinstance(outcome, CaptionFailure):
             raise CaptionError(f"{photo} has no caption: {outcome.reason}")
     return tuple(said[photo] for photo in photos)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lmm_classifier.corpus.corpus import CorpusItem
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.labelling.agreed_labels import Accepted
+from lmm_classifier.labelling.agreed_labels import AgreedLabels
 from lmm_classifier.labelling.run_schema import as_text
 from lmm_classifier.storage.atomic_files import explained, replace_file, replace_large_file
 
@@ -25,7 +25,7 @@ LONGEST_NAME = 255  # bytes of a folder's name
 DIGITS = 12  # hex digits of a photo's digest that tell it from another of the same name
 
 
-def write_tree(accepted: Accepted, root: Path, way: Way) -> int:
+def write_tree(accepted: AgreedLabels, root: Path, way: Way) -> int:
     """Put each photo into root/<label>/, where no file is ever replaced.
 
     A photo whose bytes lie under its name there already stays as it is; one whose name another photo has
@@ -51,7 +51,7 @@ def write_tree(accepted: Accepted, root: Path, way: Way) -> int:
     )
 
 
-def write_csv(accepted: Accepted, path: Path) -> None:
+def write_csv(accepted: AgreedLabels, path: Path) -> None:
     """Write a table of path, label and SHA-256, which `index build` reads.
 
     Raises:
@@ -71,7 +71,7 @@ def write_csv(accepted: Accepted, path: Path) -> None:
     replace_file(path, text.getvalue().encode())
 
 
-def write_imagefolder(accepted: Accepted, folder: Path, way: Way) -> int:
+def write_imagefolder(accepted: AgreedLabels, folder: Path, way: Way) -> int:
     """Put the photos into folder/photos and say what they show in folder/metadata.jsonl.
 
     `datasets.load_dataset("imagefolder", data_dir=folder)` gives them with the column `label`, of texts. What

@@ -39,7 +39,7 @@ DEFAULT_TARGET = CalibrationTarget()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learner:
+class IncrementalClassifier:
     """An index in memory and its calibrated decision.
 
     Attributes:
@@ -72,7 +72,7 @@ class Learner:
         decider: Decider,
         gates: Gates,
         depth: int,
-    ) -> Learner:
+    ) -> IncrementalClassifier:
         """An index as it was calibrated.
 
         Args:
@@ -99,7 +99,7 @@ class Learner:
         depth: int = 20,
         target: CalibrationTarget = DEFAULT_TARGET,
         seed: int = 0,
-    ) -> Learner:
+    ) -> IncrementalClassifier:
         """An index of these photos, calibrated on itself.
 
         Args:
@@ -118,7 +118,7 @@ class Learner:
         decider, gates = _fit(spaces, codes, names, depth, target, seed)
         return cls.of(spaces, codes, names, decider, gates, depth)
 
-    def learned(self, vectors: Sequence[FloatArray], labels: Sequence[str]) -> Learner:
+    def learned(self, vectors: Sequence[FloatArray], labels: Sequence[str]) -> IncrementalClassifier:
         """With more photos. Head, novelty score and gates stay.
 
         Args:
@@ -150,7 +150,9 @@ class Learner:
             searches=(*self.searches, ExactSearch(new[0])),
         )
 
-    def recalibrated(self, target: CalibrationTarget = DEFAULT_TARGET, seed: int = 0) -> Learner:
+    def recalibrated(
+        self, target: CalibrationTarget = DEFAULT_TARGET, seed: int = 0
+    ) -> IncrementalClassifier:
         """The same photos, with head, novelty score and gates fitted anew.
 
         Raises:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from lmm_classifier.labelling.run_manifest import Facts
+from lmm_classifier.labelling.run_manifest import RunManifest
 from lmm_classifier.labelling.run_schema import Row
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.reports import plots
 from lmm_classifier.reports.html import picture_of, write_page
 from lmm_classifier.reports.plots import Plot
@@ -42,7 +42,7 @@ class _Gallery:
     shown: tuple[_Shown, ...]
 
 
-def write_report(run: Run, advice: str | None) -> Path:
+def write_report(run: LabellingRun, advice: str | None) -> Path:
     """Write the page of a finished run; returns it.
 
     Args:
@@ -73,7 +73,7 @@ def write_report(run: Run, advice: str | None) -> Path:
     return path
 
 
-def _figures(facts: Facts, advice: str | None) -> dict[str, str]:
+def _figures(facts: RunManifest, advice: str | None) -> dict[str, str]:
     counts = required(facts.counts)
     read = counts["photos"] - sum(counts["errors"].values())
 
@@ -94,7 +94,7 @@ def _figures(facts: Facts, advice: str | None) -> dict[str, str]:
     return found | {"index": facts.index, "encoder": encoders, "started": facts.started}
 
 
-def _plots(run: Run) -> Iterator[Plot]:
+def _plots(run: LabellingRun) -> Iterator[Plot]:
     columns = run.columns("status", "closeness", "score")
     status = np.asarray(columns["status"].to_pylist(), object)
     for name, heading, x, meaning in (
@@ -112,7 +112,7 @@ def _plots(run: Run) -> Iterator[Plot]:
             yield plots.histogram(meaning, groups, names, heading=heading, x=x)
 
 
-def _galleries(run: Run, labels: Sequence[str]) -> Iterator[_Gallery]:
+def _galleries(run: LabellingRun, labels: Sequence[str]) -> Iterator[_Gallery]:
     chosen = list(_chosen(run, labels))
     rows = run.rows(int(row) for _, _, _, shown in chosen for row in shown)
     for heading, meaning, total, shown in chosen:
@@ -122,7 +122,7 @@ def _galleries(run: Run, labels: Sequence[str]) -> Iterator[_Gallery]:
         )
 
 
-def _chosen(run: Run, labels: Sequence[str]) -> Iterator[tuple[str, str, int, IntArray]]:
+def _chosen(run: LabellingRun, labels: Sequence[str]) -> Iterator[tuple[str, str, int, IntArray]]:
     """Heading and meaning of each gallery, how many photos belong to it, and numbers of those to be shown."""
     columns = run.columns("label", "score", "status", "closeness")
     label, status = (np.asarray(columns[name].to_pylist(), object) for name in ("label", "status"))
@@ -146,7 +146,7 @@ def _chosen(run: Run, labels: Sequence[str]) -> Iterator[tuple[str, str, int, In
         yield name, "From the least sure answer to the surest.", len(members), members[spread]
 
 
-def _failures(run: Run) -> Iterator[Row]:
+def _failures(run: LabellingRun) -> Iterator[Row]:
     errors = run.columns("error_code")["error_code"]
     for number in np.flatnonzero(pc.is_valid(errors).to_numpy())[:SHOWN_FAILURES]:
         yield run.row(int(number))

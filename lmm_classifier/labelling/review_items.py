@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.types import UNKNOWN
 
 RANKS = {"uncertain": 2.0, "unknown": 1.0, "known": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ReviewItem:
     """One question to a person.
 
     Attributes:
@@ -40,12 +40,12 @@ class Item:
         return f"photo-{self.rows[0]}" if self.kind == "photo" else f"group-{self.group}"
 
 
-Order = Callable[[Mapping[int, str | None]], Sequence[Item]]
+Order = Callable[[Mapping[int, str | None]], Sequence[ReviewItem]]
 """Makes the queue, first item first, of what is decided by now: number of a photo -> label, None if it is not
 wanted. Each readable photo is in one item, decided or not, and a group in each queue or in none."""
 
 
-def by_certainty(run: Run, _: Mapping[int, str | None]) -> tuple[Item, ...]:
+def by_certainty(run: LabellingRun, _: Mapping[int, str | None]) -> tuple[ReviewItem, ...]:
     """Every photo that could be read: uncertain ones first, then unknown ones, each the least sure first.
 
     Raises:
@@ -60,5 +60,5 @@ def by_certainty(run: Run, _: Mapping[int, str | None]) -> tuple[Item, ...]:
         sure = columns["score"][row] if certainty is None else certainty
         suggestion = None if label == UNKNOWN else label
         priority = RANKS[columns["status"][row]] - sure
-        found.append(Item("photo", (row,), (row,), suggestion, priority, columns["reason"][row]))
+        found.append(ReviewItem("photo", (row,), (row,), suggestion, priority, columns["reason"][row]))
     return tuple(sorted(found, key=lambda item: -item.priority))

@@ -19,9 +19,16 @@ from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.photos import Photos, list_photos
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.labelling.report import REPORT
-from lmm_classifier.labelling.run_manifest import RUN, Facts, continued, facts_of, refuse_changed, write_facts
+from lmm_classifier.labelling.run_manifest import (
+    RUN,
+    RunManifest,
+    continued,
+    facts_of,
+    refuse_changed,
+    write_facts,
+)
 from lmm_classifier.labelling.run_schema import Row, as_table
-from lmm_classifier.labelling.run_store import RESULTS, Run, keep_beginning, rows_in, write_shard
+from lmm_classifier.labelling.run_store import RESULTS, LabellingRun, keep_beginning, rows_in, write_shard
 from lmm_classifier.labelling.table_export import CSV, JSONL
 from lmm_classifier.storage.exclusive_folder import sole_writer
 from lmm_classifier.storage.progress import OnProgress, Progress, unheard
@@ -44,7 +51,7 @@ class Labelled:
         forgotten: photos that had been done and were done again, for the list of photos is another.
     """
 
-    run: Run
+    run: LabellingRun
     before: int
     left_out: int
     forgotten: int
@@ -89,19 +96,19 @@ def label_photos(
     with sole_writer(output, RUN, "a labelling run"):
         facts, done, before = _begun(output, facts, photos.paths, classifier.pipeline.batch_size, restart)
         started = time.monotonic()
-        _go_on(_Stream(classifier, facts, photos, on_progress), output, before, shard_rows)
+        _go_on(_PhotoStream(classifier, facts, photos, on_progress), output, before, shard_rows)
         refuse_changed(facts, output, classifier)
-        run = Run(output)
+        run = LabellingRun(output)
         if facts.counts is None:
             seconds = round(time.monotonic() - started, 3)
             write_facts(output, replace(facts, counts=counts_of(run), seconds=seconds))
-            run = Run(output)
+            run = LabellingRun(output)
     return Labelled(run, before, photos.left_out, done - before)
 
 
 def _begun(
-    output: Path, facts: Facts, paths: Sequence[str], batch_size: int, restart: bool
-) -> tuple[Facts, int, int]:
+    output: Path, facts: RunManifest, paths: Sequence[str], batch_size: int, restart: bool
+) -> tuple[RunManifest, int, int]:
     """What the run is to say of itself, how many photos had been done, and how many of these still count."""
     if restart:  # first of all: what was answered otherwise must not be gone on with
         keep_beginning(output, (), batch_size)
@@ -119,7 +126,7 @@ def _begun(
     return facts, done, before
 
 
-def counts_of(run: Run) -> dict[str, Any]:
+def counts_of(run: LabellingRun) -> dict[str, Any]:
     """How many photos there are: in all, and of each status, label, deciding stage and kind of error."""
     columns = run.columns("status", "label", "stage", "error_code", "degraded", "used_reranker")
 
@@ -174,11 +181,11 @@ class _Shard:
 
 
 @dataclass(slots=True)
-class _Stream:
+class _PhotoStream:
     """Photos on their way through the classifier."""
 
     classifier: HybridClassifier
-    facts: Facts
+    facts: RunManifest
     photos: Photos
     on_progress: OnProgress
 
@@ -207,7 +214,7 @@ class _Stream:
                 self.on_progress(Progress("labelling", number, total, skipped, before, unknown))
 
 
-def _go_on(stream: _Stream, output: Path, before: int, shard_rows: int) -> None:
+def _go_on(stream: _PhotoStream, output: Path, before: int, shard_rows: int) -> None:
     """Label what is left. Shards end where a batch does: what a batch holds depends on no interruption."""
     encoders, last = stream.facts.encoders, len(stream.photos.paths)
     batch_size = stream.classifier.pipeline.batch_size

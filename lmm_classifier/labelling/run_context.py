@@ -7,19 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from lmm_classifier.calibration.context import Subject, subject_of
+from lmm_classifier.calibration.context import CalibrationContext, subject_of
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import RunError
 from lmm_classifier.labelling.acquisition import Answers, disagreement
-from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.labelling.run_manifest import classifier_of
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.monitoring.p_value_log import calibration_of
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 
-def subject_of_run(run: Run) -> Subject:
+def subject_of_run(run: LabellingRun) -> CalibrationContext:
     """The classifier of a run, taken apart.
 
     Raises:
@@ -33,17 +33,17 @@ def subject_of_run(run: Run) -> Subject:
     return subject
 
 
-def references_of(subject: Subject) -> tuple[Reference, ...]:
+def references_of(subject: CalibrationContext) -> tuple[Reference, ...]:
     """What the index says in closed form, one per encoder."""
     return subject.references(len(subject.spaces))
 
 
-def vectors_of(run: Run) -> tuple[FloatArray, ...]:
+def vectors_of(run: LabellingRun) -> tuple[FloatArray, ...]:
     """Per encoder float32 (m, d), of the m readable photos, in memory."""
     return tuple(run.vectors(space) for space in range(len(run.facts.encoders)))
 
 
-def answers_of(run: Run, vectors: Sequence[FloatArray], references: Sequence[Reference]) -> Answers:
+def answers_of(run: LabellingRun, vectors: Sequence[FloatArray], references: Sequence[Reference]) -> Answers:
     """What the run says of its m readable photos, in the terms of the queue.
 
     Args:
@@ -77,7 +77,7 @@ def answers_of(run: Run, vectors: Sequence[FloatArray], references: Sequence[Ref
     )
 
 
-def learner_of(subject: Subject) -> Learner | None:
+def learner_of(subject: CalibrationContext) -> IncrementalClassifier | None:
     """The index and its decision, ready to learn; None where answers depend on more than photos.
 
     That is without a calibration, with a closed list of labels, and with a text prior.
@@ -86,7 +86,7 @@ def learner_of(subject: Subject) -> Learner | None:
     if not isinstance(gates, Gates) or subject.prior or subject.closed_labels:
         return None
     index = subject.index
-    return Learner.of(
+    return IncrementalClassifier.of(
         [space.vectors for space in subject.spaces],
         index.records.codes.astype(np.int64),
         index.labels,

@@ -9,12 +9,12 @@ import numpy as np
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.index.manifest import read_manifest
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.monitoring.drift import Drift, drift
 from lmm_classifier.monitoring.p_value_log import calibration_of, name_of
 
 
-def drift_of(run: Run, classifier: HybridClassifier) -> Drift | None:
+def drift_of(run: LabellingRun, classifier: HybridClassifier) -> Drift | None:
     """Test the p-values of a run; None where that says nothing: without the calibration that they are of.
 
     Args:

@@ -41,7 +41,7 @@ MADE_OF = ("source", "index", "index_digest", "calibration", "encoders", "settin
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RunManifest:
     """What a run says of itself.
 
     Attributes:
@@ -77,10 +77,10 @@ class Facts:
         return str(self.odd_labels.get(text, text))
 
 
-_FACTS: TypeAdapter[Facts] = TypeAdapter(Facts)
+_FACTS: TypeAdapter[RunManifest] = TypeAdapter(RunManifest)
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path) -> RunManifest:
     """What run.json says.
 
     Raises:
@@ -100,7 +100,7 @@ def read_facts(folder: Path) -> Facts:
         raise RunError(f"{folder / RUN} does not describe a run; {REMEDY}") from error
 
 
-def write_facts(folder: Path, facts: Facts) -> None:
+def write_facts(folder: Path, facts: RunManifest) -> None:
     """Put run.json in the place of an older one.
 
     Raises:
@@ -109,7 +109,7 @@ def write_facts(folder: Path, facts: Facts) -> None:
     replace_file(folder / RUN, seal({"schema_version": SCHEMA_VERSION, **asdict(facts)}))
 
 
-def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Facts:
+def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunManifest:
     """What a run by this classifier, which is open, is to say of itself.
 
     Raises:
@@ -123,7 +123,7 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Fact
     embeds = [step for step in classifier.steps_of(Embed) if step.normalize]
     seen = {load_encoder(step.encoder).contract.fingerprint for step in embeds}
     settings = yaml.safe_load(classifier.config.to_yaml())
-    return Facts(
+    return RunManifest(
         source=str(source.absolute()),
         root=str(photos.root.absolute()),
         index=str(index.absolute()),
@@ -137,7 +137,7 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> Fact
     )
 
 
-def classifier_of(facts: Facts) -> HybridClassifier:
+def classifier_of(facts: RunManifest) -> HybridClassifier:
     """The classifier that a run was made by, with its index as it is now.
 
     Raises:
@@ -151,7 +151,7 @@ def classifier_of(facts: Facts) -> HybridClassifier:
         ) from error
 
 
-def continued(folder: Path, facts: Facts) -> Facts:
+def continued(folder: Path, facts: RunManifest) -> RunManifest:
     """What the run that is there says of itself, which must be made of the same.
 
     Raises:
@@ -168,14 +168,14 @@ def continued(folder: Path, facts: Facts) -> Facts:
     return there
 
 
-def _deciding(facts: Facts, name: str) -> Any:
+def _deciding(facts: RunManifest, name: str) -> Any:
     value = getattr(facts, name)
     if name == "settings":
         return {key: option for key, option in value.items() if key not in NOT_DECIDING}
     return value
 
 
-def refuse_changed(facts: Facts, folder: Path, classifier: HybridClassifier) -> None:
+def refuse_changed(facts: RunManifest, folder: Path, classifier: HybridClassifier) -> None:
     """An index or a calibration that is replaced while a run goes on would answer the rest.
 
     Raises:

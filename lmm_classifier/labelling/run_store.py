@@ -65,7 +65,7 @@ def write_shard(folder: Path, start: int, rows: pa.Table, vectors: Sequence[Floa
     replace_file(folder / f"{SHARDS}/{start:09d}.parquet", parquet.getvalue())
 
 
-class Run:
+class LabellingRun:
     """A run as far as it has come; what is appended later is not seen.
 
     Attributes:
@@ -80,7 +80,7 @@ class Run:
         self.root = Path(self.facts.root)
         self._shards = [*_in_a_row(folder)]
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
-        self._read = lru_cache(maxsize=4)(Shard.table)
+        self._read = lru_cache(maxsize=4)(RunShard.table)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -167,7 +167,7 @@ def keep_beginning(folder: Path, paths: Sequence[str], batch_size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shard:
+class RunShard:
     """A part of a run.
 
     Attributes:
@@ -206,7 +206,7 @@ class Shard:
         return True
 
 
-def _in_a_row(folder: Path) -> Iterator[Shard]:
+def _in_a_row(folder: Path) -> Iterator[RunShard]:
     """The shards up to the first gap: what follows one is what a kill left of a longer run."""
     end = 0
     for path in sorted((folder / SHARDS).glob("*.parquet")):
@@ -214,7 +214,7 @@ def _in_a_row(folder: Path) -> Iterator[Shard]:
             about = pq.read_metadata(path)
             named = json.loads((about.metadata or {})[_VECTORS])
             files = {name: FileRecord(**record) for name, record in named.items()}
-            shard = Shard(path, about.num_rows, files)
+            shard = RunShard(path, about.num_rows, files)
         if int(path.stem) != end:
             return
         end += shard.rows

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lmm_classifier.labelling.run_schema import SCHEMA, path_of
-from lmm_classifier.labelling.run_store import RESULTS, Run
+from lmm_classifier.labelling.run_store import RESULTS, LabellingRun
 from lmm_classifier.storage.atomic_files import replace_large_file
 
 CSV, JSONL = "results.csv", "results.jsonl"
@@ -22,7 +22,7 @@ _NEAREST = ("nearest_path", "nearest_label", "nearest_similarity")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one
 
 
-def write_results(run: Run, *, as_csv: bool = False, as_jsonl: bool = False) -> tuple[Path, ...]:
+def write_results(run: LabellingRun, *, as_csv: bool = False, as_jsonl: bool = False) -> tuple[Path, ...]:
     """Write all rows of a run, in order, with the columns of `rows.SCHEMA`; returns the files.
 
     The CSV has those that are one value, the possible labels joined by " | ", and the nearest neighbour; a
@@ -42,13 +42,13 @@ def write_results(run: Run, *, as_csv: bool = False, as_jsonl: bool = False) -> 
     return tuple(written)
 
 
-def _parquet(run: Run, path: Path) -> None:
+def _parquet(run: LabellingRun, path: Path) -> None:
     with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as file:
         for table in run.tables():
             file.write_table(table)
 
 
-def _csv(run: Run, path: Path) -> None:
+def _csv(run: LabellingRun, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow((*_FLAT, "possible", *_NEAREST))
@@ -59,7 +59,7 @@ def _csv(run: Run, path: Path) -> None:
             lines.writerow(_harmless(cells))
 
 
-def _jsonl(run: Run, path: Path) -> None:
+def _jsonl(run: LabellingRun, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in _rows(run):
             row["path"] = path_of(row)
@@ -68,7 +68,7 @@ def _jsonl(run: Run, path: Path) -> None:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def _rows(run: Run) -> Iterator[dict[str, Any]]:
+def _rows(run: LabellingRun) -> Iterator[dict[str, Any]]:
     for table in run.tables():
         yield from table.to_pylist()
 

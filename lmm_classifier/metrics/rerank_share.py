@@ -27,7 +27,7 @@ from lmm_classifier.types import BoolArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sent:
+class RerankedShare:
     """Which of n photos the reranker was sent, and what it made of them.
 
     Attributes:
@@ -62,7 +62,7 @@ class Sent:
         return self.right.astype(np.float64) - self.without
 
 
-def accuracy_by_share(photos: Sent) -> Curve:
+def accuracy_by_share(photos: RerankedShare) -> Curve:
     """Accuracy over all photos (y) had only the most doubtful (x, a share of all of them) been sent.
 
     At x = 0, 1/n, 2/n, ... up to the share that was sent.
@@ -73,7 +73,7 @@ def accuracy_by_share(photos: Sent) -> Curve:
     return Curve(answered / n, (photos.without.sum() + ranking.among(gained, answered)) / n)
 
 
-def share_for_gain(photos: Sent, part: float, counts: Counts | None = None) -> Floats:
+def share_for_gain(photos: RerankedShare, part: float, counts: Counts | None = None) -> Floats:
     """Smallest share of all photos, the most doubtful first, that brings `part` of the reranker's gain.
 
     The gain is corrections less regressions over all that were sent. In [0, 1], whole photos; NaN where
@@ -101,7 +101,7 @@ def share_for_gain(photos: Sent, part: float, counts: Counts | None = None) -> F
     return np.where(goal > 0, sent, np.nan)[..., 0] / summed(counts)
 
 
-def _ranked(photos: Sent, counts: Counts) -> tuple[Ranking, Floats]:
+def _ranked(photos: RerankedShare, counts: Counts) -> tuple[Ranking, Floats]:
     """Those sent by falling doubt, and the gain down to each distinct doubt."""
     sent = counts[..., photos.sent]
     ranking = Ranking(-photos.certainty[photos.sent], sent)

@@ -15,7 +15,7 @@ from lmm_classifier.types import UNKNOWN, IntArray
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class StageMetrics:
     """Figures over queries whose right answer is known, all shares in [0, 1].
 
     A query is known when its true label is in the index; of any other the right answer is "unknown".
@@ -52,7 +52,7 @@ class Metrics:
     rejected_unknown: float | None
 
 
-def measure(answers: Sequence[Classification], truths: Sequence[str], labels: Sequence[str]) -> Metrics:
+def measure(answers: Sequence[Classification], truths: Sequence[str], labels: Sequence[str]) -> StageMetrics:
     """Compare answers with the truth.
 
     Args:
@@ -71,7 +71,7 @@ def measure(answers: Sequence[Classification], truths: Sequence[str], labels: Se
     retrieval = np.asarray([a.retrieval_label == t for a, t in zip(answers, right_answers, strict=True)])
     rejected = np.asarray([a.label == UNKNOWN for a in answers])
     both_kinds = not known.all()
-    return Metrics(
+    return StageMetrics(
         n_known=int(known.sum()),
         n_unknown=int((~known).sum()),
         retrieval_accuracy=float(retrieval.mean()),

@@ -13,7 +13,7 @@ from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.runtime.options import refuse_untaken
-from lmm_classifier.models.segmentation.base import Candidates, Segment
+from lmm_classifier.models.segmentation.base import Candidates, PanopticSegment
 from lmm_classifier.models.segmentation.point_prompts import Cue
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, Box, EncoderContract, FloatArray
@@ -98,10 +98,12 @@ class FakePanoptic:
         images: Sequence[Image.Image],
         min_score: float,  # noqa: ARG002
         fuse_stuff: bool,  # noqa: ARG002
-    ) -> list[list[Segment]]:
+    ) -> list[list[PanopticSegment]]:
         bright = [np.asarray(image.convert("L")) > MID_GREY for image in images]
         parts = [((mask, "bright", True), (~mask, "dark", False)) for mask in bright]
-        return [[Segment(m, label, 1.0, thing) for m, label, thing in part if m.any()] for part in parts]
+        return [
+            [PanopticSegment(m, label, 1.0, thing) for m, label, thing in part if m.any()] for part in parts
+        ]
 
 
 class FakeDetector:

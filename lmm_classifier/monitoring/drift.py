@@ -29,7 +29,7 @@ Direction = Literal["smaller", "larger"]
 
 
 @dataclass(frozen=True, slots=True)
-class Uniformity:
+class KSResult:
     """A test of some photos.
 
     Attributes:
@@ -59,8 +59,8 @@ class Drift:
         calibrated: scores that the p-values are ranks among.
     """
 
-    whole: Uniformity
-    latest: Uniformity
+    whole: KSResult
+    latest: KSResult
     asked: float
     rejected: float
     low: float
@@ -134,8 +134,8 @@ def _as_logged(calibrated: Float64Array) -> Float64Array:
     return np.asarray((p_values(calibrated, rounded) * (len(calibrated) + 1)).round() - 1)
 
 
-def _tested(ranks: Float64Array, expected: Float64Array) -> Uniformity:
+def _tested(ranks: Float64Array, expected: Float64Array) -> KSResult:
     found = ks_2samp(ranks - 1, expected, method="asymp")
     alarm = bool(found.pvalue < ALARM) and len(ranks) >= LEAST
     direction: Direction = "smaller" if found.statistic_sign > 0 else "larger"
-    return Uniformity(len(ranks), float(found.statistic), float(found.pvalue), direction, alarm)
+    return KSResult(len(ranks), float(found.statistic), float(found.pvalue), direction, alarm)

@@ -15,14 +15,14 @@ from lmm_classifier.api.classification import Classification
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.index.calibration import Fitted, read_calibration
+from lmm_classifier.index.calibration import StoredCalibration, read_calibration
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.types import required
 
 DIGEST = 16  # hex digits that name a calibration, as in the name of its file of arrays
 
 
-def calibration_of(classifier: HybridClassifier) -> Fitted:
+def calibration_of(classifier: HybridClassifier) -> StoredCalibration:
     """The calibration in force.
 
     Raises:
@@ -37,7 +37,7 @@ def calibration_of(classifier: HybridClassifier) -> Fitted:
     return required(read_calibration(required(folder)))
 
 
-def name_of(fitted: Fitted) -> str:
+def name_of(fitted: StoredCalibration) -> str:
     """What a line of the log calls its calibration: the same where the calibrated scores are."""
     return fitted.calibration.arrays.sha256[:DIGEST]
 

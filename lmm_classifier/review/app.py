@@ -16,24 +16,24 @@ from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.index.manifest import read_manifest
 from lmm_classifier.labelling.review_items import Order, by_certainty
 from lmm_classifier.labelling.run_schema import as_text
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.review.schemas import (
-    About,
-    Answer,
-    Decided,
+    AnnotationRequest,
+    AnnotationResponse,
     Entry,
-    Evidence,
     Member,
     Overview,
+    PhotoEvidence,
+    ReviewInfo,
     State,
-    Undo,
-    Undone,
+    UndoRequest,
+    UndoResponse,
 )
-from lmm_classifier.review.session import Desk
+from lmm_classifier.review.session import ReviewSession
 from lmm_classifier.review.thumbnails import Size, below, picture
-from lmm_classifier.service.errors import Refusal, explain_refusals
-from lmm_classifier.service.metrics import Metrics
-from lmm_classifier.service.middleware import Guards
+from lmm_classifier.service.errors import HttpError, explain_refusals
+from lmm_classifier.service.metrics import ServiceMetrics
+from lmm_classifier.service.middleware import GuardMiddleware
 from lmm_classifier.service.static_pages import PAGE as SHARED
 from lmm_classifier.service.static_pages import page
 from lmm_classifier.types import required
@@ -51,7 +51,7 @@ OWN = frozenset({None, "same-origin", "none"})  # who may write; programs that a
 
 
 def create_review(
-    run: Run, reviewer: str, *, order: Order | None = None, corpus: Path | None = None
+    run: LabellingRun, reviewer: str, *, order: Order | None = None, corpus: Path | None = None
 ) -> FastAPI:
     """The review of a run. Listen at this machine's own address only: there are no keys.
 
@@ -67,8 +67,8 @@ def create_review(
         IndexFolderError: the index of the run cannot be read; it says which labels there are.
     """
     labels = [as_text(label) for label in read_manifest(Path(run.facts.index)).labels]
-    desk = Desk(run, order or partial(by_certainty, run), reviewer, labels)
-    about = About(
+    desk = ReviewSession(run, order or partial(by_certainty, run), reviewer, labels)
+    about = ReviewInfo(
         desk.review,
         as_text(run.folder.absolute().name),
         as_text(str(run.folder)),
@@ -78,7 +78,7 @@ def create_review(
         corpus is not None,
     )
     app = FastAPI(title="lmm-classifier review", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(Guards, settings=SETTINGS, metrics=Metrics(), check_room=lambda: None)
+    app.add_middleware(GuardMiddleware, settings=SETTINGS, metrics=ServiceMetrics(), check_room=lambda: None)
     explain_refusals(app)
     app.add_exception_handler(LmmClassifierError, _unusable)
     app.include_router(_queue(desk, about))
@@ -88,11 +88,11 @@ def create_review(
     return app
 
 
-def _queue(desk: Desk, about: About) -> APIRouter:
+def _queue(desk: ReviewSession, about: ReviewInfo) -> APIRouter:
     routes = APIRouter(tags=["queue"])
 
     @routes.get("/run")
-    def run() -> About:
+    def run() -> ReviewInfo:
         """What is reviewed, and the labels there are."""
         return about
 
@@ -116,14 +116,14 @@ def _queue(desk: Desk, about: About) -> APIRouter:
         return desk.members(item)
 
     @routes.get("/photos/{row}")
-    def photo(row: int) -> Evidence:
+    def photo(row: int) -> PhotoEvidence:
         """What the classifier and the reviewers said of a photo."""
         return desk.evidence(row)
 
     return routes
 
 
-def _pictures(desk: Desk, corpus: Path | None) -> APIRouter:
+def _pictures(desk: ReviewSession, corpus: Path | None) -> APIRouter:
     routes = APIRouter(tags=["pictures"])
     limiter = CapacityLimiter(PICTURES_AT_ONCE)
 
@@ -148,22 +148,22 @@ def _pictures(desk: Desk, corpus: Path | None) -> APIRouter:
         # what an earlier review brought into the index lies where the run's photos do
         folder = desk.run.root if Path(path).is_absolute() else corpus
         if folder is None or not path:
-            raise Refusal(404, "gone", "there is no such picture")
+            raise HttpError(404, "gone", "there is no such picture")
         return await sent(below(folder, path), size)
 
     return routes
 
 
-def _decisions(desk: Desk) -> APIRouter:
+def _decisions(desk: ReviewSession) -> APIRouter:
     routes = APIRouter(tags=["decisions"], dependencies=[Depends(_own_page)])
 
     @routes.post("/decisions")
-    def decide(answer: Answer) -> Decided:
+    def decide(answer: AnnotationRequest) -> AnnotationResponse:
         """Say what photos are; answered when it is on the disk."""
         return desk.decide(answer)
 
     @routes.post("/undo")
-    def undo(press: Undo) -> Undone:
+    def undo(press: UndoRequest) -> UndoResponse:
         """Take one's own last decision back; answered when that is on the disk."""
         return desk.undo(press)
 
@@ -173,10 +173,10 @@ def _decisions(desk: Desk) -> APIRouter:
 def _own_page(request: Request) -> None:
     """A page of another server of this machine, which the guards take for ours, must not decide."""
     if request.headers.get("sec-fetch-site") not in OWN:
-        raise Refusal(403, "foreign", "only the page of this review may decide")
+        raise HttpError(403, "foreign", "only the page of this review may decide")
 
 
 async def _unusable(_: Request, error: Exception) -> JSONResponse:
     """The disk refuses, or a file was damaged meanwhile. Which one the terminal tells: it has paths."""
     log.error("%s", error)
-    return Refusal(503, "unusable", "the run cannot be read or written; the terminal says why").response()
+    return HttpError(503, "unusable", "the run cannot be read or written; the terminal says why").response()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from lmm_classifier.errors import LmmClassifierError
-from lmm_classifier.labelling.review_items import Item, Order
+from lmm_classifier.labelling.review_items import Order, ReviewItem
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ EVERY = 4
 and 30 with 8: means of 6 splits."""
 
 
-class Learning:
+class BackgroundReorder:
     """One thread at a time, begun when EVERY photos more are decided than the queue knows of.
 
     Attributes:
@@ -29,7 +29,7 @@ class Learning:
     """
 
     def __init__(
-        self, order: Order, take: Callable[[Sequence[Item]], None], known: Mapping[int, str | None]
+        self, order: Order, take: Callable[[Sequence[ReviewItem]], None], known: Mapping[int, str | None]
     ) -> None:
         self.times = 0
         self._order, self._take, self._known = order, take, known

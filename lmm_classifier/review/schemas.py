@@ -17,7 +17,7 @@ MOST_ROWS = 100_000  # of a decision
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReviewerAnnotation:
     """What a reviewer last said of something: the label where one was given."""
 
     reviewer: str
@@ -46,7 +46,7 @@ class Entry:
     suggestion: str | None
     reason: str
     state: State
-    said: tuple[Said, ...]
+    said: tuple[ReviewerAnnotation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Member:
     row: int
     path: str
     state: State
-    said: tuple[Said, ...]
+    said: tuple[ReviewerAnnotation, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class PhotoEvidence:
     """All that is known of a photo.
 
     Attributes:
@@ -74,7 +74,7 @@ class Evidence:
     row: int
     path: str
     answer: Mapping[str, Any]
-    said: tuple[Said, ...]
+    said: tuple[ReviewerAnnotation, ...]
     state: State
 
 
@@ -108,7 +108,7 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ReviewInfo:
     """What does not change during a review.
 
     Attributes:
@@ -130,7 +130,7 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class AnnotationResponse:
     """That a decision is on the disk.
 
     Attributes:
@@ -149,7 +149,7 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
-class Undone:
+class UndoResponse:
     """What was taken back: None where there was nothing.
 
     Attributes:
@@ -165,12 +165,12 @@ class Undone:
     overview: Overview
 
 
-class Answer(BaseModel):
+class AnnotationRequest(BaseModel):
     """A key press.
 
     Attributes:
         id: made by the page; one that is sent twice counts once.
-        review: that the page has read, as `About` has it; another may have taken its place at this port.
+        review: that the page has read, as `ReviewInfo` has it; another may have taken its place at this port.
         item: key of what it is about.
         action: what is to be done.
         rows: the photos, all of them the item's.
@@ -187,8 +187,8 @@ class Answer(BaseModel):
     label: Annotated[str, Field(max_length=1000)] | None = None
 
 
-class Undo(BaseModel):
-    """A press that takes the last one back; `id` and `review` as in `Answer`."""
+class UndoRequest(BaseModel):
+    """A press that takes the last one back; `id` and `review` as in `AnnotationRequest`."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -12,29 +12,29 @@ from functools import cached_property
 from itertools import islice
 
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.labelling.annotation_log import LABELLING, Decision, Photo, checked_label
-from lmm_classifier.labelling.annotations import Verdicts, contradict
-from lmm_classifier.labelling.review_items import Item, Order
+from lmm_classifier.labelling.annotation_log import LABELLING, Annotation, Photo, checked_label
+from lmm_classifier.labelling.annotations import Annotations, contradict
+from lmm_classifier.labelling.review_items import Order, ReviewItem
 from lmm_classifier.labelling.run_schema import as_text
-from lmm_classifier.labelling.run_store import Run
-from lmm_classifier.review.background_reorder import Learning
+from lmm_classifier.labelling.run_store import LabellingRun
+from lmm_classifier.review.background_reorder import BackgroundReorder
 from lmm_classifier.review.schemas import (
-    Answer,
-    Decided,
+    AnnotationRequest,
+    AnnotationResponse,
     Entry,
-    Evidence,
     Member,
     Overview,
-    Said,
+    PhotoEvidence,
+    ReviewerAnnotation,
     State,
-    Undo,
-    Undone,
+    UndoRequest,
+    UndoResponse,
 )
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.errors import HttpError
 from lmm_classifier.types import UNKNOWN, required
 
 
-class Desk:
+class ReviewSession:
     """One reviewer before a queue. Others may be at work on the same run: each look reads what they said.
 
     Args:
@@ -48,7 +48,7 @@ class Desk:
         ConfigError: this cannot be a reviewer's name.
     """
 
-    def __init__(self, run: Run, order: Order, reviewer: str, labels: Iterable[str]) -> None:
+    def __init__(self, run: LabellingRun, order: Order, reviewer: str, labels: Iterable[str]) -> None:
         self.run, self.labels = run, frozenset(labels)
         columns = run.columns("path", "sha256", "label", "reason").to_pydict()
         self._answers = list(zip(columns["label"], columns["reason"], strict=True))
@@ -57,7 +57,7 @@ class Desk:
             for path, digest in zip(columns["path"], columns["sha256"], strict=True)
         ]
         self.rows = {photo: row for row, photo in enumerate(self.photos) if photo}
-        self.verdicts = Verdicts(run.folder)
+        self.verdicts = Annotations(run.folder)
         self.log = self.verdicts.log(reviewer)
         named = [str(run.folder.absolute()), run.facts.started, self.log.reviewer]
         self.review = hashlib.sha256(json.dumps(named).encode()).hexdigest()
@@ -65,14 +65,14 @@ class Desk:
         self.verdicts.read()
         known = self.decided()
         self._take(order(known))
-        self._learns = Learning(order, self._take, known)
+        self._learns = BackgroundReorder(order, self._take, known)
 
     def decided(self) -> dict[int, str | None]:
         """The photos that all who answered say the same of, and what; None: not wanted."""
         settled = self.verdicts.settled()
         return {self.rows[photo]: d.label for photo, d in settled.items() if photo in self.rows}
 
-    def _take(self, items: Sequence[Item]) -> None:
+    def _take(self, items: Sequence[ReviewItem]) -> None:
         """Let this be the queue from now on."""
         with self._lock:
             self.items = items
@@ -120,16 +120,16 @@ class Desk:
                 for row, path in zip(rows, paths, strict=True)
             )
 
-    def evidence(self, row: int) -> Evidence:
+    def evidence(self, row: int) -> PhotoEvidence:
         """All that is known of a photo; refuses one that there is not."""
         self.photo(row)
         found = self.run.row(row)
         answer = required(found.answer).to_dict()
         path = as_text(found.path)
         with self.look() as now:
-            return Evidence(row, path, {**answer, "source": path}, now.said(row), now.state(row))
+            return PhotoEvidence(row, path, {**answer, "source": path}, now.said(row), now.state(row))
 
-    def decide(self, answer: Answer) -> Decided:
+    def decide(self, answer: AnnotationRequest) -> AnnotationResponse:
         """Note an answer; it is on the disk when this returns.
 
         Raises:
@@ -139,7 +139,7 @@ class Desk:
         self._check_review(answer.review)
         item = self.item(answer.item)
         if not set(answer.rows) <= set(item.members):
-            raise Refusal(400, "not_of_item", "a photo is not one of those that the decision is about")
+            raise HttpError(400, "not_of_item", "a photo is not one of those that the decision is about")
         photos = [self.photo(row) for row in dict.fromkeys(answer.rows)]
         with self.look() as now:
             done = self.log.find(answer.id)  # the page asks again where it did not hear the answer
@@ -149,7 +149,7 @@ class Desk:
         with self.look() as now:
             self._learns.heard(self.decided())
             rest = [self.item(f"photo-{row}") for row in now.left_out(item)]
-            return Decided(
+            return AnnotationResponse(
                 done.action,
                 done.label,
                 len(done.photos),
@@ -158,7 +158,7 @@ class Desk:
                 now.overview(),
             )
 
-    def undo(self, press: Undo) -> Undone:
+    def undo(self, press: UndoRequest) -> UndoResponse:
         """Take the last decision back; on the disk when this returns.
 
         Raises:
@@ -171,12 +171,12 @@ class Desk:
         with self.look() as now:
             self._learns.heard(self.decided())
             if undone is None:
-                return Undone(None, None, 0, None, now.overview())
+                return UndoResponse(None, None, 0, None, now.overview())
             item = self.known.get(f"group-{undone.group}")
             if item is None and undone.photos[0] in self.rows:
                 item = self.item(f"photo-{self.rows[undone.photos[0]]}")
             entry = None if item is None else now.entry(item)
-            return Undone(undone.action, undone.label, len(undone.photos), entry, now.overview())
+            return UndoResponse(undone.action, undone.label, len(undone.photos), entry, now.overview())
 
     @property
     def order(self) -> int:
@@ -187,58 +187,58 @@ class Desk:
         """What a photo is known by; refuses a number that has none, or one that could not be read."""
         photo = self.photos[row] if 0 <= row < len(self.photos) else None
         if photo is None:
-            raise Refusal(404, "no_photo", "the run has no such photo")
+            raise HttpError(404, "no_photo", "the run has no such photo")
         return photo
 
-    def item(self, key: str) -> Item:
+    def item(self, key: str) -> ReviewItem:
         """What is asked under a key: an item of the queue, or any photo of the run; refuses anything else."""
         if key in self.known:
             return self.known[key]
         number = key.removeprefix("photo-")
         if number == key or not (number.isascii() and number.isdecimal()) or len(number) > 18:
-            raise Refusal(404, "no_item", "the queue has no such item")
+            raise HttpError(404, "no_item", "the queue has no such item")
         row = int(number)
         self.photo(row)
         label, reason = self._answers[row]
         group = self.groups.get(row)
         suggestion = None if group is None else group.suggestion
         suggestion = suggestion if label == UNKNOWN else label
-        return Item("photo", (row,), (row,), suggestion, 0.0, reason)
+        return ReviewItem("photo", (row,), (row,), suggestion, 0.0, reason)
 
     def _check_review(self, review: str) -> None:
         if review != self.review:
-            raise Refusal(409, "other_review", "another review runs here now; load the page again")
+            raise HttpError(409, "other_review", "another review runs here now; load the page again")
 
-    def _label(self, answer: Answer, item: Item, now: _Look) -> str | None:
+    def _label(self, answer: AnnotationRequest, item: ReviewItem, now: _Look) -> str | None:
         """The label that an answer gives, as it is kept."""
         if (answer.label is not None) != (answer.action in LABELLING):
-            raise Refusal(
+            raise HttpError(
                 400, "label", "this action has a label and should have none, or the other way round"
             )
         if answer.label is None:
             return None
         if answer.action == "accept":
             if answer.label not in {item.suggestion, *self.labels, *now.new_labels}:  # it may have been
-                raise Refusal(409, "not_suggested", "this label is not the one that is suggested")
+                raise HttpError(409, "not_suggested", "this label is not the one that is suggested")
             return answer.label
         known = {label.casefold(): label for label in (*self.labels, *now.new_labels)}
         if answer.action == "relabel":
             if answer.label not in known.values():
-                raise Refusal(409, "new_label", "there is no such label yet")
+                raise HttpError(409, "new_label", "there is no such label yet")
             return answer.label
         try:
             label = checked_label(answer.label)
         except ConfigError as error:
-            raise Refusal(400, "bad_label", str(error)) from error
+            raise HttpError(400, "bad_label", str(error)) from error
         if label.casefold() in known:
-            raise Refusal(409, "known_label", "there is such a label already")
+            raise HttpError(409, "known_label", "there is such a label already")
         return label
 
 
 class _Look:
     """How things stand at one moment."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ReviewSession) -> None:
         self._desk = desk
         self._said = desk.verdicts.photos()
         self._groups = desk.verdicts.groups()
@@ -247,11 +247,11 @@ class _Look:
         """How a photo stands."""
         return self._state_of(self._of(row))
 
-    def said(self, row: int) -> tuple[Said, ...]:
+    def said(self, row: int) -> tuple[ReviewerAnnotation, ...]:
         """What each reviewer said of a photo."""
         return _told(self._of(row))
 
-    def entry(self, item: Item) -> Entry:
+    def entry(self, item: ReviewItem) -> Entry:
         """A question, and how it stands."""
         said = self._of(item.rows[0]) if item.group is None else self._groups.get(item.group, {})
         state = self.state(item.rows[0]) if item.group is None else self._of_group(item)
@@ -266,7 +266,7 @@ class _Look:
             _told(said),
         )
 
-    def items(self, show: State) -> Iterator[Item]:
+    def items(self, show: State) -> Iterator[ReviewItem]:
         """The queue; what was left out of a group that was decided stands behind it, photo by photo."""
         if show == "conflict":
             rows = (self._desk.rows.get(photo) for photo, said in self._said.items() if contradict(said))
@@ -276,7 +276,7 @@ class _Look:
             yield item
             yield from (self._desk.item(f"photo-{row}") for row in self.left_out(item))
 
-    def left_out(self, item: Item) -> list[int]:
+    def left_out(self, item: ReviewItem) -> list[int]:
         """The photos of a group that was decided as a whole which nobody included."""
         decided = self._groups.get(item.group or "", {})
         if not decided:
@@ -311,11 +311,11 @@ class _Look:
             order=desk.order,
         )
 
-    def _of(self, row: int) -> Mapping[str, Decision]:
+    def _of(self, row: int) -> Mapping[str, Annotation]:
         photo = self._desk.photos[row]
         return {} if photo is None else self._said.get(photo, {})
 
-    def _state_of(self, said: Mapping[str, Decision]) -> State:
+    def _state_of(self, said: Mapping[str, Annotation]) -> State:
         if contradict(said):
             return "conflict"
         mine = said.get(self._desk.log.reviewer)
@@ -325,7 +325,7 @@ class _Look:
             return "others"
         return "open" if mine is None else "skipped"
 
-    def _of_group(self, item: Item) -> State:
+    def _of_group(self, item: ReviewItem) -> State:
         """As it was decided as a whole; else by what is left to decide of it."""
         decided = self._groups.get(item.group or "", {})
         state = self._state_of(decided) if decided else "open"
@@ -338,5 +338,5 @@ class _Look:
         return next((state for state in left if state in states), "others")
 
 
-def _told(said: Mapping[str, Decision]) -> tuple[Said, ...]:
-    return tuple(Said(reviewer, d.action, d.label) for reviewer, d in sorted(said.items()))
+def _told(said: Mapping[str, Annotation]) -> tuple[ReviewerAnnotation, ...]:
+    return tuple(ReviewerAnnotation(reviewer, d.action, d.label) for reviewer, d in sorted(said.items()))

@@ -10,7 +10,7 @@ from typing import Literal
 from lmm_classifier.corpus.images import open_image, read_image_bytes
 from lmm_classifier.corpus.pixels import as_webp
 from lmm_classifier.errors import ImageError
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.errors import HttpError
 
 Size = Literal["large", "small"]
 SIDES: dict[Size, int] = {"large": 1024, "small": 256}  # px, longest side; twice what a gallery shows
@@ -32,17 +32,17 @@ def picture(path: Path, size: Size, sha256: str | None = None) -> bytes:
     try:
         data = read_image_bytes(path)
         if sha256 not in (None, hashlib.sha256(data).hexdigest()):
-            raise Refusal(409, "changed", "the photo has changed since it was labelled")
+            raise HttpError(409, "changed", "the photo has changed since it was labelled")
         return as_webp(open_image(data, target_size=SIDES[size]), SIDES[size], QUALITY)
     except ImageError as error:
         if error.code in GONE:
-            raise Refusal(404, "gone", f"the photo is not to be had: {error.reason}") from error
-        raise Refusal(409, "changed", f"the photo cannot be shown: {error.reason}") from error
+            raise HttpError(404, "gone", f"the photo is not to be had: {error.reason}") from error
+        raise HttpError(409, "changed", f"the photo cannot be shown: {error.reason}") from error
 
 
 def below(folder: Path, path: str) -> Path:
     """A path of an index, in the folder that it starts from; refuses one that leads out of it by its name."""
     inside = os.path.normpath(folder / path)
     if not Path(inside).is_relative_to(os.path.normpath(folder)):
-        raise Refusal(404, "gone", "the photo is not in the corpus folder")
+        raise HttpError(404, "gone", "the photo is not in the corpus folder")
     return Path(inside)

@@ -14,9 +14,9 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import FetchError, ImageError
 from lmm_classifier.fetch import fetch
 from lmm_classifier.service.analysis import Analyst, Finished
-from lmm_classifier.service.batching import Workbench
-from lmm_classifier.service.errors import Refusal, first_problem
-from lmm_classifier.service.metrics import Metrics
+from lmm_classifier.service.batching import BatchScheduler
+from lmm_classifier.service.errors import HttpError, first_problem
+from lmm_classifier.service.metrics import ServiceMetrics
 from lmm_classifier.service.operation_catalog import operations
 from lmm_classifier.service.schemas import Tasks, UrlRequest
 
@@ -26,17 +26,17 @@ MOST_MASK_BYTES = 2**30  # of a request: a mask has a byte per pixel
 STREAMS = 4  # requests for many photos at once: each has work for minutes
 
 
-class Desk:
+class Admission:
     """Takes photos in and has their tasks done.
 
     Raises:
         ConfigError: the settings of the service are wrong.
     """
 
-    def __init__(self, classifier: HybridClassifier, metrics: Metrics) -> None:
+    def __init__(self, classifier: HybridClassifier, metrics: ServiceMetrics) -> None:
         self._settings = settings = classifier.config.service
         self._guard = settings.fetch.guard()
-        self.bench = Workbench(
+        self.bench = BatchScheduler(
             settings.threads, settings.batch_size, settings.wait_seconds, classifier.limits, metrics.batch
         )
         self.analyst = Analyst(self.bench, operations(classifier), settings.max_bytes)
@@ -55,7 +55,7 @@ class Desk:
             Refusal: there are too many already.
         """
         if self._places.locked():
-            raise Refusal(503, "overloaded", "too many photos at once; try again", {"retry-after": "1"})
+            raise HttpError(503, "overloaded", "too many photos at once; try again", {"retry-after": "1"})
 
     async def look(self, name: str, get: Callable[[], Awaitable[bytes]], asked: Tasks) -> Finished:
         """What tasks find in an encoded photo, which is got when there is room for it.
@@ -76,7 +76,7 @@ class Desk:
             async with self._for_many, asyncio.timeout(self._settings.request_seconds):
                 return await self._look(name, get, asked)
         except TimeoutError as error:
-            raise Refusal(503, "out_of_time", "there was no answer in time") from error
+            raise HttpError(503, "out_of_time", "there was no answer in time") from error
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[None]:
@@ -86,7 +86,7 @@ class Desk:
             Refusal: there are too many of them.
         """
         if self._streams >= STREAMS:
-            raise Refusal(503, "overloaded", "too many requests for many photos", {"retry-after": "10"})
+            raise HttpError(503, "overloaded", "too many requests for many photos", {"retry-after": "10"})
         self._streams += 1
         try:
             yield
@@ -100,9 +100,11 @@ class Desk:
             Refusal: it does.
         """
         if len(asked.tasks) > self._settings.max_tasks:
-            raise Refusal(422, "too_many_tasks", f"a request may have {self._settings.max_tasks} tasks")
+            raise HttpError(422, "too_many_tasks", f"a request may have {self._settings.max_tasks} tasks")
         if not 0 < n_images <= self._settings.max_images:
-            raise Refusal(422, "number_of_images", f"a request takes 1 to {self._settings.max_images} images")
+            raise HttpError(
+                422, "number_of_images", f"a request takes 1 to {self._settings.max_images} images"
+            )
 
     def check_url(self, url: str) -> None:
         """Whether this is a URL at all, as the schema of a request for one photo has it.
@@ -113,7 +115,7 @@ class Desk:
         try:
             UrlRequest.model_validate({"image_url": url, "tasks": []})
         except ValidationError as error:
-            raise Refusal(422, "malformed", first_problem(error.errors())) from error
+            raise HttpError(422, "malformed", first_problem(error.errors())) from error
 
     async def fetched(self, url: str) -> bytes:
         """The photo that a URL leads to.
@@ -122,12 +124,12 @@ class Desk:
             Refusal: it cannot be had.
         """
         if not self._settings.fetch.enabled:
-            raise Refusal(400, "fetch_disabled", "this service fetches no URLs; upload the image instead")
+            raise HttpError(400, "fetch_disabled", "this service fetches no URLs; upload the image instead")
         get = partial(fetch, url, guard=self._guard)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._fetchers, get)
         except FetchError as error:
-            raise Refusal(413 if error.code == "too_large" else 400, error.code, error.message) from error
+            raise HttpError(413 if error.code == "too_large" else 400, error.code, error.message) from error
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -141,12 +143,12 @@ class Desk:
                 photo, pixels = await self.bench.photo(await get())
                 plan = await self.analyst.plan(asked.tasks)
                 if plan.n_masks * pixels > MOST_MASK_BYTES:
-                    raise Refusal(413, "too_many_masks", "so many masks of a photo so large")
+                    raise HttpError(413, "too_many_masks", "so many masks of a photo so large")
                 async with self._held(pixels + plan.n_masks * pixels // BYTES_PER_PIXEL):
                     return await self.analyst.answer(name, photo, plan)
             except ImageError as error:
                 status = 413 if error.code in TOO_LARGE else 400
-                raise Refusal(status, error.code, f"the image cannot be read: {error.reason}") from error
+                raise HttpError(status, error.code, f"the image cannot be read: {error.reason}") from error
             finally:
                 self._inside -= 1
 

@@ -23,8 +23,8 @@ from lmm_classifier.errors import (
     UnknownCollectionError,
 )
 from lmm_classifier.models.loading import load_encoder
-from lmm_classifier.service.batching import Photo, Workbench
-from lmm_classifier.service.operations import Asked, Operation, Refused
+from lmm_classifier.service.batching import BatchScheduler, QueuedPhoto
+from lmm_classifier.service.operations import Operation, OperationError, PlannedOperation
 from lmm_classifier.service.schemas import Analysis, EncoderResult, OperationResult, RegionResult, Task
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Box, Sample
@@ -32,20 +32,24 @@ from lmm_classifier.types import Box, Sample
 log = logging.getLogger(__name__)
 
 # What a client is told of our errors: their own texts name files, addresses and versions.
-TOLD: Mapping[type[LmmClassifierError], Refused] = {
-    ConfigError: Refused(
+TOLD: Mapping[type[LmmClassifierError], OperationError] = {
+    ConfigError: OperationError(
         "skipped", "invalid_parameters", "the parameters do not fit this photo or collection"
     ),
-    UnknownCollectionError: Refused("skipped", "unknown_collection", "there is no such collection"),
-    ModelOutOfMemoryError: Refused("error", "out_of_memory", "there is not memory enough for this now"),
-    ModelUnavailableError: Refused("error", "model_unavailable", "the model of this operation is not here"),
-    ModelError: Refused("error", "model_failed", "the model of this operation failed"),
-    LmmClassifierError: Refused(
+    UnknownCollectionError: OperationError("skipped", "unknown_collection", "there is no such collection"),
+    ModelOutOfMemoryError: OperationError(
+        "error", "out_of_memory", "there is not memory enough for this now"
+    ),
+    ModelUnavailableError: OperationError(
+        "error", "model_unavailable", "the model of this operation is not here"
+    ),
+    ModelError: OperationError("error", "model_failed", "the model of this operation failed"),
+    LmmClassifierError: OperationError(
         "error", "unusable", "this operation cannot be used as the service is set up"
     ),
 }
 LEFT_OUT = "the crop would make the answer too large; ask with include_crop: false, or for less at once"
-BROKEN = Refused("error", "internal", "something broke; the log tells more")
+BROKEN = OperationError("error", "internal", "something broke; the log tells more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,12 @@ class _Planned:
     """A task that can be done: what with, how, and at what resolution."""
 
     operation: Operation
-    asked: Asked
+    asked: PlannedOperation
     target_size: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AnalysisPlan:
     """What is to be done with a photo.
 
     Attributes:
@@ -68,7 +72,7 @@ class Plan:
     """
 
     tasks: Sequence[Task]
-    planned: Sequence[_Planned | Refused]
+    planned: Sequence[_Planned | OperationError]
     n_masks: int
 
 
@@ -97,7 +101,7 @@ class Analyst:
         max_crop_bytes: of all crops of an answer together.
     """
 
-    bench: Workbench
+    bench: BatchScheduler
     offered: Mapping[str, Operation]
     max_crop_bytes: int
 
@@ -107,12 +111,12 @@ class Analyst:
         options = self.offered["classify"].options if "classify" in self.offered else {}
         return Path(options["store"]) if "store" in options else None
 
-    async def plan(self, tasks: Sequence[Task]) -> Plan:
+    async def plan(self, tasks: Sequence[Task]) -> AnalysisPlan:
         """How tasks are going to be done; may open the models that say what resolution they need."""
         planned = await asyncio.gather(*(self._planned(task) for task in tasks))
-        return Plan(tasks, planned, sum(p.asked.n_masks for p in planned if isinstance(p, _Planned)))
+        return AnalysisPlan(tasks, planned, sum(p.asked.n_masks for p in planned if isinstance(p, _Planned)))
 
-    async def answer(self, name: str, photo: Photo, plan: Plan) -> Finished:
+    async def answer(self, name: str, photo: QueuedPhoto, plan: AnalysisPlan) -> Finished:
         """What the tasks find; one that fails fails alone.
 
         Raises:
@@ -125,23 +129,25 @@ class Analyst:
         # crops and masks are encoded, and long vectors written, while the loop serves others
         return await self.bench.aside(_finished, name, plan, samples, _Crops(self.max_crop_bytes))
 
-    async def _planned(self, task: Task) -> _Planned | Refused:
+    async def _planned(self, task: Task) -> _Planned | OperationError:
         operation = self.offered.get(task.type)
         if operation is None:
             known = ", ".join(self.offered)
-            return Refused("skipped", "unknown_operation", f"there is no such operation; known: {known}")
+            return OperationError(
+                "skipped", "unknown_operation", f"there is no such operation; known: {known}"
+            )
         try:
             asked = operation.steps(task.params)
         except ConfigError as error:
-            return Refused("skipped", "invalid_parameters", str(error))
+            return OperationError("skipped", "invalid_parameters", str(error))
         try:
             return _Planned(operation, asked, await self.bench.resolution(asked.line))
         except LmmClassifierError as error:
             return _told_of(operation, error)
 
 
-async def _done(photo: Photo, plan: _Planned | Refused) -> Sample | Refused:
-    if isinstance(plan, Refused):
+async def _done(photo: QueuedPhoto, plan: _Planned | OperationError) -> Sample | OperationError:
+    if isinstance(plan, OperationError):
         return plan
     try:
         return await photo.after(plan.asked.line, plan.target_size)
@@ -154,24 +160,28 @@ async def _done(photo: Photo, plan: _Planned | Refused) -> Sample | Refused:
         return BROKEN
 
 
-def _told_of(operation: Operation, error: LmmClassifierError) -> Refused:
+def _told_of(operation: Operation, error: LmmClassifierError) -> OperationError:
     log.warning("operation %s: %s", operation.name, error)
     return next(told for kind, told in TOLD.items() if isinstance(error, kind))
 
 
-def _finished(name: str, plan: Plan, samples: Sequence[Sample | Refused], crops: _Crops) -> Finished:
+def _finished(
+    name: str, plan: AnalysisPlan, samples: Sequence[Sample | OperationError], crops: _Crops
+) -> Finished:
     results, timings = {}, dict[str, float]()
     for task, planned, sample in zip(plan.tasks, plan.planned, samples, strict=True):
         results[task.operation_id] = _result(planned, sample, crops)
-        timings |= {} if isinstance(sample, Refused) else sample.timings
+        timings |= {} if isinstance(sample, OperationError) else sample.timings
     done = Counter(planned.operation.name for planned in plan.planned if isinstance(planned, _Planned))
     return Finished(Analysis(image_url=name, results=results).model_dump_json(), timings, done)
 
 
-def _result(plan: _Planned | Refused, sample: Sample | Refused, crops: _Crops) -> OperationResult:
-    if isinstance(sample, Refused):
+def _result(
+    plan: _Planned | OperationError, sample: Sample | OperationError, crops: _Crops
+) -> OperationResult:
+    if isinstance(sample, OperationError):
         return _refusal(sample)
-    if isinstance(plan, Refused):
+    if isinstance(plan, OperationError):
         return _refusal(plan)
     try:
         return _found(plan.operation, plan.asked, sample, crops)
@@ -180,15 +190,15 @@ def _result(plan: _Planned | Refused, sample: Sample | Refused, crops: _Crops) -
         return _refusal(BROKEN)
 
 
-def _found(operation: Operation, asked: Asked, sample: Sample, crops: _Crops) -> OperationResult:
+def _found(operation: Operation, asked: PlannedOperation, sample: Sample, crops: _Crops) -> OperationResult:
     if sample.skipped is not None:
         if asked.must_find:
-            return _refusal(Refused("error", sample.skipped.code, sample.skipped.reason))
+            return _refusal(OperationError("error", sample.skipped.code, sample.skipped.reason))
         if operation.step is None:  # it was asked whether there is one, and there is none
             return OperationResult(data=None)
-        return _refusal(Refused("skipped", sample.skipped.code, sample.skipped.reason))
+        return _refusal(OperationError("skipped", sample.skipped.code, sample.skipped.reason))
     data = operation.data(sample)
-    if isinstance(data, Refused):
+    if isinstance(data, OperationError):
         return _refusal(data)
     result = OperationResult(data=data, encoder=_encoder(asked, sample))
     looked = operation.looked(sample)
@@ -210,7 +220,7 @@ def _found(operation: Operation, asked: Asked, sample: Sample, crops: _Crops) ->
     return result
 
 
-def _encoder(asked: Asked, sample: Sample) -> EncoderResult | None:
+def _encoder(asked: PlannedOperation, sample: Sample) -> EncoderResult | None:
     last = asked.line[-1]
     if not isinstance(last, Embed):
         return None
@@ -225,7 +235,7 @@ def _encoder(asked: Asked, sample: Sample) -> EncoderResult | None:
     )
 
 
-def _refusal(refused: Refused) -> OperationResult:
+def _refusal(refused: OperationError) -> OperationResult:
     return OperationResult(status=refused.status, error_message=refused.message, error_code=refused.code)
 
 

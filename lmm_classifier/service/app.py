@@ -14,11 +14,11 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
-from lmm_classifier.service.admission import Desk
+from lmm_classifier.service.admission import Admission
 from lmm_classifier.service.collections import describe, listed
-from lmm_classifier.service.errors import Refusal, explain_refusals, first_problem
-from lmm_classifier.service.metrics import Metrics
-from lmm_classifier.service.middleware import Guards
+from lmm_classifier.service.errors import HttpError, explain_refusals, first_problem
+from lmm_classifier.service.metrics import ServiceMetrics
+from lmm_classifier.service.middleware import GuardMiddleware
 from lmm_classifier.service.readiness import Readiness
 from lmm_classifier.service.schemas import (
     Analysis,
@@ -44,8 +44,8 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
     Raises:
         ConfigError: these settings are wrong.
     """
-    settings, metrics = classifier.config.service, Metrics()
-    desk = Desk(classifier, metrics)
+    settings, metrics = classifier.config.service, ServiceMetrics()
+    desk = Admission(classifier, metrics)
     readiness = Readiness(classifier, desk.analyst.offered)
 
     @asynccontextmanager
@@ -63,7 +63,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host that a stranger sent
     )
-    app.add_middleware(Guards, settings=settings, metrics=metrics, check_room=desk.check_room)
+    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, check_room=desk.check_room)
     explain_refusals(app)
     app.include_router(_analysis(desk))
     app.include_router(_about(desk, readiness, metrics))
@@ -71,7 +71,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
     return app
 
 
-def _analysis(desk: Desk) -> APIRouter:
+def _analysis(desk: Admission) -> APIRouter:
     routes = APIRouter(tags=["photos"])
 
     @routes.post("/analyze_image/", response_model=Analysis)
@@ -105,7 +105,7 @@ def _analysis(desk: Desk) -> APIRouter:
     return routes
 
 
-def _about(desk: Desk, readiness: Readiness, metrics: Metrics) -> APIRouter:
+def _about(desk: Admission, readiness: Readiness, metrics: ServiceMetrics) -> APIRouter:
     routes = APIRouter(tags=["about"])
     store = desk.analyst.store
 
@@ -154,7 +154,7 @@ def _tasks(text: str) -> Tasks:
         return Tasks.model_validate({"tasks": body} if isinstance(body, list) else body)
     except (ValueError, RecursionError) as error:
         problem = first_problem(error.errors()) if isinstance(error, ValidationError) else "it is no JSON"
-        raise Refusal(400, "malformed_tasks", f"tasks_json: {problem}") from error
+        raise HttpError(400, "malformed_tasks", f"tasks_json: {problem}") from error
 
 
 def _uploaded(file: UploadFile) -> str:

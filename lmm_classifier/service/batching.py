@@ -26,7 +26,7 @@ OPENERS = 8  # threads that open models, each of which may take minutes
 OnBatch = Callable[[str, int, float], None]
 
 
-class Workbench:
+class BatchScheduler:
     """Runs lines of steps over photos of one event loop, in threads.
 
     Steps are values: what waits before equal steps of different requests goes through as one batch, and a
@@ -54,9 +54,9 @@ class Workbench:
         self._queues: dict[Step, _Queue] = {}
         self._opening: defaultdict[frozenset[ModelSpec], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._models: defaultdict[ModelSpec, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._photos: WeakValueDictionary[str, Photo] = WeakValueDictionary()
+        self._photos: WeakValueDictionary[str, QueuedPhoto] = WeakValueDictionary()
 
-    async def photo(self, content: bytes) -> tuple[Photo, int]:
+    async def photo(self, content: bytes) -> tuple[QueuedPhoto, int]:
         """The photo of these bytes, the same for all who hold it at a time, and its pixels.
 
         Raises:
@@ -65,7 +65,7 @@ class Workbench:
         digest, pixels = await self._in(self._decoders, _measured, content, self._limits)
         photo = self._photos.get(digest)
         if photo is None:
-            photo = self._photos[digest] = Photo(content, self)
+            photo = self._photos[digest] = QueuedPhoto(content, self)
         return photo, pixels
 
     async def opened(self, content: bytes, target_size: int | None) -> Sample:
@@ -172,10 +172,10 @@ class _Queue:
     worker: asyncio.Task[None] | None = None
 
 
-class Photo:
+class QueuedPhoto:
     """One photo, and what became of it after each line of steps."""
 
-    def __init__(self, content: bytes, bench: Workbench) -> None:
+    def __init__(self, content: bytes, bench: BatchScheduler) -> None:
         self._content = content
         self._bench = bench
         self._opened: _Shared[int | None, Sample] = _Shared()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from starlette.types import Message, Receive, Send
 
 from lmm_classifier.config.service import ServiceSettings
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.errors import HttpError
 
 MAX_TEXT = (
     2**20
@@ -27,7 +27,7 @@ HEADERS = {
 }
 
 
-class Body:
+class LimitedBody:
     """The body of a request.
 
     Args:
@@ -80,7 +80,7 @@ class Body:
             async with asyncio.timeout(max(self._due - time.monotonic(), 0)):
                 message = await self._receive()
         except TimeoutError as error:
-            raise Refusal(408, "too_slow", "the request did not come in time") from error
+            raise HttpError(408, "too_slow", "the request did not come in time") from error
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._check(self._bytes)
@@ -100,23 +100,23 @@ class Body:
     async def drain(self) -> None:
         """Read what is left: most clients listen only when they have sent all, and miss an earlier answer."""
         self._due = min(self._due, time.monotonic() + DRAIN_S)
-        with suppress(Refusal):
+        with suppress(HttpError):
             while not (self.done or self._waits_to_be_asked):
                 await self.receive()
 
     def _check(self, n_bytes: int) -> None:
         if n_bytes > self._most:
-            raise Refusal(413, "too_large", f"a request may have {self._most} bytes")
+            raise HttpError(413, "too_large", f"a request may have {self._most} bytes")
 
 
-class Answer:
+class SentResponse:
     """What is sent back, with the headers that every answer has.
 
     Attributes:
         status: 0 until it has begun.
     """
 
-    def __init__(self, send: Send, headers: Mapping[str, str], body: Body) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str], body: LimitedBody) -> None:
         self._send, self._own, self._body = send, {**HEADERS, **headers}, body
         self.status = 0
 

@@ -9,7 +9,7 @@ from typing import Any
 from lmm_classifier.collection.loaded_classifiers import shelf_of
 from lmm_classifier.collection.store import DEFAULT_FOLDER, Snapshot
 from lmm_classifier.errors import ClassifierFileError, UnknownCollectionError
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.errors import HttpError
 from lmm_classifier.service.schemas import CollectionEntry
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def listed(store: Path | None) -> list[CollectionEntry]:
     except ClassifierFileError as error:
         log.warning("%s", error)
         told = "the collections cannot be read; the log tells more"
-        raise Refusal(503, "unusable_store", told, {"retry-after": "60"}) from error
+        raise HttpError(503, "unusable_store", told, {"retry-after": "60"}) from error
     return [_entry(snapshot, collection) for collection in snapshot.ids]
 
 
@@ -43,7 +43,7 @@ def describe(store: Path | None, collection: str) -> CollectionEntry:
     for entry in listed(store):
         if entry.collection_id == collection:
             return entry
-    raise Refusal(404, "unknown_collection", "there is no such collection")
+    raise HttpError(404, "unknown_collection", "there is no such collection")
 
 
 def _entry(snapshot: Snapshot, collection: str) -> CollectionEntry:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 CODES = {400: "malformed", 404: "not_found", 405: "no_such_method"}
 
 
-class Refusal(HTTPException):
+class HttpError(HTTPException):
     """A whole request that fails, in a way that is told.
 
     Attributes:
@@ -43,16 +43,16 @@ def explain_refusals(app: FastAPI) -> None:
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    if isinstance(error, Refusal):
+    if isinstance(error, HttpError):
         return error.response()
     code = CODES.get(error.status_code, "refused")
-    return Refusal(error.status_code, code, error.detail, error.headers).response()
+    return HttpError(error.status_code, code, error.detail, error.headers).response()
 
 
 async def _malformed(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return Refusal(422, "malformed", first_problem(error.errors())).response()
+    return HttpError(422, "malformed", first_problem(error.errors())).response()
 
 
 def first_problem(problems: Any) -> str:

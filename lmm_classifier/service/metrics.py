@@ -12,7 +12,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 PHOTOS = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Metrics:
+class ServiceMetrics:
     """Counts of one service; two in one process do not mix."""
 
     def __init__(self) -> None:

@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lmm_classifier.config.service import ServiceSettings, is_loopback
 from lmm_classifier.logging_config import request_id
-from lmm_classifier.service.body_limits import Answer, Body
-from lmm_classifier.service.errors import Refusal
-from lmm_classifier.service.metrics import Metrics
-from lmm_classifier.service.rate_limit import Rates
+from lmm_classifier.service.body_limits import LimitedBody, SentResponse
+from lmm_classifier.service.errors import HttpError
+from lmm_classifier.service.metrics import ServiceMetrics
+from lmm_classifier.service.rate_limit import RateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ DOCS = {  # FastAPI's page takes its script and its picture from elsewhere
 KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password"'}
 
 
-class Guards:
+class GuardMiddleware:
     """An ASGI middleware; refuses in the form that the routes do.
 
     Args:
@@ -47,12 +47,12 @@ class Guards:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics, check_room: Callable[[], None]
+        self, app: ASGIApp, settings: ServiceSettings, metrics: ServiceMetrics, check_room: Callable[[], None]
     ) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
         self._check_room = check_room
         self._keys = tuple(bytes.fromhex(key.removeprefix("sha256:")) for key in settings.api_keys)
-        self._rates = Rates(settings.rate) if settings.rate else None
+        self._rates = RateLimiter(settings.rate) if settings.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it; and say in the log what became of it."""
@@ -63,8 +63,8 @@ class Guards:
         number = uuid.uuid4().hex
         request_id.set(number)
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        body = Body(receive, headers, self._settings)
-        answer = Answer(send, {REQUEST_ID: number, **(DOCS if scope["path"] == "/docs" else {})}, body)
+        body = LimitedBody(receive, headers, self._settings)
+        answer = SentResponse(send, {REQUEST_ID: number, **(DOCS if scope["path"] == "/docs" else {})}, body)
         started = time.monotonic()
         try:
             self._check(scope, headers)
@@ -72,16 +72,16 @@ class Guards:
             if scope["path"] in FOR_ONE:  # before its form is taken apart, where all others wait
                 self._check_room()
             await self._let_through(scope, body, answer)
-        except Refusal as refusal:
+        except HttpError as refusal:
             await _refuse(refusal, scope, body, answer)
         except Exception:
             log.exception("request broke")
-            told = Refusal(500, "internal", "something broke; the log tells more")
+            told = HttpError(500, "internal", "something broke; the log tells more")
             await _refuse(told, scope, body, answer)
         finally:
             self._note(scope, answer.status, time.monotonic() - started)
 
-    async def _let_through(self, scope: Scope, body: Body, answer: Answer) -> None:
+    async def _let_through(self, scope: Scope, body: LimitedBody, answer: SentResponse) -> None:
         """Run the route until it has answered, its time is up, or nobody waits for it any more."""
         route = asyncio.ensure_future(self._app(scope, body.receive, answer.send))
         gone = asyncio.ensure_future(body.abandoned())
@@ -95,7 +95,7 @@ class Guards:
             elif gone.done():
                 answer.status = answer.status or GONE
             else:
-                raise Refusal(503, "out_of_time", "there was no answer in time", {"retry-after": "5"})
+                raise HttpError(503, "out_of_time", "there was no answer in time", {"retry-after": "5"})
         finally:
             for task in (route, gone):
                 task.cancel()
@@ -103,7 +103,7 @@ class Guards:
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEADERS:
-            raise Refusal(431, "headers_too_large", f"headers may have {MAX_HEADERS} bytes")
+            raise HttpError(431, "headers_too_large", f"headers may have {MAX_HEADERS} bytes")
         if scope["path"] in OPEN:
             return
         client = (scope.get("client") or ("",))[0]
@@ -111,15 +111,15 @@ class Guards:
             key = _key_in(headers)
             # every key is compared, and each in constant time: how long it takes tells nothing
             if key is None or not sum(hmac.compare_digest(key, each) for each in self._keys):
-                raise Refusal(401, "no_key", "a key is needed: Authorization: Bearer KEY", KNOCK)
+                raise HttpError(401, "no_key", "a key is needed: Authorization: Bearer KEY", KNOCK)
             client = key.hex()
         # a page of another site must not reach what is for this machine only
         elif is_loopback(client) and (
             not is_loopback(_host_in(headers)) or headers.get("sec-fetch-site") == "cross-site"
         ):
-            raise Refusal(403, "foreign", "a service without keys answers to this machine only")
+            raise HttpError(403, "foreign", "a service without keys answers to this machine only")
         if self._rates and (wait := self._rates.wait_for(client)):
-            raise Refusal(429, "too_often", "too many requests; wait", {"retry-after": str(wait)})
+            raise HttpError(429, "too_often", "too many requests; wait", {"retry-after": str(wait)})
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
@@ -135,7 +135,7 @@ class Guards:
         log.info("%s %s %s in %.3f s", scope["method"], route, status, seconds, extra={"fields": fields})
 
 
-async def _refuse(refusal: Refusal, scope: Scope, body: Body, answer: Answer) -> None:
+async def _refuse(refusal: HttpError, scope: Scope, body: LimitedBody, answer: SentResponse) -> None:
     """Answer in place of the route, unless it has begun to: then the connection breaks, and shows it."""
     if answer.status:
         raise ConnectionAbortedError(refusal.code)

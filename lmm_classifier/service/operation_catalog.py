@@ -14,7 +14,7 @@ from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.masks import to_rle
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.service.operations import WHOLE, Collections, Operation, Refused, Targets
+from lmm_classifier.service.operations import WHOLE, Collections, Operation, OperationError, Targets
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Region, Sample, required
 
@@ -150,10 +150,10 @@ def _vector(sample: Sample) -> list[float]:
     return found
 
 
-def _membership(sample: Sample) -> dict[str, Any] | Refused:
+def _membership(sample: Sample) -> dict[str, Any] | OperationError:
     [found] = required(sample.memberships)
     if found.status != "success":
-        return Refused(found.status, found.code or "unusable", _told_of(found.code))
+        return OperationError(found.status, found.code or "unusable", _told_of(found.code))
     return {"is_in_collection": found.is_in_collection, "probability": found.probability}
 
 

@@ -44,7 +44,7 @@ class CollectionParameters(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class OperationError:
     """Why a task has no answer.
 
     Attributes:
@@ -58,7 +58,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ViewedRegion:
     """Where an operation looked.
 
     Attributes:
@@ -75,7 +75,7 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PlannedOperation:
     """A task, understood.
 
     Attributes:
@@ -128,7 +128,7 @@ class Operation:
         # settings of the server that are wrong are found now
         object.__setattr__(self, "line_as_is", self.steps({}).line if self._is_usable_as_is() else ())
 
-    def steps(self, params: Mapping[str, Any]) -> Asked:
+    def steps(self, params: Mapping[str, Any]) -> PlannedOperation:
         """What a client asks for, understood.
 
         Raises:
@@ -149,19 +149,21 @@ class Operation:
             chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
             line = (self.config.step(self.step, {**self.options, **chosen}),)
         n_masks = MASKS.get(self.step or "", 0) * max(len(getattr(asked, "prompts", ())), 1)
-        return Asked((*map(self.config.cached, place.steps()), *line), asked.include_crop, must_find, n_masks)
+        return PlannedOperation(
+            (*map(self.config.cached, place.steps()), *line), asked.include_crop, must_find, n_masks
+        )
 
     def models(self) -> tuple[ModelSpec, ...]:
         """The models it takes, as far as the settings say."""
         return tuple(spec for step in self.line_as_is for spec in step.models())
 
-    def looked(self, sample: Sample) -> Looked | None:
+    def looked(self, sample: Sample) -> ViewedRegion | None:
         """Where a finished sample was looked at; None if at the whole of it, as requested."""
         target = sample.target
         if target is None:
             return None
         score = None if target.fallback else sample.regions[target.row].score
-        return Looked(f"prominent_{target.wanted}", target.box, target.fallback, score)
+        return ViewedRegion(f"prominent_{target.wanted}", target.box, target.fallback, score)
 
     def _detectors(self) -> dict[str, ModelSpec]:
         chosen = {"persons": self.config.service.persons, "faces": self.config.service.faces}
@@ -204,7 +206,7 @@ def _bounded(hint: Any) -> Any:
 class Collections(Operation):
     """Whether the photo belongs to one collection."""
 
-    def steps(self, params: Mapping[str, Any]) -> Asked:
+    def steps(self, params: Mapping[str, Any]) -> PlannedOperation:
         """As of any operation."""
         asked: Any = self._read(params)
         options = {
@@ -213,14 +215,14 @@ class Collections(Operation):
             "collections": (asked.collection_id,),
             "target": asked.target,
         }
-        return Asked((self.config.step("classify", options),), asked.include_crop)
+        return PlannedOperation((self.config.step("classify", options),), asked.include_crop)
 
-    def looked(self, sample: Sample) -> Looked | None:
+    def looked(self, sample: Sample) -> ViewedRegion | None:
         """What the classifier looked at."""
         [found] = required(sample.memberships)
         if found.box is None or found.region in {None, "whole_image"}:
             return None
-        return Looked(str(found.region), found.box, found.fallback)
+        return ViewedRegion(str(found.region), found.box, found.fallback)
 
     def _parameters(self) -> type[BaseModel]:
         return CollectionParameters

@@ -9,7 +9,7 @@ from collections import OrderedDict
 REMEMBERED = 10_000  # clients; of more, whoever asked longest ago begins anew
 
 
-class Rates:
+class RateLimiter:
     """A bucket of requests for each client, which fills up again within a minute.
 
     Args:

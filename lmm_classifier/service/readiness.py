@@ -13,7 +13,7 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.models.loading import is_open, set_memory_budget
 from lmm_classifier.models.spec import DEVICE, REQUIRE_GPU
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.errors import HttpError
 from lmm_classifier.service.operations import Operation
 from lmm_classifier.service.schemas import OperationEntry
 
@@ -58,7 +58,7 @@ class Readiness:
             Refusal: not yet.
         """
         if not self._warm.is_set():
-            raise Refusal(503, "not_ready", "models are being opened", {"retry-after": "2"})
+            raise HttpError(503, "not_ready", "models are being opened", {"retry-after": "2"})
 
     def entry(self, operation: Operation) -> OperationEntry:
         """An operation as it is listed."""

@@ -14,8 +14,8 @@ from fastapi import UploadFile
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lmm_classifier.service.admission import Desk
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.admission import Admission
+from lmm_classifier.service.errors import HttpError
 from lmm_classifier.service.schemas import Tasks
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class ManyAnswers(StreamingResponse):
     """
 
     def __init__(
-        self, desk: Desk, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
+        self, desk: Admission, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
     ) -> None:
         self._desk = desk
         self._lines = _lines(desk, [*uploads, *((url, url) for url in urls)], asked)
@@ -43,7 +43,7 @@ class ManyAnswers(StreamingResponse):
 
 
 async def _lines(
-    desk: Desk, sources: Sequence[tuple[str, UploadFile | str]], asked: Tasks
+    desk: Admission, sources: Sequence[tuple[str, UploadFile | str]], asked: Tasks
 ) -> AsyncGenerator[str, None]:
     running: deque[asyncio.Task[str]] = deque()
     try:
@@ -58,13 +58,13 @@ async def _lines(
             task.cancel()
 
 
-async def _line(desk: Desk, name: str, source: UploadFile | str, asked: Tasks) -> str:
+async def _line(desk: Admission, name: str, source: UploadFile | str, asked: Tasks) -> str:
     try:
         if isinstance(source, str):
             desk.check_url(source)
         get = partial(desk.fetched, source) if isinstance(source, str) else source.read
         return (await desk.look_patiently(name, get, asked)).analysis + "\n"
-    except Refusal as refusal:
+    except HttpError as refusal:
         body = refusal.body
     except Exception:  # a photo's edge: one that breaks must not cost the others their lines
         log.exception("one of many photos")

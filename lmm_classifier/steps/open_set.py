@@ -25,7 +25,7 @@ from lmm_classifier.decision.policy import (
     weigh,
 )
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.index.calibration import Fitted, read_calibration
+from lmm_classifier.index.calibration import StoredCalibration, read_calibration
 from lmm_classifier.options import Candidates, Flag, Share
 from lmm_classifier.pipeline import Step, by_sample
 from lmm_classifier.types import Sample, Scores, Verdict, required
@@ -102,7 +102,7 @@ class OpenSet(Step):
             return [sample for _, samples in alike for sample in self._routed(list(samples), policy)]
         return [replace(sample, verdicts=self._judged(sample, required(policy))) for sample in batch]
 
-    def _fitted(self) -> Fitted | None:
+    def _fitted(self) -> StoredCalibration | None:
         return read_calibration(self.calibration) if self.calibration and not self.configured else None
 
     def _thresholds(self) -> Thresholds:

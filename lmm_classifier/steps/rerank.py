@@ -31,9 +31,9 @@ from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
 from lmm_classifier.models.vlm.self_test import fault_of
 from lmm_classifier.models.vlm.strategies import (
-    Asking,
     Case,
     Mode,
+    PromptStrategy,
     Scoring,
     contradiction,
     default_template,
@@ -50,7 +50,7 @@ EXEMPLAR_PIXELS = 448 * 448  # 256 visual tokens of Qwen2-VL: enough to tell kin
 
 
 @plain_dataclass(frozen=True, slots=True, eq=False)
-class Doubt:
+class RerankRequest:
     """An uncertain region on its way to the model.
 
     Attributes:
@@ -117,11 +117,11 @@ class Rerank(Step):
     index: Path | None = None
     corpus_root: Path | None = None
     max_batch_size: BatchSize = 8
-    prompt_template: str | None = None
-    allow_unknown: Flag = True
     max_seconds: Seconds | None = None
     deadline: Seconds | None = None
     max_share: Annotated[Share, Field(gt=0)] | None = None
+    prompt_template: str | None = None
+    allow_unknown: Flag = True
     calibration: Path | None = None
     answers: Path | None = None
     self_test: Flag = True
@@ -145,9 +145,9 @@ class Rerank(Step):
         return self.prompt_template
 
     @property
-    def asking(self) -> Asking:
+    def asking(self) -> PromptStrategy:
         """How the model is asked."""
-        return Asking(self.mode, self.scoring, self.template, self.permutations)
+        return PromptStrategy(self.mode, self.scoring, self.template, self.permutations)
 
     def trial(self) -> RerankTrial | None:
         """What the calibration says of this reranker; None without one.
@@ -212,7 +212,7 @@ class Rerank(Step):
             for sample, v, c in zip(batch, verdicts, choices, strict=True)
         ]
 
-    def doubts(self, sample: Sample, place: int = 0) -> Iterator[Doubt]:
+    def doubts(self, sample: Sample, place: int = 0) -> Iterator[RerankRequest]:
         """The regions of a sample that the model may be asked about; `place` is its number."""
         crops, scores = sample.crops(), required(sample.scores)
         for i, verdict in enumerate(required(sample.verdicts)):
@@ -221,9 +221,9 @@ class Rerank(Step):
                 if len(options) > 1:  # a single answer needs no asking
                     own = options.index(required(verdict.label))
                     sure = certainty(_retrieval(options, scores, i), own)
-                    yield Doubt(sample, place, i, crops[i], options, sure)
+                    yield RerankRequest(sample, place, i, crops[i], options, sure)
 
-    def case(self, doubt: Doubt, due: float | None = None, below: float = COPY) -> Case:
+    def case(self, doubt: RerankRequest, due: float | None = None, below: float = COPY) -> Case:
         """What the model is shown of a region; photos that are more similar to it than `below` are not.
 
         Raises:
@@ -254,7 +254,7 @@ class Rerank(Step):
         ]
 
     def outcomes(
-        self, doubts: Sequence[Doubt], trial: RerankTrial | None, regions: int
+        self, doubts: Sequence[RerankRequest], trial: RerankTrial | None, regions: int
     ) -> list[Choice | ModelError | str]:
         """Per doubt, what the model makes of it, why it could not be asked, or why it was not."""
         started = time.monotonic()
@@ -274,7 +274,7 @@ class Rerank(Step):
         return [outcomes[i] for i in range(len(doubts))]
 
     def _answers(
-        self, doubts: Sequence[Doubt], trial: RerankTrial | None, started: float
+        self, doubts: Sequence[RerankRequest], trial: RerankTrial | None, started: float
     ) -> Iterator[Choice | ModelError | str]:
         if not doubts or (self.max_seconds is None and self.deadline is None):
             yield from self._ask(doubts, None, trial)
@@ -296,7 +296,7 @@ class Rerank(Step):
                 yield due_of[id(doubt)][1] if isinstance(answer, OutOfTimeError) else answer
 
     def _ask(
-        self, doubts: Sequence[Doubt], due: float | None, trial: RerankTrial | None
+        self, doubts: Sequence[RerankRequest], due: float | None, trial: RerankTrial | None
     ) -> list[Choice | ModelError]:
         """What the model makes of each, or why it could not be asked."""
         if not doubts:
@@ -318,9 +318,9 @@ class Rerank(Step):
                 return [answer for doubt in doubts for answer in self._ask([doubt], due, trial)]
             return [error]
 
-    def _runs(self, doubts: Sequence[Doubt]) -> Iterator[Sequence[Doubt]]:
+    def _runs(self, doubts: Sequence[RerankRequest]) -> Iterator[Sequence[RerankRequest]]:
         """Doubts that fill a forward pass each: at most so many (image, candidate) pairs, or one doubt."""
-        run: list[Doubt] = []
+        run: list[RerankRequest] = []
         pairs = 0
         for doubt in doubts:
             more = len(doubt.options) * self.permutations
@@ -332,7 +332,7 @@ class Rerank(Step):
         if run:
             yield run
 
-    def _due(self, doubt: Doubt, started: float) -> tuple[float, str]:
+    def _due(self, doubt: RerankRequest, started: float) -> tuple[float, str]:
         """When nobody waits for the answer any more, on `time.monotonic`, and why."""
         ends = [(math.inf, "")]
         if self.max_seconds is not None:
@@ -345,7 +345,7 @@ class Rerank(Step):
         if self.self_test and (fault := fault_of(self.model, self.asking, self.max_batch_size, self.twin)):
             raise ModelUnavailableError(fault)
 
-    def _photos_of(self, doubt: Doubt, label: str, below: float) -> tuple[Image.Image, ...]:
+    def _photos_of(self, doubt: RerankRequest, label: str, below: float) -> tuple[Image.Image, ...]:
         """The nearest photos of a label, scaled down."""
         if self.index is None or self.corpus_root is None:
             raise AssertionError("exemplars without an index are refused")
@@ -376,7 +376,7 @@ class Rerank(Step):
         return tuple(options[j] for j in order)
 
 
-def _unbiased(choice: Choice, asking: Asking, trial: RerankTrial | None) -> Choice:
+def _unbiased(choice: Choice, asking: PromptStrategy, trial: RerankTrial | None) -> Choice:
     """The choice less what the places of the options got them, where a trial has found that out."""
     prior = trial.prior.get(len(choice.options)) if trial else None
     if prior is None:
@@ -390,7 +390,7 @@ def _retrieval(options: Sequence[str], scores: Scores, region: int) -> Float64Ar
     return retrieval_probabilities(options, scores.labels, scores.values[region], closeness)
 
 
-def _not_worth_it(trial: RerankTrial, doubt: Doubt) -> str | None:
+def _not_worth_it(trial: RerankTrial, doubt: RerankRequest) -> str | None:
     """Why the calibration says not to ask about this region."""
     label = required(doubt.sample.verdicts)[doubt.region].label
     if not trial.helps:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
 from lmm_classifier.masks import placed, tight_box
-from lmm_classifier.models.segmentation.base import Segment, load_panoptic, segmented
+from lmm_classifier.models.segmentation.base import PanopticSegment, load_panoptic, segmented
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Flag, Share
 from lmm_classifier.pipeline import Step
@@ -57,7 +57,7 @@ class SegmentPanoptic(Step):
             for sample, each in zip(batch, found, strict=True)
         ]
 
-    def _regions(self, found: Sequence[Segment], sample: Sample) -> list[Region]:
+    def _regions(self, found: Sequence[PanopticSegment], sample: Sample) -> list[Region]:
         regions = []
         for segment in sorted(found, key=lambda segment: -segment.score):
             mask = placed(segment.mask, sample.view, sample.image.size)

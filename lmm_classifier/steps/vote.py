@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from lmm_classifier.decision.heads import Queries
 from lmm_classifier.decision.vote import DEFAULT_TEMPERATURE, weighted_vote
-from lmm_classifier.index.calibration import Fitted, read_calibration
+from lmm_classifier.index.calibration import StoredCalibration, read_calibration
 from lmm_classifier.index.search import open_index
 from lmm_classifier.options import Temperature
 from lmm_classifier.pipeline import Step, by_sample
@@ -53,7 +53,7 @@ class Vote(Step):
             )
         ]
 
-    def _fitted(self) -> Fitted | None:
+    def _fitted(self) -> StoredCalibration | None:
         return read_calibration(self.calibration) if self.calibration else None
 
     def _count(self, neighbours: Neighbours) -> Scores:
@@ -79,7 +79,7 @@ def queries_of(batch: Sequence[Sample], encoders: Sequence[str], codes: npt.NDAr
 
 
 def _decided(
-    batch: Sequence[Sample], fitted: Fitted, labels: tuple[str, ...], codes: npt.NDArray[np.int32]
+    batch: Sequence[Sample], fitted: StoredCalibration, labels: tuple[str, ...], codes: npt.NDArray[np.int32]
 ) -> list[Scores]:
     """The calibrated scores of all regions of the batch, decided in one go."""
     decided = fitted.decider.decide(queries_of(batch, fitted.calibration.encoders, codes))

@@ -15,7 +15,6 @@ from html_page import HOSTILE, Tags, parsed
 from lmm_classifier.audit.audit import Audit, audit_index
 from lmm_classifier.audit.page import PER_KIND, write_audit
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.index import nearest_others as leave_one_out
 from lmm_classifier.index.engine import ApproximateSearch, tuned
 from lmm_classifier.index.nearest_others import near_threshold, nearest_others
 from lmm_classifier.index.records import Record, Records
@@ -126,7 +125,7 @@ class TestNeighbours:
     def test_are_those_that_sklearn_finds_without_copies(
         self, monkeypatch: pytest.MonkeyPatch, queries: int, factory: str
     ) -> None:
-        monkeypatch.setattr(leave_one_out, "QUERIES", queries)
+        monkeypatch.setattr("lmm_classifier.index.nearest_others.QUERIES", queries)
         index = random_index(factory=factory)
         contents, k = index.records.contents(), 6
         vectors = index.vectors.take(np.arange(len(index))).astype(np.float64)
@@ -164,7 +163,7 @@ class TestNeighbours:
         index = index_of(vectors, ["a"] * 60 + list("bcdef"), [str(i) for i in range(65)])
         audit = audit_index(index, near=0.999, k=2)
         assert (len(audit.near_duplicates), audit.crowded) == (60, 0)
-        monkeypatch.setattr(leave_one_out, "DEEPEST", 20)
+        monkeypatch.setattr("lmm_classifier.index.nearest_others.DEEPEST", 20)
         assert audit_index(index, near=0.999, k=2).crowded == 60
 
     def test_the_threshold_is_half_the_usual_distance(self) -> None:

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.api.build_index import build_index
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.calibration.targets import Calibrated, CalibrationTarget, Costs, fit_gates
+from lmm_classifier.calibration.targets import CalibrationSample, CalibrationTarget, Costs, fit_gates
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.errors import ConfigError, CorpusError
@@ -28,9 +28,9 @@ FAKE = ModelSpec("fake")
 LABELS = ("a", "b")
 
 
-def seen(known: list[float], unknown: list[float] = (), best: list[int] | None = None) -> Calibrated:  # type: ignore[assignment]
+def seen(known: list[float], unknown: list[float] = (), best: list[int] | None = None) -> CalibrationSample:  # type: ignore[assignment]
     n = len(known)
-    return Calibrated(
+    return CalibrationSample(
         np.asarray(known),
         np.asarray(best if best is not None else [0] * n),
         np.linspace(0.1, 1, n),

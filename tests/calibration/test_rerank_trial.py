@@ -15,7 +15,7 @@ from fitted import GATES, write_fitted
 from lmm_classifier import HybridClassifier, PipelineConfig, registry
 from lmm_classifier.api.build_index import build_index
 from lmm_classifier.calibration.calibrate import calibrate
-from lmm_classifier.calibration.rerank_trial import Case, answer_of, fit_fusion, worth_asking
+from lmm_classifier.calibration.rerank_trial import TrialCase, answer_of, fit_fusion, worth_asking
 from lmm_classifier.calibration.targets import CalibrationTarget
 from lmm_classifier.checkpoints.digits import write_digits
 from lmm_classifier.decision.fusion import Fusion, fused_logits
@@ -116,10 +116,10 @@ def test_trying_needs_the_photos_and_a_reranker(scans: Path, tmp_path: Path) -> 
         calibrate(HybridClassifier(without), photos=scans / "index")
 
 
-def case(truth: str, retrieval: float, model: float) -> Case:
+def case(truth: str, retrieval: float, model: float) -> TrialCase:
     """Labels a and b; each opinion as its probability of a."""
     choice = Choice(("a", "b"), np.log(np.asarray([model, 1 - model], np.float32)))
-    return Case(truth, "a" if retrieval > 0.5 else "b", choice, np.asarray([retrieval, 1 - retrieval]))
+    return TrialCase(truth, "a" if retrieval > 0.5 else "b", choice, np.asarray([retrieval, 1 - retrieval]))
 
 
 class TestFusionFit:

@@ -15,7 +15,7 @@ import pytest
 from caption_server import CaptionServer
 from lmm_classifier.captioning.folder import IN_A_ROW, Report, caption_folder, caption_names
 from lmm_classifier.captioning.local import LocalModel
-from lmm_classifier.captioning.source import Failure, Keep, Outcome, Source
+from lmm_classifier.captioning.source import CaptionFailure, CaptionSource, Keep, Outcome
 from lmm_classifier.errors import CaptionError, CorpusError
 from lmm_classifier.storage.progress import Progress
 from lmm_classifier.text import printable
@@ -25,7 +25,7 @@ SAYS = "a picture of 30 by 20 pixels"
 
 
 def described(
-    folder: Path, source: Source, force: bool = False
+    folder: Path, source: CaptionSource, force: bool = False
 ) -> tuple[tuple[int, int, int], dict[str, str]]:
     """Captions written, there and not made; and the reasons of the latter by the photos' names."""
     reasons: dict[str, str] = {}
@@ -62,7 +62,7 @@ def test_no_two_photos_share_a_text(images: str, captions: str) -> None:
     assert len(set(expected.values())) == len(expected)
 
 
-def test_the_same_files_again_however_many_have_been_described(tmp_path: Path, source: Source) -> None:
+def test_the_same_files_again_however_many_have_been_described(tmp_path: Path, source: CaptionSource) -> None:
     folder = write_photos(tmp_path, "a.jpg", "a.png", "b.jpg")
     assert described(folder, source) == ((3, 0, 0), {})
     (folder / "a.png.txt").unlink()
@@ -70,7 +70,7 @@ def test_the_same_files_again_however_many_have_been_described(tmp_path: Path, s
     assert texts(folder) == {"a.jpg.txt": SAYS, "a.png.txt": SAYS, "b.txt": SAYS}
 
 
-def test_odd_names(tmp_path: Path, source: Source, service: CaptionServer) -> None:
+def test_odd_names(tmp_path: Path, source: CaptionSource, service: CaptionServer) -> None:
     names = ["mit leer.jpg", "straße 日本.png", "a;b 'c' $(d) %41.jpg", '"quoted".gif', "-f.jpg", "e..jpg"]
     names += ["line\nbreak.jpg", "\x1b[31mred.jpg", os.fsdecode(b"caf\xe9.jpg"), "n" * 251 + ".jpg"]
     folder = write_photos(tmp_path, *names)
@@ -80,7 +80,7 @@ def test_odd_names(tmp_path: Path, source: Source, service: CaptionServer) -> No
         assert service.names == sorted(printable(name).replace('"', "%22") for name in names)
 
 
-def test_a_name_too_long_for_its_caption_fails_alone(tmp_path: Path, source: Source) -> None:
+def test_a_name_too_long_for_its_caption_fails_alone(tmp_path: Path, source: CaptionSource) -> None:
     long = "n" * 251
     folder = write_photos(tmp_path, f"{long}.jpg", f"{long}.png", "a.jpg")
     counts, reasons = described(folder, source)
@@ -89,7 +89,7 @@ def test_a_name_too_long_for_its_caption_fails_alone(tmp_path: Path, source: Sou
     assert texts(folder) == {"a.txt": SAYS}
 
 
-def test_links_are_never_written_through(tmp_path: Path, source: Source) -> None:
+def test_links_are_never_written_through(tmp_path: Path, source: CaptionSource) -> None:
     """A photo may be a link to another one here; a text is put beside it, and never where a link leads."""
     outside = write_photos(tmp_path / "outside", "far.jpg")
     (outside / "words.txt").write_text("not yours")
@@ -121,7 +121,7 @@ def photos_of(folder: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".txt"}
 
 
-def test_no_photo_is_ever_changed(tmp_path: Path, source: Source) -> None:
+def test_no_photo_is_ever_changed(tmp_path: Path, source: CaptionSource) -> None:
     names = ["a.jpg", "a.png", "a.jpg.gif", "b.txt.jpg", "b.jpg", "c.TXT.png"]
     folder = write_photos(tmp_path, *names)
     before = photos_of(folder)
@@ -134,7 +134,7 @@ def test_no_photo_is_ever_changed(tmp_path: Path, source: Source) -> None:
 class Scripted:
     """Says the same of every photo, or fails as it is told to; may act while it is at one."""
 
-    def __init__(self, *script: str | Failure, meanwhile: dict[str, Path] | None = None) -> None:
+    def __init__(self, *script: str | CaptionFailure, meanwhile: dict[str, Path] | None = None) -> None:
         self.script, self.meanwhile, self.checked = script, meanwhile or {}, 0
 
     def check(self) -> None:
@@ -144,7 +144,7 @@ class Scripted:
         for photo, said in zip(photos, itertools.cycle(self.script), strict=False):
             if photo.name in self.meanwhile:
                 self.meanwhile[photo.name].write_text("by hand")
-            yield said if isinstance(said, Failure) else keep(photo, said)
+            yield said if isinstance(said, CaptionFailure) else keep(photo, said)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_text_that_a_person_writes_meanwhile_is_theirs(tmp_path: Path) -> None
 
 def test_failures_in_a_row_end_it_unless_the_photos_are_what_is_wrong(tmp_path: Path) -> None:
     folder = write_photos(tmp_path, *(f"{n:02}.jpg" for n in range(3 * IN_A_ROW)))
-    broken, late = Failure("broken", its_own=True), Failure("late")
+    broken, late = CaptionFailure("broken", its_own=True), CaptionFailure("late")
     assert described(folder, Scripted(broken))[0] == (0, 0, 3 * IN_A_ROW)
     assert described(folder, Scripted("words", *[late] * (IN_A_ROW - 1)), force=True)[0][2] == 27
     for script in ((late,), (late, broken), ("",)):
@@ -214,7 +214,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, error: int, monkeypatch: pyte
     assert texts(folder) == {f"{n:02}.txt": "words" for n in range(5)}
 
 
-def test_progress_counts_what_there_is_to_do(tmp_path: Path, source: Source) -> None:
+def test_progress_counts_what_there_is_to_do(tmp_path: Path, source: CaptionSource) -> None:
     folder = write_photos(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
     (folder / "a.txt").write_text("there")
     (folder / "c.jpg").write_bytes(b"no photo")

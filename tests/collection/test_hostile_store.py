@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from lmm_classifier import CollectionClassifier
-from lmm_classifier.collection.artifact import Version, read_model, read_version
+from lmm_classifier.collection.artifact import ClassifierArtifact, read_model, read_version
 from lmm_classifier.collection.estimators import parse_estimator
 from lmm_classifier.collection.store import BEST, Store
 from lmm_classifier.collection.train import TrainOptions
@@ -51,7 +51,9 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def rewrite(store: Path, change: Callable[[Version], Version], content: bytes | None = None) -> Path:
+def rewrite(
+    store: Path, change: Callable[[ClassifierArtifact], ClassifierArtifact], content: bytes | None = None
+) -> Path:
     """Give collection 7 another entry, and its file another content, all seals right."""
     version = Store(store).snapshot().version(7)
     if content is not None:
@@ -76,7 +78,7 @@ def assert_refused(store: Path, says: str) -> None:
     assert (good.status, good.is_in_collection) == ("success", True)
 
 
-def same(version: Version) -> Version:
+def same(version: ClassifierArtifact) -> ClassifierArtifact:
     return version
 
 

@@ -21,7 +21,7 @@ from lmm_classifier.collection.loaded_classifiers import shelf_of
 from lmm_classifier.collection.step import Classify, decide
 from lmm_classifier.collection.store import Store
 from lmm_classifier.collection.train import TrainOptions
-from lmm_classifier.collection.training_set import Part, unit_rows
+from lmm_classifier.collection.training_set import EmbeddingPart, unit_rows
 from lmm_classifier.errors import (
     ClassifierFileError,
     ConfigError,
@@ -142,16 +142,16 @@ class TestEncoders:
     def test_an_encoder_is_found_by_the_services_name_of_it_or_by_its_own(self) -> None:
         for name, family in [("clip", "clip"), ("dino_v2", "dinov2"), ("dino_v3", "dinov3"),
                              ("dino_v3_patch", "dinov3-patch"), ("siglip", "siglip")]:  # fmt: skip
-            assert encoder_of(Part(name, 8), {}, "cpu") == ModelSpec(family, device="cpu")
-        assert encoder_of(Part("clip", 8), {"clip": DESCRIPTOR}, "cpu") == DESCRIPTOR
-        bound = Part("clip", 8, "f", "clip", "mine", "v1", "float32")
+            assert encoder_of(EmbeddingPart(name, 8), {}, "cpu") == ModelSpec(family, device="cpu")
+        assert encoder_of(EmbeddingPart("clip", 8), {"clip": DESCRIPTOR}, "cpu") == DESCRIPTOR
+        bound = EmbeddingPart("clip", 8, "f", "clip", "mine", "v1", "float32")
         assert encoder_of(bound, {}, "auto") == ModelSpec("clip", "mine", "v1", dtype="float32")
         with pytest.raises(ConfigError, match="nothing says which encoder makes 'auraface'"):
-            encoder_of(Part("auraface", 512), {}, "auto")
+            encoder_of(EmbeddingPart("auraface", 512), {}, "auto")
 
     def test_a_concatenated_embedding_is_made_of_all_its_encoders(self, tmp_path: Path) -> None:
         pictures = [picture(COLOURS[sorted(COLOURS)[i % 3]], seed=i) for i in range(60)]
-        parts = [FAKE_PART, Part("shape", load_encoder(DESCRIPTOR).contract.dim)]
+        parts = [FAKE_PART, EmbeddingPart("shape", load_encoder(DESCRIPTOR).contract.dim)]
         vectors = [unit_rows(load_encoder(spec).encode(pictures), "x") for spec in (FAKE, DESCRIPTOR)]
         made = replace(
             training_set("8", 60),
@@ -200,13 +200,13 @@ class TestEncoders:
             CollectionClassifier(tmp_path).classify(RED, ["7"])
 
     def test_vectors_of_an_unknown_encoder_are_bound_by_name_and_length(self, tmp_path: Path) -> None:
-        made = replace(of_colour("7"), parts=(Part("clip", 48),))
+        made = replace(of_colour("7"), parts=(EmbeddingPart("clip", 48),))
         trained(tmp_path, made)
         classifier = CollectionClassifier(tmp_path, encoders={"clip": FAKE})
         assert [classifier.classify(image)[0].is_in_collection for image in (RED, BLUE)] == [True, False]
 
     def test_a_model_that_cannot_be_opened_leaves_the_other_collections_alone(self, tmp_path: Path) -> None:
-        made = replace(of_colour("8"), parts=(Part("mine", 48),))
+        made = replace(of_colour("8"), parts=(EmbeddingPart("mine", 48),))
         trained(tmp_path, of_colour("7"), made)
         classifier = CollectionClassifier(tmp_path, encoders={"mine": ModelSpec("onnx", "/nowhere.onnx")})
         good, bad = classifier.classify(RED)

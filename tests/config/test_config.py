@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from lmm_classifier.config.pipeline import PipelineConfig
+from lmm_classifier.config.pipeline import PipelineConfig, make_step
+from lmm_classifier.config.rerank import FROM_OTHER_SETTINGS, RerankSettings
 from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.models.spec import ModelSpec
@@ -337,3 +340,15 @@ class TestCacheDir:
         assert self.caches(config)[0] == Path("/home/somebody/models")
         text = self.SHORT.replace("kept", "/srv/models")
         assert self.caches(PipelineConfig.from_yaml(written(tmp_path, text)))[0] == Path("/srv/models")
+
+
+def test_options_of_the_step_rerank_are_options_of_its_settings() -> None:
+    """Declared once, in the step: same names, same defaults, same ranges."""
+    step = {field.name: field.default for field in fields(Rerank) if field.name not in FROM_OTHER_SETTINGS}
+    assert len(step) == 14
+    assert RerankSettings().options() == step
+    for name, wrong in (("max_share", 0), ("permutations", 0), ("max_batch_size", 0), ("mode", "pairs")):
+        with pytest.raises(ValidationError, match=name):
+            RerankSettings(**{name: wrong})
+        with pytest.raises(ConfigError, match=name):
+            make_step("rerank", {"model": {"family": "fake"}, name: wrong})

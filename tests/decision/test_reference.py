@@ -6,7 +6,7 @@ from sklearn.covariance import oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from lmm_classifier.decision.heads import HeadSettings, Queries, gda, prototype
-from lmm_classifier.decision.novelty import Look, novelty_scores
+from lmm_classifier.decision.novelty import NoveltyInputs, novelty_scores
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference, oas_shrinkage
 from lmm_classifier.types import FloatArray, IntArray
 
@@ -151,4 +151,4 @@ def test_equal_vectors_give_finite_answers() -> None:
     vectors = np.tile(unit(np.ones((1, D))), (10, 1))
     one = fit_reference(Moments.of(iter([(vectors, np.arange(10) % 2)]), 2, D))
     assert np.isfinite(gda(queries(vectors), one, 0, SETTINGS)).all()
-    assert Look  # the dataclass scores are functions of
+    assert NoveltyInputs  # the dataclass scores are functions of

@@ -14,7 +14,7 @@ from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.api.build_index import build_index
 from lmm_classifier.api.classification import Candidate
 from lmm_classifier.evaluation.galleries import write_report
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.metrics.per_label import label_rows
 from lmm_classifier.models.spec import ModelSpec
 from synthetic import COLOURS, picture, write_corpus
@@ -23,7 +23,7 @@ FAKE = ModelSpec("fake")
 
 
 @pytest.fixture
-def queries(tmp_path: Path) -> list[Query]:
+def queries(tmp_path: Path) -> list[EvaluatedItem]:
     build_index(write_corpus(tmp_path / "corpus"), tmp_path / "index", encoder=FAKE)
     settings = PipelineConfig(
         encoder=FAKE,
@@ -36,12 +36,13 @@ def queries(tmp_path: Path) -> list[Query]:
         picture(colour, seed=700 + i).save(photos[-1])
     answers = HybridClassifier(settings).classify_batch(photos)
     return [
-        Query(photo, truth, answer) for photo, truth, answer in zip(photos, COLOURS, answers, strict=True)
+        EvaluatedItem(photo, truth, answer)
+        for photo, truth, answer in zip(photos, COLOURS, answers, strict=True)
     ]
 
 
 def test_page_is_self_contained_and_shows_figures_matrix_and_gallery(
-    tmp_path: Path, queries: list[Query]
+    tmp_path: Path, queries: list[EvaluatedItem]
 ) -> None:
     write_report(tmp_path / "r.html", "A title", {"accuracy": "97.0 %"}, queries, tmp_path / "corpus")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -58,10 +59,10 @@ def test_page_is_self_contained_and_shows_figures_matrix_and_gallery(
         assert query.answer.reason in tags.text
 
 
-def test_hostile_names_change_no_tag_and_no_attribute(tmp_path: Path, queries: list[Query]) -> None:
-    def named(label: str) -> list[Query]:
+def test_hostile_names_change_no_tag_and_no_attribute(tmp_path: Path, queries: list[EvaluatedItem]) -> None:
+    def named(label: str) -> list[EvaluatedItem]:
         return [
-            Query(
+            EvaluatedItem(
                 q.photo,
                 label,
                 replace(
@@ -85,13 +86,13 @@ def test_hostile_names_change_no_tag_and_no_attribute(tmp_path: Path, queries: l
     assert "\x1b" not in parsed(tmp_path / "odd.html").text
 
 
-def test_gallery_is_limited_per_kind_and_says_so(tmp_path: Path, queries: list[Query]) -> None:
+def test_gallery_is_limited_per_kind_and_says_so(tmp_path: Path, queries: list[EvaluatedItem]) -> None:
     write_report(tmp_path / "r.html", "t", {}, queries * 10, tmp_path / "corpus", per_kind=4)
     assert "4 shown" in parsed(tmp_path / "r.html").text
 
 
 def test_hundreds_of_labels_make_a_table_of_mistakes_and_no_matrix(
-    tmp_path: Path, queries: list[Query]
+    tmp_path: Path, queries: list[EvaluatedItem]
 ) -> None:
     many = [replace(queries[0], truth=f"label {i % 300}") for i in range(600)]
     many += [replace(queries[0], truth="label 7")] * 50
@@ -107,7 +108,9 @@ def test_hundreds_of_labels_make_a_table_of_mistakes_and_no_matrix(
     assert len(re.findall(r'<th scope="row">label ', page)) == 300
 
 
-def test_photos_that_are_gone_are_shown_as_missing_and_say_why(tmp_path: Path, queries: list[Query]) -> None:
+def test_photos_that_are_gone_are_shown_as_missing_and_say_why(
+    tmp_path: Path, queries: list[EvaluatedItem]
+) -> None:
     queries[0].photo.unlink()
     for path in (tmp_path / "corpus/red").iterdir():
         path.unlink()
@@ -118,7 +121,7 @@ def test_photos_that_are_gone_are_shown_as_missing_and_say_why(tmp_path: Path, q
 
 
 def test_without_the_folder_of_the_index_neighbours_are_names_alone(
-    tmp_path: Path, queries: list[Query]
+    tmp_path: Path, queries: list[EvaluatedItem]
 ) -> None:
     write_report(tmp_path / "r.html", "t", {}, queries, None)
     tags = parsed(tmp_path / "r.html")
@@ -126,7 +129,7 @@ def test_without_the_folder_of_the_index_neighbours_are_names_alone(
     assert f"{queries[0].answer.neighbours[0].similarity:.3f}" in tags.text
 
 
-def test_hostile_labels_in_the_tables(tmp_path: Path, queries: list[Query]) -> None:
+def test_hostile_labels_in_the_tables(tmp_path: Path, queries: list[EvaluatedItem]) -> None:
     def page(label: str) -> Tags:
         named = [replace(q, truth=label, shows=label) for q in queries]
         rows = label_rows([label], [label])

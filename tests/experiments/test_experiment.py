@@ -19,13 +19,13 @@ from lmm_classifier.calibration.targets import Costs
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluation.embedding_cache import EmbeddedOnce
+from lmm_classifier.evaluation.embedding_cache import EmbeddingCache
 from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.experiments.figures import figures_of
 from lmm_classifier.experiments.run import Outcome, run_experiment
 from lmm_classifier.experiments.shared_indexes import link_files
 from lmm_classifier.experiments.spec import CalibrateSettings, Experiment, plans
-from lmm_classifier.experiments.splits import Sources
+from lmm_classifier.experiments.splits import SplitSources
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.storage.progress import Progress, unheard
 from synthetic import COLOURS, write_corpus
@@ -69,7 +69,7 @@ class TestRuns:
     def test_figures_are_those_of_evaluate(self, work: Path) -> None:
         asked = Experiment.from_yaml(work / "experiment.yaml")
         for name, run in records(work / "out").items():
-            parts = Sources(asked, unheard).parts(run["seed"])
+            parts = SplitSources(asked, unheard).parts(run["seed"])
             found = evaluate(
                 HybridClassifier.from_yaml(work / "out" / name / "config.yaml"),
                 parts.evaluate.corpus(),
@@ -144,7 +144,7 @@ class TestRuns:
 
 def test_parts_depend_on_the_photos_and_the_seed_alone(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, split={"index": 0.5, "held_out": 0.2, "evaluate": 0.3})
-    sources = Sources(Experiment.from_yaml(path), unheard)
+    sources = SplitSources(Experiment.from_yaml(path), unheard)
     one, again, other = (sources.parts(seed).named() for seed in (0, 0, 1))
     assert list(one) == ["index", "held_out", "evaluate"]
     assert one == again
@@ -159,7 +159,7 @@ def test_parts_depend_on_the_photos_and_the_seed_alone(tmp_path: Path) -> None:
     )
     assert {p.label for p in one["evaluate"].photos} == {*COLOURS}
     fixed = write_experiment(tmp_path, split={"index": 0.5, "evaluate": 0.5, "seed": 4}, hold_out_labels=None)
-    sources = Sources(Experiment.from_yaml(fixed), unheard)
+    sources = SplitSources(Experiment.from_yaml(fixed), unheard)
     assert sources.parts(0) == sources.parts(1)
 
 
@@ -210,7 +210,7 @@ class TestEmbeddedOnce:
     ) -> None:
         photos = [tmp_path / "query" / item.path for item in read_corpus(tmp_path / "query").items]
         photos.insert(3, tmp_path / "missing.png")
-        answering = EmbeddedOnce()
+        answering = EmbeddingCache()
         for classifier in classifiers:
             expected = list(classifier.classify_files(photos))
             found = list(answering(classifier, photos))
@@ -226,7 +226,7 @@ class TestEmbeddedOnce:
         self, classifiers: list[HybridClassifier], tmp_path: Path
     ) -> None:
         photos = sorted((tmp_path / "query").rglob("*.png"))
-        answering = EmbeddedOnce()
+        answering = EmbeddingCache()
         first = [answer.label for answer in answering(classifiers[0], photos)]
         shutil.rmtree(tmp_path / "query")
         assert [answer.label for answer in answering(classifiers[0], photos)] == first

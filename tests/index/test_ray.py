@@ -23,7 +23,7 @@ from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.errors import EncoderMismatchError
 from lmm_classifier.index.existing import NOTHING
 from lmm_classifier.index.ray_runner import Recipe
-from lmm_classifier.index.reading import Reading
+from lmm_classifier.index.reading import ImageReading
 from lmm_classifier.index.shard_builder import Work
 from lmm_classifier.models.fake import FakeEncoder
 from lmm_classifier.models.spec import ModelSpec
@@ -264,7 +264,7 @@ def test_a_worker_that_would_make_other_vectors_makes_none(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     here, there = FakeEncoder(ModelSpec("fake")), FakeEncoder(ModelSpec("fake", "of another version"))
-    work = Work(Reading(tmp_path, DEFAULT_LIMITS, None, 1), [here], NOTHING, 2)
+    work = Work(ImageReading(tmp_path, DEFAULT_LIMITS, None, 1), [here], NOTHING, 2)
     assert Recipe.of(work, lambda: [here]).work() == work
     with pytest.raises(EncoderMismatchError, match="on worker .* name --dtype"):
         Recipe.of(work, lambda: [there]).work()

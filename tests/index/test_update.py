@@ -211,14 +211,14 @@ def _failures(index: Path) -> list[str]:
 
 
 def _count_opens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from lmm_classifier.index import reading as intake
+    from lmm_classifier.index import reading
 
     counts = [0]
-    real = intake.open_image
+    real = reading.open_image
 
     def counted(*arguments, **options):
         counts[0] += 1
         return real(*arguments, **options)
 
-    monkeypatch.setattr(intake, "open_image", counted)
+    monkeypatch.setattr(reading, "open_image", counted)
     return counts

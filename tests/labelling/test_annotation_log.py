@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmm_classifier.errors import ConfigError, RunError
-from lmm_classifier.labelling.annotation_log import Decision, Log, checked_label, log_of
-from lmm_classifier.labelling.annotations import Verdicts
+from lmm_classifier.labelling.annotation_log import Annotation, AnnotationLog, checked_label, log_of
+from lmm_classifier.labelling.annotations import Annotations
 
 SHA = "0" * 64
 A, B, C = (("a.png", SHA), ("b.png", SHA), ("c/<b>.png", "1" * 64))
 
 
-def read(folder: Path, reviewer: str = "anna") -> Log:
+def read(folder: Path, reviewer: str = "anna") -> AnnotationLog:
     log = log_of(folder, reviewer)
     log.read()
     return log
 
 
-def labels(log: Log) -> dict[str, str | None]:
+def labels(log: AnnotationLog) -> dict[str, str | None]:
     return {path: decision.label for (path, _), decision in log.photos().items()}
 
 
@@ -80,7 +80,7 @@ def test_a_name_stays_in_the_folder(tmp_path: Path, name: str) -> None:
     [path] = (tmp_path / "decisions").glob("[!.]*")
     assert path == log.path
     assert path.is_file()
-    found = Verdicts(tmp_path)
+    found = Annotations(tmp_path)
     found.read()
     assert [each.reviewer for each in found.logs] == [log.reviewer]
 
@@ -196,12 +196,12 @@ def test_a_log_that_lost_lines_is_not_written_on(tmp_path: Path) -> None:
         log.say("accept", [B], "red")
 
 
-def said(folder: Path, *answers: tuple[str, str, str | None]) -> Verdicts:
+def said(folder: Path, *answers: tuple[str, str, str | None]) -> Annotations:
     """All of photo A: (reviewer, action, label)."""
-    verdicts = Verdicts(folder)
+    verdicts = Annotations(folder)
     for reviewer, action, label in answers:
         verdicts.log(reviewer).say(action, [A], label)  # type: ignore[arg-type]
-    verdicts = Verdicts(folder)
+    verdicts = Annotations(folder)
     verdicts.read()
     return verdicts
 
@@ -244,7 +244,7 @@ def test_logs_fold_as_a_plain_list_of_presses_does(
     tmp_path_factory: pytest.TempPathFactory, presses: list[tuple[str, str, set[tuple[str, str]], str]]
 ) -> None:
     folder = tmp_path_factory.mktemp(f"fold{next(FOLDERS)}")
-    stands: dict[str, list[Decision]] = {"anna": [], "ben": []}
+    stands: dict[str, list[Annotation]] = {"anna": [], "ben": []}
     for reviewer, action, photos, label in presses:
         log = log_of(folder, reviewer)  # a new process each time
         if action == "undo":
@@ -252,7 +252,7 @@ def test_logs_fold_as_a_plain_list_of_presses_does(
         else:
             given = label if action == "accept" else None
             stands[reviewer].append(log.say(action, sorted(photos), given))  # type: ignore[arg-type]
-    verdicts = Verdicts(folder)
+    verdicts = Annotations(folder)
     verdicts.read()
     expected = {
         photo: {

@@ -17,12 +17,12 @@ from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.search import open_index
-from lmm_classifier.labelling.active_queue import Teaching
+from lmm_classifier.labelling.active_queue import ActiveQueue
 from lmm_classifier.labelling.agreed_labels import accepted_photos
 from lmm_classifier.labelling.annotation_log import log_of
 from lmm_classifier.labelling.export import write_csv, write_imagefolder, write_tree
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.models.spec import ModelSpec
 from shell import run
 from synthetic import COLOURS, picture
@@ -31,7 +31,7 @@ YELLOW = (230, 220, 40)
 
 
 @pytest.fixture
-def opened(classifier: HybridClassifier, tmp_path: Path) -> Run:
+def opened(classifier: HybridClassifier, tmp_path: Path) -> LabellingRun:
     """A run of 6 photos of known colours, and 4 of a new one."""
     photos = write_photos(tmp_path / "photos", 2)
     for i in range(4):
@@ -39,7 +39,7 @@ def opened(classifier: HybridClassifier, tmp_path: Path) -> Run:
     return label_photos(photos, classifier, tmp_path / "run").run
 
 
-def photo(opened: Run, name: str) -> tuple[str, str]:
+def photo(opened: LabellingRun, name: str) -> tuple[str, str]:
     for number in opened.readable().tolist():
         row = opened.row(number)
         if row.path == name:
@@ -47,7 +47,7 @@ def photo(opened: Run, name: str) -> tuple[str, str]:
     raise AssertionError(name)
 
 
-def review(opened: Run) -> None:
+def review(opened: LabellingRun) -> None:
     """Ann says what the new ones are, but one, which Bob contradicts; one she rejects."""
     ann, bob = log_of(opened.folder, "ann"), log_of(opened.folder, "bob")
     ann.say("new", [photo(opened, f"x{i}.png") for i in (0, 1, 2)], "yellow")
@@ -58,7 +58,7 @@ def review(opened: Run) -> None:
     bob.say("skip", [photo(opened, "000-blue.png")])
 
 
-def test_only_what_all_agree_on_is_taken(opened: Run) -> None:
+def test_only_what_all_agree_on_is_taken(opened: LabellingRun) -> None:
     review(opened)
     found = accepted_photos(opened)
     assert {(Path(item.path).name, item.label) for item in found.items} == {
@@ -79,7 +79,7 @@ def test_only_what_all_agree_on_is_taken(opened: Run) -> None:
     }
 
 
-def test_what_has_changed_since_is_left_out(opened: Run) -> None:
+def test_what_has_changed_since_is_left_out(opened: LabellingRun) -> None:
     review(opened)
     picture(COLOURS["blue"], 5).save(opened.root / "x0.png")
     (opened.root / "x1.png").unlink()
@@ -91,7 +91,7 @@ def test_what_has_changed_since_is_left_out(opened: Run) -> None:
     ]
 
 
-def test_the_index_learns_the_new_label(opened: Run, config: Path, tmp_path: Path) -> None:
+def test_the_index_learns_the_new_label(opened: LabellingRun, config: Path, tmp_path: Path) -> None:
     review(opened)
     before = open_index(tmp_path / "index").records.counts()
     done = run("label", "apply", "run", cwd=tmp_path)
@@ -119,7 +119,9 @@ def test_a_photo_that_is_called_as_one_of_the_corpus_does_not_take_its_place(
 
 
 @pytest.mark.parametrize("way", ["copy", "link"])
-def test_a_tree_is_a_corpus_in_which_nothing_is_replaced(way: str, opened: Run, tmp_path: Path) -> None:
+def test_a_tree_is_a_corpus_in_which_nothing_is_replaced(
+    way: str, opened: LabellingRun, tmp_path: Path
+) -> None:
     review(opened)
     tree = tmp_path / "tree"
     (tree / "yellow").mkdir(parents=True)
@@ -136,14 +138,14 @@ def test_a_tree_is_a_corpus_in_which_nothing_is_replaced(way: str, opened: Run, 
     assert links == (2 if way == "link" else 1)
 
 
-def test_a_table_can_be_indexed(opened: Run, tmp_path: Path) -> None:
+def test_a_table_can_be_indexed(opened: LabellingRun, tmp_path: Path) -> None:
     review(opened)
     found = accepted_photos(opened)
     write_csv(found, tmp_path / "out/more.csv")
     assert read_corpus(tmp_path / "out/more.csv").items == found.items
 
 
-def test_a_table_that_is_there_is_not_replaced(opened: Run, tmp_path: Path) -> None:
+def test_a_table_that_is_there_is_not_replaced(opened: LabellingRun, tmp_path: Path) -> None:
     (tmp_path / "corpus.csv").write_text("somebody's")
     with pytest.raises(ConfigError, match=r"corpus.csv is there already; give --csv a new file"):
         write_csv(accepted_photos(opened, unreviewed=True), tmp_path / "corpus.csv")
@@ -163,7 +165,7 @@ def test_copies_of_a_photo_under_two_labels_contradict_each_other(
     assert len(found.conflicts) == 2
 
 
-def test_hugging_face_reads_the_imagefolder(opened: Run, tmp_path: Path) -> None:
+def test_hugging_face_reads_the_imagefolder(opened: LabellingRun, tmp_path: Path) -> None:
     review(opened)
     found = accepted_photos(opened)
     write_imagefolder(found, tmp_path / "hf", "copy")
@@ -175,7 +177,7 @@ def test_hugging_face_reads_the_imagefolder(opened: Run, tmp_path: Path) -> None
     assert pixels == {(item.label, Image.open(item.path).convert("RGB").tobytes()) for item in found.items}
 
 
-def test_an_imagefolder_grows(opened: Run, tmp_path: Path) -> None:
+def test_an_imagefolder_grows(opened: LabellingRun, tmp_path: Path) -> None:
     review(opened)
     write_imagefolder(accepted_photos(opened), tmp_path / "hf", "copy")
     log_of(opened.folder, "ann").say("accept", [photo(opened, "001-green.png")], "green")
@@ -206,10 +208,10 @@ def test_a_label_that_is_no_utf8_comes_back_as_it_was(tmp_path: Path) -> None:
     assert row.answer.label == "caf\\udce9"  # as its tables have it
     log_of(opened.folder, "ann").say("accept", [photo(opened, "a.png")], row.answer.label)
     assert [item.label for item in accepted_photos(opened).items] == [name]
-    assert Teaching(opened)({0: row.answer.label})[0].suggestion == row.answer.label
+    assert ActiveQueue(opened)({0: row.answer.label})[0].suggestion == row.answer.label
 
 
-def test_a_label_that_can_be_no_folder_is_refused(opened: Run, tmp_path: Path) -> None:
+def test_a_label_that_can_be_no_folder_is_refused(opened: LabellingRun, tmp_path: Path) -> None:
     found = accepted_photos(opened, unreviewed=True)
     for label in ("../up", ".hidden", "a/b", " "):
         odd = type(found)((type(found.items[0])(found.items[0].path, label),), found.sha256[:1], 0, (), ())
@@ -227,7 +229,7 @@ def test_a_label_that_can_be_no_folder_is_refused(opened: Run, tmp_path: Path) -
     ],
 )
 def test_what_cannot_be_is_refused(
-    arguments: tuple[str, ...], said: str, opened: Run, tmp_path: Path
+    arguments: tuple[str, ...], said: str, opened: LabellingRun, tmp_path: Path
 ) -> None:
     done = run("label", "apply", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

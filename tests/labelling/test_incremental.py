@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clusters import clusters
-from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 
@@ -20,13 +20,15 @@ def test_learning_is_building_with_all_photos() -> None:
     vectors, labels = photos(4, 30, 1)
     asked, _ = photos(4, 10, 2)
     old = np.asarray([label[0] in "db" for label in labels])  # the new labels sort among the old ones
-    learner = Learner.calibrated([vectors[old]], [x for x, o in zip(labels, old, strict=True) if o])
+    learner = IncrementalClassifier.calibrated(
+        [vectors[old]], [x for x, o in zip(labels, old, strict=True) if o]
+    )
     grown = learner
     for part in np.array_split(np.random.default_rng(0).permutation(np.flatnonzero(~old)), 3):
         grown = grown.learned([vectors[part]], [labels[i] for i in part])
     rows = np.concatenate([np.flatnonzero(old), np.flatnonzero(~old)])
     codes = np.searchsorted(grown.labels, [labels[i] for i in rows]).astype(np.int64)
-    whole = Learner.calibrated([vectors[rows]], [labels[i] for i in rows])
+    whole = IncrementalClassifier.calibrated([vectors[rows]], [labels[i] for i in rows])
     assert grown.labels == whole.labels == ("a3", "b1", "c2", "d0")
     assert sorted(grown.codes.tolist()) == sorted(codes.tolist())
     for name, values in grown.references[0].arrays().items():
@@ -44,7 +46,7 @@ def test_what_was_learned_is_answered() -> None:
     vectors, labels = photos(4, 30, 1)
     asked, truths = photos(5, 20, 3)
     new = [i for i, label in enumerate(truths) if label == "d4"]
-    learner = Learner.calibrated([vectors], labels)
+    learner = IncrementalClassifier.calibrated([vectors], labels)
     before = learner.answers([asked])
     assert np.mean([before.labels[i] == UNKNOWN for i in new]) > 0.8
     after = learner.learned([asked[new[:10]]], ["d4"] * 10).answers([asked])
@@ -52,7 +54,7 @@ def test_what_was_learned_is_answered() -> None:
 
 
 def test_unknown_is_no_label_to_learn() -> None:
-    learner = Learner.calibrated([photos(4, 30, 1)[0]], photos(4, 30, 1)[1])
+    learner = IncrementalClassifier.calibrated([photos(4, 30, 1)[0]], photos(4, 30, 1)[1])
     with pytest.raises(ValueError, match="'unknown' is no label to learn"):
         learner.learned([np.ones((1, 16), np.float32)], [UNKNOWN])
     assert learner.learned([np.empty((0, 16), np.float32)], []) is learner

@@ -20,7 +20,7 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError, RunError
 from lmm_classifier.labelling.run import PACKED_ROWS, label_photos
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from shell import run
@@ -74,7 +74,7 @@ def test_rows_stay_in_order_where_they_are_more_than_are_held_as_objects(
     photos = write_photos(tmp_path / "photos", (PACKED_ROWS + 60) // 3)
     (photos / "020-cut.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
     label_photos(photos, HybridClassifier(PipelineConfig.from_yaml(config)), tmp_path / "one")
-    made = Run(tmp_path / "one")
+    made = LabellingRun(tmp_path / "one")
     rows = [row for columns in made.tables() for row in columns.to_pylist()]
     assert len(list((tmp_path / "one/shards").glob("*.parquet"))) == 1
     assert [row["path"] for row in rows] == sorted(path.name for path in photos.iterdir())
@@ -145,7 +145,7 @@ def test_odd_files_are_rows_with_a_code(config: Path, tmp_path: Path) -> None:
     }
     with (tmp_path / "one/results.csv").open(newline="", encoding="utf-8") as file:
         assert {cell["path"][0] for cell in csv.DictReader(file)}.isdisjoint("=+-@\t")
-    assert len(Run(tmp_path / "one").vectors()) == len(rows) - len(codes)
+    assert len(LabellingRun(tmp_path / "one").vectors()) == len(rows) - len(codes)
 
 
 def test_names_with_markup_are_text_on_the_page(config: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_run_is_of_one_index(classifier: HybridClassifier, tmp_path: Path) -> 
     add_photos(write_corpus(tmp_path / "more", seed=50), tmp_path / "index")
     with pytest.raises(RunError, match="was made with other index: give another --output, or --restart"):
         label_photos(photos, classifier, tmp_path / "one")
-    assert len(Run(tmp_path / "one")) == 6
+    assert len(LabellingRun(tmp_path / "one")) == 6
     done = label_photos(photos, classifier, tmp_path / "one", restart=True)
     assert (done.before, len(done.run)) == (0, 6)
 
@@ -227,7 +227,7 @@ def test_an_index_that_changes_meanwhile_ends_the_run(classifier: HybridClassifi
 
     with pytest.raises(RunError, match="index was changed while .*one was being made"):
         label_photos(photos, classifier, tmp_path / "one", shard_rows=4, on_progress=change)
-    assert len(Run(tmp_path / "one")) == 8
+    assert len(LabellingRun(tmp_path / "one")) == 8
 
 
 def test_a_photo_in_which_a_step_finds_nothing_is_a_row_with_a_code(config: Path, tmp_path: Path) -> None:
@@ -260,4 +260,4 @@ def test_two_at_once_are_one_too_many(classifier: HybridClassifier, tmp_path: Pa
 
     label_photos(photos, classifier, tmp_path / "one", on_progress=again)
     assert len(refused) == 1
-    assert len(Run(tmp_path / "one")) == 3
+    assert len(LabellingRun(tmp_path / "one")) == 3

@@ -13,7 +13,7 @@ from labelled import attempt, table, write_photos
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.errors import RunError
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.run_store import SHARDS, Run
+from lmm_classifier.labelling.run_store import SHARDS, LabellingRun
 from lmm_classifier.labelling.table_export import write_results
 from lmm_classifier.storage.progress import Progress
 from shell import forks
@@ -47,7 +47,7 @@ def same(classifier: HybridClassifier, run: Path, whole: Path) -> int:
     done = label_photos(whole.parent / "photos", classifier, run, shard_rows=SHARD)
     write_results(done.run)
     assert untimed(run) == untimed(whole)
-    np.testing.assert_array_equal(done.run.vectors(), Run(whole).vectors())
+    np.testing.assert_array_equal(done.run.vectors(), LabellingRun(whole).vectors())
     assert not list(run.rglob("*.tmp"))
     return done.before
 
@@ -123,7 +123,7 @@ def test_a_restart_that_is_killed_leaves_no_answer_of_before(
 def test_counts_are_of_the_photos_that_are_there(
     classifier: HybridClassifier, whole: Path, tmp_path: Path
 ) -> None:
-    write_results(Run(whole))
+    write_results(LabellingRun(whole))
     for photo in sorted((tmp_path / "photos").iterdir())[SHARD * 2 :]:
         photo.unlink()
     run = label_photos(tmp_path / "photos", classifier, whole, shard_rows=SHARD).run

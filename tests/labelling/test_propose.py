@@ -13,10 +13,10 @@ from lmm_classifier.api.hybrid_classifier import HybridClassifier
 from lmm_classifier.calibration.calibrate import calibrate
 from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import RunError
-from lmm_classifier.labelling.active_queue import Teaching
+from lmm_classifier.labelling.active_queue import ActiveQueue
 from lmm_classifier.labelling.cluster_store import PROPOSALS, propose_groups, read_groups, write_groups
 from lmm_classifier.labelling.run import label_photos
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import UNKNOWN
 from shell import run
@@ -43,12 +43,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def colour_of(opened: Run, row: int) -> str:
+def colour_of(opened: LabellingRun, row: int) -> str:
     return opened.row(row).path.partition("/")[0]
 
 
 def test_each_new_colour_is_a_group(made: Path) -> None:
-    opened = Run(made / "run")
+    opened = LabellingRun(made / "run")
     unknown = [row for row, x in enumerate(opened.columns("label")["label"].to_pylist()) if x == UNKNOWN]
     assert {colour_of(opened, row) for row in unknown} >= set(NEW)
     groups = propose_groups(opened)
@@ -65,7 +65,7 @@ def test_the_command_tells_and_keeps_them(made: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "unknown photos in" in done.stdout
     assert done.stdout.endswith("run/proposals.json\n")
-    opened = Run(made / "run")
+    opened = LabellingRun(made / "run")
     kept = read_groups(opened)
     assert kept is not None
     assert [group.members for group in kept] == [group.members for group in propose_groups(opened)]
@@ -74,7 +74,7 @@ def test_the_command_tells_and_keeps_them(made: Path) -> None:
 
 
 def test_damaged_groups_are_refused_and_those_of_other_photos_left(made: Path) -> None:
-    opened = Run(made / "run")
+    opened = LabellingRun(made / "run")
     path = write_groups(opened, propose_groups(opened))
     body = json.loads(path.read_bytes())
     path.write_text(json.dumps(body | {"groups": []}))
@@ -86,7 +86,7 @@ def test_damaged_groups_are_refused_and_those_of_other_photos_left(made: Path) -
 
 def test_groups_of_what_was_answered_otherwise_are_not_shown(made: Path, tmp_path: Path) -> None:
     """The same photos, by an index that has learned one of the colours meanwhile."""
-    opened = Run(made / "run")
+    opened = LabellingRun(made / "run")
     write_groups(opened, propose_groups(opened))
     build_index(made / "photos", tmp_path / "index", encoder=ModelSpec("fake"))
     config = PipelineConfig.model_validate({**SETTINGS, "retrieval": {"index_path": tmp_path / "index"}})
@@ -98,8 +98,8 @@ def test_groups_of_what_was_answered_otherwise_are_not_shown(made: Path, tmp_pat
 
 
 def test_the_queue_learns_what_a_group_is_called(made: Path) -> None:
-    opened = Run(made / "run")
-    teaching = Teaching(opened)
+    opened = LabellingRun(made / "run")
+    teaching = ActiveQueue(opened)
     before = teaching({})
     assert sorted(row for item in before for row in item.members) == opened.readable().tolist()
     groups = [item for item in before if item.kind == "group"]
@@ -119,7 +119,7 @@ def test_without_a_calibration_the_runs_own_answers_make_the_order(config: Path,
     for i in range(5):
         picture(NEW["yellow"], i).save(tmp_path / f"photos/{i}.png")
     opened = label_photos(tmp_path / "photos", HybridClassifier.from_yaml(config), tmp_path / "run").run
-    teaching = Teaching(opened)
+    teaching = ActiveQueue(opened)
     before, after = teaching({}), teaching({0: "yellow"})
     assert sorted(item.rows for item in after) == sorted(item.rows for item in before)
     assert after[-1].rows == (0,)  # it was decided

@@ -8,7 +8,7 @@ import pytest
 from clusters import clusters
 from flower_splits import Flowers, FlowerSplit, flower_split
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
 from lmm_classifier.types import UNKNOWN, FloatArray
 
@@ -19,11 +19,11 @@ def photos(labels: int, n: int, seed: int) -> tuple[FloatArray, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def learner() -> Learner:
-    return Learner.calibrated([photos(4, 30, 1)[0]], photos(4, 30, 1)[1])
+def learner() -> IncrementalClassifier:
+    return IncrementalClassifier.calibrated([photos(4, 30, 1)[0]], photos(4, 30, 1)[1])
 
 
-def test_two_new_labels_cost_two_groups(learner: Learner) -> None:
+def test_two_new_labels_cost_two_groups(learner: IncrementalClassifier) -> None:
     vectors, truths = photos(6, 30, 2)  # l4 and l5 are new
     review = simulate(learner, [vectors], truths, looks=8, every=4, recalibrate=False)
     assert review.looked_at.tolist() == [0, 4, 8]
@@ -35,7 +35,7 @@ def test_two_new_labels_cost_two_groups(learner: Learner) -> None:
     assert review.given_wrong == 0
 
 
-def test_random_order_costs_a_look_per_photo(learner: Learner) -> None:
+def test_random_order_costs_a_look_per_photo(learner: IncrementalClassifier) -> None:
     vectors, truths = photos(6, 5, 2)
     review = simulate(learner, [vectors], truths, by="random", looks=100, every=10, recalibrate=False)
     assert review.looked_at.tolist() == [0, 10, 20, 30]
@@ -45,7 +45,7 @@ def test_random_order_costs_a_look_per_photo(learner: Learner) -> None:
     assert review.labels[-1] == 6
 
 
-def test_the_reviewer_sees_representatives_only(learner: Learner) -> None:
+def test_the_reviewer_sees_representatives_only(learner: IncrementalClassifier) -> None:
     vectors, truths = photos(5, 40, 3)
     clean = simulate(learner, [vectors], truths, looks=4, every=4, recalibrate=False)
     wrong = [i for i, label in enumerate(truths) if label == "l4"]
@@ -61,14 +61,14 @@ def test_the_reviewer_sees_representatives_only(learner: Learner) -> None:
     assert 30 <= given <= 36
 
 
-def test_what_is_not_shown_in_full_gets_no_label(learner: Learner) -> None:
+def test_what_is_not_shown_in_full_gets_no_label(learner: IncrementalClassifier) -> None:
     vectors, truths = photos(5, 40, 3)
     review = simulate(learner, [vectors], truths, looks=2, every=4, recalibrate=False)
     assert review.looked_at.tolist() == [0, 2]
     assert review.untouched[-1] == len(truths) - 2
 
 
-def test_bad_labels_are_refused(learner: Learner) -> None:
+def test_bad_labels_are_refused(learner: IncrementalClassifier) -> None:
     vectors, truths = photos(4, 5, 2)
     with pytest.raises(CorpusError, match="19 labels for"):
         simulate(learner, [vectors], truths[:-1])

@@ -8,28 +8,28 @@ import pytest
 
 from lmm_classifier.api.classification import Candidate, Classification
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluation.query import Query
+from lmm_classifier.evaluation.query import EvaluatedItem
 from lmm_classifier.evaluation.summary import Measure
-from lmm_classifier.metrics.rerank_share import Sent, accuracy_by_share, share_for_gain
+from lmm_classifier.metrics.rerank_share import RerankedShare, accuracy_by_share, share_for_gain
 from lmm_classifier.types import UNKNOWN
 
 
-def photos(evidence: list[float], gains: list[int], unsent_right: list[bool]) -> Sent:
+def photos(evidence: list[float], gains: list[int], unsent_right: list[bool]) -> RerankedShare:
     """Sent photos of these gains, in front of others that were not sent; a gain of 0 is right both times."""
     n = len(gains)
     without = np.asarray([gain < 1 for gain in gains] + unsent_right)
     right = np.asarray([gain > -1 for gain in gains] + unsent_right)
     column = np.asarray([*evidence, *[0.9] * len(unsent_right)])
-    return Sent(column, np.arange(len(without)) < n, without, right)
+    return RerankedShare(column, np.arange(len(without)) < n, without, right)
 
 
-def by_hand(second: float = 0.2) -> Sent:
+def by_hand(second: float = 0.2) -> RerankedShare:
     # most doubtful first: corrected, unchanged, corrected, spoilt, corrected; five more were not sent
     evidence = [0.5, 0.1, 0.4, second, 0.3]
     return photos(evidence, [1, 1, -1, 0, 1], [True, False, True, False, True])
 
 
-def drawn(seed: int) -> Sent:
+def drawn(seed: int) -> RerankedShare:
     generator = np.random.default_rng(seed)
     evidence = generator.choice([0.2, 0.4, 0.6], 6).tolist()
     gains = [1, *generator.choice([-1, 0, 1, 1], 5).tolist()]
@@ -76,11 +76,11 @@ def test_a_photo_that_counts_twice_is_two_photos(seed: int) -> None:
     together = share_for_gain(found, 0.8, counts.astype(float))
     for row in range(4):
         columns = (found.certainty, found.sent, found.without, found.right)
-        twice = Sent(*(np.repeat(column, counts[row]) for column in columns))
+        twice = RerankedShare(*(np.repeat(column, counts[row]) for column in columns))
         assert together[row] == pytest.approx(share_for_gain(twice, 0.8), nan_ok=True)
 
 
-def query(truth: str, retrieval: str, answer: str, evidence: float, options: str | None) -> Query:
+def query(truth: str, retrieval: str, answer: str, evidence: float, options: str | None) -> EvaluatedItem:
     """An answered photo; `options` is what the reranker was offered beside "unknown", None if not asked."""
     offered = {} if options is None else dict.fromkeys([*options, UNKNOWN], 0.3)
     evidences = dict.fromkeys(offered, 0.0) | {retrieval: evidence}
@@ -90,7 +90,7 @@ def query(truth: str, retrieval: str, answer: str, evidence: float, options: str
         reason="", degraded=None, retrieval_label=retrieval, closeness=0.5, candidates=candidates,
         neighbours=(), thresholds=None, timings={}, certainty=evidence,
     )  # fmt: skip
-    return Query(Path("x.png"), truth, found)
+    return EvaluatedItem(Path("x.png"), truth, found)
 
 
 def test_figures_of_the_reranker_by_hand() -> None:
@@ -128,6 +128,6 @@ def test_nonsense_is_refused() -> None:
         photos([], [], [True])
     yes, no = np.asarray([True, True]), np.asarray([True, False])
     with pytest.raises(ConfigError, match="photo 1 changed"):
-        Sent(np.asarray([0.1, 0.2]), no, yes, no)
+        RerankedShare(np.asarray([0.1, 0.2]), no, yes, no)
     with pytest.raises(ConfigError, match="part must be above 0"):
         share_for_gain(by_hand(), 0)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.review.thumbnails import below
-from lmm_classifier.service.errors import Refusal
+from lmm_classifier.service.errors import HttpError
 from reviewed import MARKUP, Reviewing, attached, fresh, grouped, lines, make_run, reviewing
 from served import started
 from shell import run as shell
@@ -215,7 +215,7 @@ def test_a_photo_that_changed_or_is_gone_is_not_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/secret.png"])
 def test_a_neighbour_outside_the_corpus_is_not_shown(tmp_path: Path, path: str) -> None:
     assert below(tmp_path, "a/b.png") == tmp_path / "a" / "b.png"
-    with pytest.raises(Refusal, match="not in the corpus"):
+    with pytest.raises(HttpError, match="not in the corpus"):
         below(tmp_path, path)
 
 
@@ -278,7 +278,7 @@ def test_decisions_about_photos_of_another_run_are_counted_and_kept(run: Path) -
     with reviewing(run) as review:
         review.decide("photo-2", "skip", [2])
     log = run / "decisions" / "anna.jsonl"
-    sha256 = Run(run).row(2).sha256
+    sha256 = LabellingRun(run).row(2).sha256
     assert sha256 is not None
     log.write_text(log.read_text().replace(sha256, "0" * 64))
     with reviewing(run) as review:
@@ -293,7 +293,7 @@ def test_a_kill_between_answers_loses_none(run: Path) -> None:
     for _ in range(2):
         command = ("review", run, "--reviewer", "anna", "--no-open")
         with started(run / "log", *command) as (served, process):
-            review = attached(served, Run(run))
+            review = attached(served, LabellingRun(run))
             for _ in range(randomness.randint(1, 4)):
                 [entry] = review.get("/queue?limit=1").json
                 number = uuid.uuid4().hex

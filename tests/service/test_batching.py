@@ -16,7 +16,7 @@ from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Step
-from lmm_classifier.service.batching import Workbench
+from lmm_classifier.service.batching import BatchScheduler
 from lmm_classifier.types import Sample
 from served import encoded
 from synthetic import picture
@@ -68,10 +68,10 @@ def photo(width: int) -> bytes:
     return encoded(picture((9, 9, 9), seed=width).resize((width, 4)))
 
 
-def on_a_bench(work: Callable[[Workbench], Awaitable[Any]], **options: Any) -> Any:
+def on_a_bench(work: Callable[[BatchScheduler], Awaitable[Any]], **options: Any) -> Any:
     async def run() -> Any:
         settings = {"threads": 2, "most": 16, "wait_s": 0.1} | options
-        bench = Workbench(**settings, limits=DEFAULT_LIMITS, on_batch=lambda *_: None)
+        bench = BatchScheduler(**settings, limits=DEFAULT_LIMITS, on_batch=lambda *_: None)
         try:
             return await work(bench)
         finally:
@@ -80,7 +80,7 @@ def on_a_bench(work: Callable[[Workbench], Awaitable[Any]], **options: Any) -> A
     return asyncio.run(run())
 
 
-async def caption(bench: Workbench, content: bytes, *line: Step) -> str:
+async def caption(bench: BatchScheduler, content: bytes, *line: Step) -> str:
     held, _ = await bench.photo(content)
     sample = await held.after(line, None)
     assert sample.captions
@@ -88,7 +88,7 @@ async def caption(bench: Workbench, content: bytes, *line: Step) -> str:
 
 
 def test_photos_that_come_together_go_together() -> None:
-    async def work(bench: Workbench) -> list[str]:
+    async def work(bench: BatchScheduler) -> list[str]:
         return await asyncio.gather(*(caption(bench, photo(w), Slow()) for w in range(1, 21)))
 
     assert on_a_bench(work) == [str(w) for w in range(1, 21)]
@@ -96,7 +96,7 @@ def test_photos_that_come_together_go_together() -> None:
 
 
 def test_one_photo_of_many_requests_goes_once() -> None:
-    async def work(bench: Workbench) -> set[str]:
+    async def work(bench: BatchScheduler) -> set[str]:
         return set(await asyncio.gather(*(caption(bench, photo(7), Slow(), Slow("b")) for _ in range(9))))
 
     assert on_a_bench(work) == {"7"}
@@ -104,7 +104,7 @@ def test_one_photo_of_many_requests_goes_once() -> None:
 
 
 def test_lines_share_what_they_begin_with() -> None:
-    async def work(bench: Workbench) -> None:
+    async def work(bench: BatchScheduler) -> None:
         both = (Slow(), Slow("b")), (Slow(), Slow("c"))
         held, pixels = await bench.photo(photo(7))
         assert pixels == 7 * 4
@@ -115,7 +115,7 @@ def test_lines_share_what_they_begin_with() -> None:
 
 
 def test_a_model_does_one_thing_at_a_time() -> None:
-    async def work(bench: Workbench) -> None:
+    async def work(bench: BatchScheduler) -> None:
         steps = [Slow(f"{i}", ModelSpec("fake", weights), 0.1) for weights in "xy" for i in range(4)]
         await asyncio.gather(*(caption(bench, photo(3), step) for step in steps))
 
@@ -125,7 +125,7 @@ def test_a_model_does_one_thing_at_a_time() -> None:
 
 
 def test_two_models_work_at_the_same_time() -> None:
-    async def work(bench: Workbench) -> str:
+    async def work(bench: BatchScheduler) -> str:
         x, y = (Slow(weights, ModelSpec("fake", weights), held=weights == "x") for weights in "xy")
         first = asyncio.ensure_future(caption(bench, photo(3), x))
         while not BATCHES:
@@ -138,7 +138,7 @@ def test_two_models_work_at_the_same_time() -> None:
 
 
 def test_a_photo_that_fails_fails_alone() -> None:
-    async def work(bench: Workbench) -> list[Any]:
+    async def work(bench: BatchScheduler) -> list[Any]:
         asked = (caption(bench, photo(w), Slow(refuses=2)) for w in (1, 2, 3))
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -149,7 +149,7 @@ def test_a_photo_that_fails_fails_alone() -> None:
 
 
 def test_a_failure_is_not_remembered() -> None:
-    async def work(bench: Workbench) -> int:
+    async def work(bench: BatchScheduler) -> int:
         held, _ = await bench.photo(photo(2))
         for _ in range(2):
             with pytest.raises(ModelError):
@@ -160,7 +160,7 @@ def test_a_failure_is_not_remembered() -> None:
 
 
 def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
-    async def work(bench: Workbench) -> None:
+    async def work(bench: BatchScheduler) -> None:
         first = asyncio.ensure_future(caption(bench, photo(1), Slow(seconds=0.3)))
         await asyncio.sleep(0.2)  # it is being worked on
         gone = [asyncio.ensure_future(caption(bench, photo(w), Slow(seconds=0.3))) for w in range(2, 9)]
@@ -176,7 +176,7 @@ def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
 
 
 def test_who_asked_first_may_go_without_taking_the_answer_along() -> None:
-    async def work(bench: Workbench) -> str:
+    async def work(bench: BatchScheduler) -> str:
         first = asyncio.ensure_future(caption(bench, photo(1), Slow(seconds=0.2)))
         second = asyncio.ensure_future(caption(bench, photo(1), Slow(seconds=0.2)))
         await asyncio.sleep(0.15)
@@ -188,7 +188,7 @@ def test_who_asked_first_may_go_without_taking_the_answer_along() -> None:
 
 
 def test_nothing_is_kept_of_what_is_answered() -> None:
-    async def work(bench: Workbench) -> tuple[int, int]:
+    async def work(bench: BatchScheduler) -> tuple[int, int]:
         for width in range(1, 30):
             await caption(bench, photo(width), Slow(f"{width}", seconds=0))
         await asyncio.sleep(0.05)
@@ -198,7 +198,7 @@ def test_nothing_is_kept_of_what_is_answered() -> None:
 
 
 def test_the_loop_is_free_while_steps_run() -> None:
-    async def work(bench: Workbench) -> str:
+    async def work(bench: BatchScheduler) -> str:
         busy = asyncio.ensure_future(caption(bench, photo(1), Slow(held=True)))
         while not BATCHES:
             await asyncio.sleep(0.01)
@@ -209,7 +209,7 @@ def test_the_loop_is_free_while_steps_run() -> None:
 
 
 def test_closing_waits_for_nothing() -> None:
-    async def work(bench: Workbench) -> int:
+    async def work(bench: BatchScheduler) -> int:
         abandoned = asyncio.ensure_future(caption(bench, photo(1), Slow(held=True)))
         while not BATCHES:
             await asyncio.sleep(0.01)
@@ -223,7 +223,7 @@ def test_closing_waits_for_nothing() -> None:
 
 
 def test_a_photo_that_breaks_a_library_breaks_alone() -> None:
-    async def work(bench: Workbench) -> list[Any]:
+    async def work(bench: BatchScheduler) -> list[Any]:
         asked = (caption(bench, photo(w), Slow(breaks=2)) for w in (1, 2, 3))
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -233,7 +233,7 @@ def test_a_photo_that_breaks_a_library_breaks_alone() -> None:
 
 
 def test_photos_that_failed_together_are_not_tried_again_for_nobody() -> None:
-    async def work(bench: Workbench) -> None:
+    async def work(bench: BatchScheduler) -> None:
         step = Slow(refuses=2, seconds=0.2)
         asked = [asyncio.ensure_future(caption(bench, photo(w), step)) for w in range(1, 9)]
         await asyncio.sleep(0.25)
@@ -246,7 +246,7 @@ def test_photos_that_failed_together_are_not_tried_again_for_nobody() -> None:
 
 
 def test_who_comes_while_the_last_one_goes_gets_an_answer() -> None:
-    async def work(bench: Workbench) -> str:
+    async def work(bench: BatchScheduler) -> str:
         content = photo(5)
         held, _ = await bench.photo(content)
         first = asyncio.ensure_future(held.after((Slow(seconds=0.2),), None))
@@ -267,7 +267,7 @@ def test_a_model_that_is_slow_to_open_keeps_nobody_from_another() -> None:
             assert not self.held or HELD.wait(20)
             return None
 
-    async def work(bench: Workbench) -> bool:
+    async def work(bench: BatchScheduler) -> bool:
         slow = [Opening(f"{i}", ModelSpec("fake", "slow"), held=True) for i in range(12)]
         waiting = [asyncio.ensure_future(bench.resolution((step,))) for step in slow]
         await asyncio.sleep(0.05)

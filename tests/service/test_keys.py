@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lmm_classifier.config.service import is_loopback
-from lmm_classifier.service.rate_limit import Rates
+from lmm_classifier.service.rate_limit import RateLimiter
 from served import FAKE, Served, classifier, encoded, serving
 from shell import run
 from synthetic import COLOURS, picture
@@ -173,7 +173,7 @@ def test_who_asks_too_often_must_wait(index: Path) -> None:
 def test_rates_fill_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("lmm_classifier.service.rate_limit.time.monotonic", lambda: now[0])
-    rates = Rates(60)  # one a second
+    rates = RateLimiter(60)  # one a second
     assert [rates.wait_for("a") for _ in range(61)] == [0] * 60 + [1]
     now[0] += 1.5
     assert [rates.wait_for("a") for _ in range(2)] == [0, 1]

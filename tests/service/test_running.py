@@ -22,9 +22,9 @@ import pytest
 
 from lmm_classifier import HybridClassifier, registry
 from lmm_classifier.errors import ConfigError
-from lmm_classifier.service.admission import Desk
+from lmm_classifier.service.admission import Admission
 from lmm_classifier.service.app import create_app
-from lmm_classifier.service.metrics import Metrics
+from lmm_classifier.service.metrics import ServiceMetrics
 from lmm_classifier.service.schemas import Tasks
 from lmm_classifier.service.streaming import ManyAnswers
 from served import Child, Reply, Served, child, classifier, encoded, serving
@@ -223,7 +223,7 @@ def test_a_request_for_many_that_nobody_hears_takes_no_place(index: Path) -> Non
         raise ConnectionError
 
     async def ask() -> None:
-        desk = Desk(classifier(index), Metrics())
+        desk = Admission(classifier(index), ServiceMetrics())
         try:
             for _ in range(10):
                 answer = ManyAnswers(desk, [], ["http://open.test/"], Tasks(tasks=[]))

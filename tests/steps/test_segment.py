@@ -17,7 +17,7 @@ from lmm_classifier.config.pipeline import make_step
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import loading
 from lmm_classifier.models.fake import FakeSegmenter
-from lmm_classifier.models.segmentation.base import Candidates, Segment
+from lmm_classifier.models.segmentation.base import Candidates, PanopticSegment
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, run_shared
 from lmm_classifier.steps.detect import Detect
@@ -153,16 +153,19 @@ class TestPanoptic:
     @pytest.mark.parametrize(
         "segments",
         [
-            [Segment(np.ones((100, 200), bool), "a", 1.0), Segment(np.ones((100, 200), bool), "b", 1.0)],
-            [Segment(np.ones((200, 100), bool), "a", 1.0)],
-            [Segment(np.zeros((100, 200), bool), "a", 1.0)],
-            [Segment(np.ones((100, 200), np.uint8), "a", 1.0)],  # type: ignore[arg-type]
-            [Segment(np.ones((100, 200), bool), "a", 0.4)],
-            [Segment(np.ones((100, 200), bool), "a", float("nan"))],
+            [
+                PanopticSegment(np.ones((100, 200), bool), "a", 1.0),
+                PanopticSegment(np.ones((100, 200), bool), "b", 1.0),
+            ],
+            [PanopticSegment(np.ones((200, 100), bool), "a", 1.0)],
+            [PanopticSegment(np.zeros((100, 200), bool), "a", 1.0)],
+            [PanopticSegment(np.ones((100, 200), np.uint8), "a", 1.0)],  # type: ignore[arg-type]
+            [PanopticSegment(np.ones((100, 200), bool), "a", 0.4)],
+            [PanopticSegment(np.ones((100, 200), bool), "a", float("nan"))],
         ],
     )
     def test_a_model_that_breaks_its_promise_is_named(
-        self, monkeypatch: pytest.MonkeyPatch, segments: list[Segment]
+        self, monkeypatch: pytest.MonkeyPatch, segments: list[PanopticSegment]
     ) -> None:
         monkeypatch.setattr(
             "lmm_classifier.models.fake.FakePanoptic.segment", lambda self, images, *_: [segments]
@@ -181,16 +184,16 @@ class DeepLab:
 
     def segment(
         self, images: Sequence[Image.Image], min_score: float, fuse_stuff: bool
-    ) -> list[list[Segment]]:
+    ) -> list[list[PanopticSegment]]:
         return [self._segments(image) for image in images]
 
-    def _segments(self, image: Image.Image) -> list[Segment]:
+    def _segments(self, image: Image.Image) -> list[PanopticSegment]:
         pixels = np.asarray(image.resize((self.SIDE, self.SIDE), Image.Resampling.BILINEAR))[None]
         [classes] = self._session.run(None, {self._session.get_inputs()[0].name: pixels})
         grid = Image.fromarray(classes.reshape(self.SIDE, self.SIDE).astype(np.uint8))
         whole = np.asarray(grid.resize(image.size, Image.Resampling.NEAREST))
         labels = {int(i): "person" if i == PERSON else f"class {i}" for i in np.unique(whole) if i}
-        return [Segment(whole == i, label, 1.0) for i, label in labels.items()]
+        return [PanopticSegment(whole == i, label, 1.0) for i, label in labels.items()]
 
 
 def test_a_real_model_behind_the_interface_finds_large_persons(

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.collection.encoder_binding import Encoders, bound, part_of
-from lmm_classifier.collection.training_set import Part, SkippedCollection, TrainingSet, unit_rows
+from lmm_classifier.collection.training_set import EmbeddingPart, SkippedCollection, TrainingSet, unit_rows
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import CollectionError, ConfigError
@@ -104,7 +104,10 @@ def array_sets(
 
 
 def _one_against_the_rest(
-    labelled: Mapping[str, set[str]], vectors: FloatArray, target: TargetName, parts: tuple[Part, ...]
+    labelled: Mapping[str, set[str]],
+    vectors: FloatArray,
+    target: TargetName,
+    parts: tuple[EmbeddingPart, ...],
 ) -> Iterator[TrainingSet | SkippedCollection]:
     for label in sorted(set().union(*labelled.values())):
         if not label.isprintable():
@@ -124,7 +127,7 @@ def _arrays(source: Path) -> dict[str, Any]:
 
 def _part(
     arrays: Mapping[str, Any], d: int, encoders: Encoders, embedding_type: str | None, source: Path
-) -> Part:
+) -> EmbeddingPart:
     if "encoder" in arrays:
         try:
             contract = TypeAdapter(EncoderContract).validate_python(json.loads(str(arrays["encoder"])))

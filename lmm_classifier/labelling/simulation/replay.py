@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from lmm_classifier.errors import CorpusError
-from lmm_classifier.labelling.acquisition import Answers, Item, order
+from lmm_classifier.labelling.acquisition import Answers, QueuedItem, order
 from lmm_classifier.labelling.clustering import SMALLEST, Proposal, propose
-from lmm_classifier.labelling.incremental import Learner
+from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.types import UNKNOWN, Float64Array, FloatArray, IntArray
 
 EVERY = 8
@@ -51,7 +51,7 @@ class Review:
 
 
 def simulate(
-    learner: Learner,
+    learner: IncrementalClassifier,
     vectors: Sequence[FloatArray],
     truths: Sequence[str],
     *,
@@ -121,7 +121,7 @@ class _State:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: IncrementalClassifier,
         vectors: tuple[FloatArray, ...],
         truths: Sequence[str],
         every: int,
@@ -213,7 +213,7 @@ def _by_queue(state: _State, smallest: int, seed: int) -> None:
                 break
 
 
-def _queue(state: _State, proposals: Sequence[Proposal]) -> tuple[Item, ...]:
+def _queue(state: _State, proposals: Sequence[Proposal]) -> tuple[QueuedItem, ...]:
     decided = np.flatnonzero(state.given != NOT_GIVEN).tolist()
     return order(state.answers, state.vectors[0], state.learner.references[0], proposals, decided=decided)
 

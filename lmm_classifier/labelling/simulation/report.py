@@ -16,7 +16,7 @@ from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
 from lmm_classifier.labelling.run_context import learner_of, subject_of_run, vectors_of
 from lmm_classifier.labelling.run_schema import path_of
-from lmm_classifier.labelling.run_store import Run
+from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
 from lmm_classifier.metrics.weighted import Curve
 from lmm_classifier.reports import plots
@@ -72,7 +72,7 @@ class Simulation:
 
 
 def simulate_review(
-    run: Run, source: Path, *, looks: int, orders: int, seed: int = 0, tell: Callable[[int], None]
+    run: LabellingRun, source: Path, *, looks: int, orders: int, seed: int = 0, tell: Callable[[int], None]
 ) -> Simulation:
     """Replay a run over photos whose labels are known.
 
@@ -123,7 +123,7 @@ def check_source(source: Path, classifier: HybridClassifier) -> None:
         raise ConfigError(NEEDED)
 
 
-def write_simulation(run: Run, found: Simulation) -> tuple[Path, Path]:
+def write_simulation(run: LabellingRun, found: Simulation) -> tuple[Path, Path]:
     """Write figures and page into the folder of the run; returns both.
 
     Raises:

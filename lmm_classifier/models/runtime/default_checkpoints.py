@@ -12,7 +12,7 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class DefaultCheckpoint:
     """A checkpoint of the hub.
 
     Attributes:
@@ -33,34 +33,34 @@ class Published:
 
 
 DEFAULTS = (
-    Published("embed", "siglip", "google/siglip-so400m-patch14-384", "Apache-2.0"),
-    Published(
+    DefaultCheckpoint("embed", "siglip", "google/siglip-so400m-patch14-384", "Apache-2.0"),
+    DefaultCheckpoint(
         "embed",
         "clip",
         "ViT-B-32-quickgelu/openai",
         "MIT",
         hub_id="timm/vit_base_patch32_clip_224.openai",
     ),
-    Published("embed", "dinov2", "facebook/dinov2-base", "Apache-2.0"),
-    Published("embed", "dinov2-timm", "timm/vit_base_patch14_dinov2.lvd142m", "Apache-2.0"),
-    Published("rerank", "qwen-vl", "Qwen/Qwen2-VL-7B-Instruct", "Apache-2.0"),
-    Published("detect", "objects", "PekingU/rtdetr_v2_r18vd", "Apache-2.0"),
-    Published(
+    DefaultCheckpoint("embed", "dinov2", "facebook/dinov2-base", "Apache-2.0"),
+    DefaultCheckpoint("embed", "dinov2-timm", "timm/vit_base_patch14_dinov2.lvd142m", "Apache-2.0"),
+    DefaultCheckpoint("rerank", "qwen-vl", "Qwen/Qwen2-VL-7B-Instruct", "Apache-2.0"),
+    DefaultCheckpoint("detect", "objects", "PekingU/rtdetr_v2_r18vd", "Apache-2.0"),
+    DefaultCheckpoint(
         "segment",
         "sam2",
         "SharpAI/sam2-hiera-tiny-onnx",
         "Apache-2.0",
         files=("encoder.onnx", "decoder.onnx"),
     ),
-    Published(
+    DefaultCheckpoint(
         "segment",
         "detr-panoptic",
         "Xenova/detr-resnet-50-panoptic",
         "Apache-2.0",
         files=("onnx/model.onnx", "config.json"),
     ),
-    Published("classify", "image-classifier", "facebook/convnext-tiny-224", "Apache-2.0"),
-    Published("caption", "blip", "Salesforce/blip-image-captioning-base", "BSD-3-Clause"),
+    DefaultCheckpoint("classify", "image-classifier", "facebook/convnext-tiny-224", "Apache-2.0"),
+    DefaultCheckpoint("caption", "blip", "Salesforce/blip-image-captioning-base", "BSD-3-Clause"),
 )
 
 

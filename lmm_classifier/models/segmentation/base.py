@@ -168,7 +168,7 @@ def load_segmenter(spec: ModelSpec) -> PromptedSegmenter:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segment:
+class PanopticSegment:
     """A thing, or all of a kind of stuff.
 
     Attributes:
@@ -189,7 +189,7 @@ class PanopticSegmenter(Protocol):
 
     def segment(
         self, images: Sequence[Image.Image], min_score: float, fuse_stuff: bool
-    ) -> list[list[Segment]]:
+    ) -> list[list[PanopticSegment]]:
         """Divide up RGB images of any size.
 
         Args:
@@ -218,7 +218,7 @@ def load_panoptic(spec: ModelSpec) -> PanopticSegmenter:
 
 def segmented(
     spec: ModelSpec, images: Sequence[Image.Image], min_score: float, fuse_stuff: bool
-) -> list[list[Segment]]:
+) -> list[list[PanopticSegment]]:
     """Ask the panoptic segmenter of this spec, and take from it only what its protocol promises.
 
     Raises:

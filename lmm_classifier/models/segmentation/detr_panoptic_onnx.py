@@ -15,7 +15,7 @@ from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.inference import running
 from lmm_classifier.models.runtime.onnx_description import Description, model_input
 from lmm_classifier.models.runtime.onnx_session import INT64, BoundModel, Port, files_of, refuse_settings
-from lmm_classifier.models.segmentation.base import Segment
+from lmm_classifier.models.segmentation.base import PanopticSegment
 from lmm_classifier.models.segmentation.coco_panoptic import class_names, things
 from lmm_classifier.models.segmentation.upsampling import upsampled
 from lmm_classifier.models.spec import ModelSpec
@@ -50,10 +50,10 @@ class DetrPanoptic:
 
     def segment(
         self, images: Sequence[Image.Image], min_score: float, fuse_stuff: bool
-    ) -> list[list[Segment]]:
+    ) -> list[list[PanopticSegment]]:
         return [self._segments(image, min_score, fuse_stuff) for image in images]
 
-    def _segments(self, image: Image.Image, min_score: float, fuse_stuff: bool) -> list[Segment]:
+    def _segments(self, image: Image.Image, min_score: float, fuse_stuff: bool) -> list[PanopticSegment]:
         width, height = input_size(image.size)
         preprocessing = Description(
             size=(height, width),
@@ -75,7 +75,7 @@ class DetrPanoptic:
         stuff = frozenset(i for i, thing in enumerate(is_thing) if thing is False) if fuse_stuff else ()
         with running(self._weights, f"masks of {image.width} x {image.height} px"):
             found = divided(logits, masks, image.size, min_score, frozenset(stuff))
-        return [Segment(mask.numpy(), names[i], score, is_thing[i]) for mask, i, score in found]
+        return [PanopticSegment(mask.numpy(), names[i], score, is_thing[i]) for mask, i, score in found]
 
     def _names_of(self, classes: int) -> tuple[str, ...]:
         """The graph may leave open how many classes there are until it has run; one warning is enough."""

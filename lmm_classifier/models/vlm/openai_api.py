@@ -18,7 +18,7 @@ from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS, side_of
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.openai_chat import CONSTRAINED, LOGPROBS, TEXT
-from lmm_classifier.models.vlm.openai_endpoint import Posed, Way, posed
+from lmm_classifier.models.vlm.openai_endpoint import EncodedQuestion, EndpointStrategy, posed
 from lmm_classifier.models.vlm.openai_systemone import SYSTEMONE
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
@@ -40,7 +40,7 @@ HINTS: dict[int | str, str] = {
     429: "; ask fewer questions at once (max_batch_size)",
 }
 
-_Kind = tuple[AnswerForm, tuple[Way, ...]]  # questions that are asked alike
+_Kind = tuple[AnswerForm, tuple[EndpointStrategy, ...]]  # questions that are asked alike
 
 
 class OpenAIChooser:
@@ -58,7 +58,9 @@ class OpenAIChooser:
 
     input_size: ClassVar = side_of(MAX_PIXELS)
 
-    def __init__(self, spec: ModelSpec, limits: FetchLimits = LIMITS, ways: Sequence[Way] = WAYS) -> None:
+    def __init__(
+        self, spec: ModelSpec, limits: FetchLimits = LIMITS, ways: Sequence[EndpointStrategy] = WAYS
+    ) -> None:
         refuse_untaken(spec, "max_pixels")
         for name, value, default in (
             ("revision", spec.revision, "main"),
@@ -70,7 +72,7 @@ class OpenAIChooser:
         self._address, self._model = _place(spec.weights)
         self._max_pixels = spec.max_pixels or MAX_PIXELS
         self._limits, self._ways = limits, tuple(ways)
-        self._kept: dict[_Kind, Way] = {}
+        self._kept: dict[_Kind, EndpointStrategy] = {}
         self._lock = threading.Lock()
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:
@@ -124,7 +126,7 @@ class OpenAIChooser:
             + "; for ".join(refusals)
         )
 
-    def _post(self, way: Way, ready: Posed, until: float) -> bytes:
+    def _post(self, way: EndpointStrategy, ready: EncodedQuestion, until: float) -> bytes:
         """The server's answer.
 
         Raises:
@@ -154,7 +156,7 @@ class OpenAIChooser:
         late = f" ({self._limits.total_s:g} s at most)" if error.code == "timeout" else ""
         return error.message + late + (said and f": {said}") + HINTS.get(error.status or error.code, "")
 
-    def _keep(self, kind: _Kind, way: Way) -> None:
+    def _keep(self, kind: _Kind, way: EndpointStrategy) -> None:
         with self._lock:
             if self._kept.get(kind) is not way:
                 log.info("server %s: asked for %s in the form %r", self._address, way.name, kind[0])

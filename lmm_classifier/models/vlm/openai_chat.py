@@ -13,7 +13,14 @@ from pydantic import Field
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Question
-from lmm_classifier.models.vlm.openai_endpoint import Answer, Logprob, Posed, Way, logarithms, validated
+from lmm_classifier.models.vlm.openai_endpoint import (
+    EncodedQuestion,
+    EndpointStrategy,
+    Logprob,
+    ResponsePart,
+    logarithms,
+    validated,
+)
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
@@ -30,33 +37,33 @@ The other options share the rest equally. `calibrate --photos` weighs it by how 
 ROOM = 8  # tokens beyond the longest answer: the end of the turn, and a blank or two
 
 
-class _Top(Answer):
+class _Top(ResponsePart):
     token: str
     logprob: Logprob
 
 
-class _Token(Answer):
+class _Token(ResponsePart):
     top_logprobs: tuple[_Top, ...]
 
 
-class _Logprobs(Answer):
+class _Logprobs(ResponsePart):
     content: tuple[_Token, ...] | None = None
 
 
-class _Message(Answer):
+class _Message(ResponsePart):
     content: str | None = None
 
 
-class _Choice(Answer):
+class _Choice(ResponsePart):
     message: _Message
     logprobs: _Logprobs | None = None
 
 
-class _Completion(Answer):
+class _Completion(ResponsePart):
     choices: Annotated[tuple[_Choice, ...], Field(min_length=1)]
 
 
-def _messages(posed: Posed) -> list[dict[str, Any]]:
+def _messages(posed: EncodedQuestion) -> list[dict[str, Any]]:
     """One turn: the picture that is asked about, each exemplar after its text, then all that is said."""
     texts = ("", *(text for text, _ in posed.question.exemplars))
     content: list[dict[str, Any]] = []
@@ -68,14 +75,14 @@ def _messages(posed: Posed) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def _max_tokens(posed: Posed) -> int:
+def _max_tokens(posed: EncodedQuestion) -> int:
     """Enough for the longest answer: a token is at least a byte of it."""
     if posed.question.form != "text":
         return 1
     return max(len(answer.encode("utf-8", "replace")) for answer in posed.answers) + ROOM
 
 
-def _plain(model: str, posed: Posed) -> dict[str, Any]:
+def _plain(model: str, posed: EncodedQuestion) -> dict[str, Any]:
     return {
         "model": model,
         "messages": _messages(posed),
@@ -84,17 +91,17 @@ def _plain(model: str, posed: Posed) -> dict[str, Any]:
     }
 
 
-def _constrained(model: str, posed: Posed) -> dict[str, Any]:
+def _constrained(model: str, posed: EncodedQuestion) -> dict[str, Any]:
     """With vLLM's constraint under its name, and under that before version 0.12; each ignores the other."""
     choice = list(posed.answers)
     return {**_plain(model, posed), "structured_outputs": {"choice": choice}, "guided_choice": choice}
 
 
-def _with_logprobs(model: str, posed: Posed) -> dict[str, Any]:
+def _with_logprobs(model: str, posed: EncodedQuestion) -> dict[str, Any]:
     return {**_plain(model, posed), "logprobs": True, "top_logprobs": TOP}
 
 
-def _read_logprobs(content: bytes, posed: Posed) -> FloatArray | None:
+def _read_logprobs(content: bytes, posed: EncodedQuestion) -> FloatArray | None:
     """Per option, the probability that the answer begins with its letter or word, blanks around it aside.
 
     An answer that is not among the likeliest tokens gets the least of their logarithms. That is an upper
@@ -121,7 +128,7 @@ def _read_logprobs(content: bytes, posed: Posed) -> FloatArray | None:
     return np.minimum(np.asarray(values, np.float32), 0)
 
 
-def _read_text(content: bytes, posed: Posed) -> FloatArray:
+def _read_text(content: bytes, posed: EncodedQuestion) -> FloatArray:
     """Which answer was given, and by convention how sure.
 
     Raises:
@@ -143,8 +150,8 @@ def _any(question: Question) -> bool:  # noqa: ARG001
     return True
 
 
-LOGPROBS = Way(
+LOGPROBS = EndpointStrategy(
     "the logprobs of its first token", PATH, _has_one_token_answers, _with_logprobs, _read_logprobs
 )
-CONSTRAINED = Way("a text held to the options", PATH, _any, _constrained, _read_text)
-TEXT = Way("a text", PATH, _any, _plain, _read_text)
+CONSTRAINED = EndpointStrategy("a text held to the options", PATH, _any, _constrained, _read_text)
+TEXT = EndpointStrategy("a text", PATH, _any, _plain, _read_text)

@@ -22,20 +22,20 @@ from lmm_classifier.types import FloatArray
 
 MAX_ASPECT_RATIO = 200  # servers pass photos to image processors of this bound, and fail on longer slivers
 
-Validated = TypeVar("Validated", bound="Answer")
+Validated = TypeVar("Validated", bound="ResponsePart")
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]
 """At most 0 but for rounding: reduced precision puts a certain token's a little above."""
 Probability = Annotated[float, Field(ge=0, le=1 + 1e-3, allow_inf_nan=False)]
 
 
-class Answer(BaseModel):
+class ResponsePart(BaseModel):
     """A part of an answer: what we read of it, checked; the rest is left alone."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Posed:
+class EncodedQuestion:
     """A question ready to be sent.
 
     Attributes:
@@ -52,7 +52,7 @@ class Posed:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class EndpointStrategy:
     """A way to ask.
 
     Attributes:
@@ -68,18 +68,18 @@ class Way:
     name: str
     path: str
     takes: Callable[[Question], bool]
-    body: Callable[[str, Posed], dict[str, Any]]
-    read: Callable[[bytes, Posed], FloatArray | None]
+    body: Callable[[str, EncodedQuestion], dict[str, Any]]
+    read: Callable[[bytes, EncodedQuestion], FloatArray | None]
 
 
-def posed(question: Question, max_pixels: int = MAX_PIXELS) -> Posed:
+def posed(question: Question, max_pixels: int = MAX_PIXELS) -> EncodedQuestion:
     """The question with its texts made and its pictures encoded, of about `max_pixels` each at most.
 
     Raises:
         ConfigError: its options do not suit its form.
     """
     images = (question.image, *(image for _, image in question.exemplars))
-    return Posed(
+    return EncodedQuestion(
         question,
         asked(question.prompt, question.options, question.form),
         answers_of(question.options, question.form),

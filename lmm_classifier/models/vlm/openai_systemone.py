@@ -12,7 +12,14 @@ from typing import Any
 
 from lmm_classifier.errors import ModelError
 from lmm_classifier.models.base import Question
-from lmm_classifier.models.vlm.openai_endpoint import Answer, Posed, Probability, Way, logarithms, validated
+from lmm_classifier.models.vlm.openai_endpoint import (
+    EncodedQuestion,
+    EndpointStrategy,
+    Probability,
+    ResponsePart,
+    logarithms,
+    validated,
+)
 from lmm_classifier.models.vlm.prompts import LETTERS
 from lmm_classifier.types import FloatArray
 
@@ -21,12 +28,12 @@ NAME = "answer"  # of the one question in a request
 ROUNDING = 0.01  # how far from 1 the sum of the probabilities may lie; servers compute in reduced precision
 
 
-class _Decision(Answer):
+class _Decision(ResponsePart):
     probabilities: dict[str, Probability] | None = None
     noul: Probability | None = None
 
 
-class _Decisions(Answer):
+class _Decisions(ResponsePart):
     answers: dict[str, _Decision]
 
 
@@ -34,7 +41,7 @@ def _takes(question: Question) -> bool:
     return 1 + len(question.exemplars) <= MAX_PICTURES and len(question.options) <= len(LETTERS)
 
 
-def _body(model: str, posed: Posed) -> dict[str, Any]:
+def _body(model: str, posed: EncodedQuestion) -> dict[str, Any]:
     question = posed.question
     typed: dict[str, Any] = {"type": "noul", "instructions": question.prompt}
     if question.form != "yes_no":
@@ -63,7 +70,7 @@ def _placeholders(question: Question) -> list[str]:
     return [f"{opening}{i}>" for i in range(1 + len(question.exemplars))]
 
 
-def _read(content: bytes, posed: Posed) -> FloatArray | None:
+def _read(content: bytes, posed: EncodedQuestion) -> FloatArray | None:
     """Probabilities of the options among themselves.
 
     Raises:
@@ -82,4 +89,4 @@ def _read(content: bytes, posed: Posed) -> FloatArray | None:
     return logarithms([given[option] for option in posed.question.options])
 
 
-SYSTEMONE = Way("typed decisions", "/systemone", _takes, _body, _read)
+SYSTEMONE = EndpointStrategy("typed decisions", "/systemone", _takes, _body, _read)

@@ -30,7 +30,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+class TokenizedQuestion:
     """One question as tokens.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Continuation:
         answers: the answers.
     """
 
-    asked: Asked
+    asked: TokenizedQuestion
     begin: int
     answers: Sequence[list[int]]
 
@@ -102,7 +102,9 @@ class _Continuation:
             start += len(answer) - 1
 
 
-def log_likelihoods(model: Any, rows: Sequence[Sequence[Asked]], most: int) -> dict[int, list[float]]:
+def log_likelihoods(
+    model: Any, rows: Sequence[Sequence[TokenizedQuestion]], most: int
+) -> dict[int, list[float]]:
     """Per place, the log-likelihoods of its answers.
 
     What the questions of a row begin with goes through the model once, the images in it included; whatever
@@ -123,7 +125,7 @@ def log_likelihoods(model: Any, rows: Sequence[Sequence[Asked]], most: int) -> d
     return scores
 
 
-def _shared(row: Sequence[Asked]) -> int:
+def _shared(row: Sequence[TokenizedQuestion]) -> int:
     """Tokens that all prompts of a row begin with, showing the same pictures; one is always left over."""
     first = row[0]
     common = min(len(asked.prompt) for asked in row) - 1
@@ -137,7 +139,9 @@ def _shared(row: Sequence[Asked]) -> int:
     return common
 
 
-def _read(model: Any, rows: Sequence[Sequence[Asked]], begins: Sequence[int]) -> tuple[Any, torch.Tensor]:
+def _read(
+    model: Any, rows: Sequence[Sequence[TokenizedQuestion]], begins: Sequence[int]
+) -> tuple[Any, torch.Tensor]:
     """Keys and values of the beginnings, and a mask (rows, longest) that is 1 on their tokens."""
     longest = max(begins)
     tokens = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -154,7 +158,7 @@ def _read(model: Any, rows: Sequence[Sequence[Asked]], begins: Sequence[int]) ->
     return getattr(read, _cache_name(model)), mask
 
 
-def _parts(row: Sequence[Asked], begin: int, most: int) -> Iterator[list[_Continuation]]:
+def _parts(row: Sequence[TokenizedQuestion], begin: int, most: int) -> Iterator[list[_Continuation]]:
     """What goes through the model side by side: at most so many answers, and of not too many tokens."""
     part: list[_Continuation] = []
     answers = tokens = 0

@@ -25,7 +25,7 @@ from lmm_classifier.models.runtime.pretrained import checkpoint_state, first_lin
 from lmm_classifier.models.runtime.resizing import MAX_PIXELS, side_of
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.pixel_budget import MODEL_TYPES, PixelBudget
-from lmm_classifier.models.vlm.prefix_sharing import Asked, Picture, log_likelihoods
+from lmm_classifier.models.vlm.prefix_sharing import Picture, TokenizedQuestion, log_likelihoods
 from lmm_classifier.models.vlm.prompts import answers_of, asked
 from lmm_classifier.types import FloatArray
 
@@ -83,7 +83,9 @@ class QwenVLChooser:
             plain = self._asked(0, question, self._pictures([question]))
             return np.asarray([self._plain(plain, answer) for answer in plain.answers], np.float32)
 
-    def _batches(self, questions: Sequence[Question], batch_size: int) -> Iterator[list[list[Asked]]]:
+    def _batches(
+        self, questions: Sequence[Question], batch_size: int
+    ) -> Iterator[list[list[TokenizedQuestion]]]:
         """Rows of questions about one image, of similar length, so that there is little padding.
 
         A batch has at most `batch_size` answers, or one row.
@@ -108,7 +110,9 @@ class QwenVLChooser:
         pixels = question.image.width * question.image.height
         return min(pixels, self._budget.most), len(question.prompt)
 
-    def _rows(self, questions: Sequence[Question], rows: Sequence[Sequence[int]]) -> list[list[Asked]]:
+    def _rows(
+        self, questions: Sequence[Question], rows: Sequence[Sequence[int]]
+    ) -> list[list[TokenizedQuestion]]:
         pictures = self._pictures([questions[i] for row in rows for i in row])
         return [[self._asked(i, questions[i], pictures) for i in row] for row in rows]
 
@@ -121,7 +125,7 @@ class QwenVLChooser:
         parts = features["pixel_values"].split(grids.prod(dim=1).tolist())
         return {key: Picture(part, grid[None]) for key, part, grid in zip(images, parts, grids, strict=True)}
 
-    def _asked(self, place: int, question: Question, pictures: dict[int, Picture]) -> Asked:
+    def _asked(self, place: int, question: Question, pictures: dict[int, Picture]) -> TokenizedQuestion:
         """A question as tokens.
 
         Args:
@@ -142,7 +146,7 @@ class QwenVLChooser:
         )
         starts = torch.nonzero(is_image & ~torch.cat([torch.tensor([False]), is_image[:-1]]))[:, 0].tolist()
         answers = self._answers(question)
-        return Asked(place, prompt, positions[:, 0], tuple(shown), tuple(starts), answers)
+        return TokenizedQuestion(place, prompt, positions[:, 0], tuple(shown), tuple(starts), answers)
 
     def _answers(self, question: Question) -> list[list[int]]:
         """Tokens of each answer: of a letter or word alone, of a text with the end of the turn."""
@@ -192,7 +196,7 @@ class QwenVLChooser:
         visual_tokens = int(picture.grid.prod()) // self._processor.image_processor.merge_size**2
         return [i for token in ids for i in [token] * (visual_tokens if token == self._image_token else 1)]
 
-    def _plain(self, question: Asked, answer: list[int]) -> float:
+    def _plain(self, question: TokenizedQuestion, answer: list[int]) -> float:
         device, dtype = entry_device(self._model), self._model.dtype
         ids = torch.tensor([[*question.prompt, *answer]])
         logits = self._model(

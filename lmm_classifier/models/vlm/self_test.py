@@ -14,7 +14,7 @@ from lmm_classifier.models.base import Question
 from lmm_classifier.models.loading import answering, load_chooser
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
-from lmm_classifier.models.vlm.strategies import Asking, Case
+from lmm_classifier.models.vlm.strategies import Case, PromptStrategy
 from lmm_classifier.types import Choice, FloatArray
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SIDES = ((56, 56), (96, 64), (64, 120), (56, 84))  # px; of different length, so
 _lock = threading.Lock()
 
 
-def fault_of(spec: ModelSpec, asking: Asking, batch_size: int, twin: ModelSpec | None) -> str | None:
+def fault_of(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: ModelSpec | None) -> str | None:
     """What is wrong with a chooser, in one line; None where nothing is. Found out once per process.
 
     A batch must say what its questions say one by one; passes that share their beginning, where a chooser
@@ -46,7 +46,7 @@ def fault_of(spec: ModelSpec, asking: Asking, batch_size: int, twin: ModelSpec |
 
 
 @lru_cache(maxsize=32)
-def _tested(spec: ModelSpec, asking: Asking, batch_size: int, twin: ModelSpec | None) -> str | None:
+def _tested(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: ModelSpec | None) -> str | None:
     questions = [question for case in _cases(asking) for question in asking.questions(case)]
     together = rate(spec, questions, batch_size)
     others = {"one by one": [rate(spec, [question], 1)[0] for question in questions]}
@@ -67,7 +67,7 @@ def _tested(spec: ModelSpec, asking: Asking, batch_size: int, twin: ModelSpec | 
     )
 
 
-def _cases(asking: Asking) -> list[Case]:
+def _cases(asking: PromptStrategy) -> list[Case]:
     """Pictures of noise, the same every time."""
     rng = np.random.default_rng(0)
     shown = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIDES]

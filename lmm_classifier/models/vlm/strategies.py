@@ -54,7 +54,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class PromptStrategy:
     """A way to ask.
 
     Attributes:
@@ -166,7 +166,7 @@ def default_template(mode: Mode, scoring: Scoring) -> str:
     return {"listwise": listwise, "pointwise": POINTWISE_PROMPT, "pairwise": PAIRWISE_PROMPT}[mode]
 
 
-def contradiction(asking: Asking, exemplars: int, by_a_server: bool) -> str | None:
+def contradiction(asking: PromptStrategy, exemplars: int, by_a_server: bool) -> str | None:
     """What options say that means nothing; None where they say what can be done.
 
     Args:

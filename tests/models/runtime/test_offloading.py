@@ -20,7 +20,7 @@ from lmm_classifier.models.captioning import captioned
 from lmm_classifier.models.loading import load_chooser
 from lmm_classifier.models.runtime.memory import weight_bytes
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.models.vlm import prefix_sharing as side_by_side
+from lmm_classifier.models.vlm import prefix_sharing
 from naive_qwen import OPTIONS, PROMPT
 from refusals import refused
 
@@ -124,6 +124,6 @@ def test_logits_of_layers_on_several_gpus_are_the_same(
     chooser: Chooser, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = chooser.log_likelihoods(questions, 8)
-    monkeypatch.setattr(side_by_side, "is_on_several_gpus", lambda model: True)
+    monkeypatch.setattr(prefix_sharing, "is_on_several_gpus", lambda model: True)
     for ours, plain in zip(chooser.log_likelihoods(questions, 8), expected, strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-5)

@@ -13,14 +13,14 @@ from lmm_classifier import registry
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.self_test import fault_of
-from lmm_classifier.models.vlm.strategies import Asking, default_template
+from lmm_classifier.models.vlm.strategies import PromptStrategy, default_template
 from lmm_classifier.types import FloatArray
 
 TINY = "shipped:qwen2-vl-digits"
 
 
-def asking(mode: str = "listwise", scoring: str = "likelihood") -> Asking:
-    return Asking(mode, scoring, default_template(mode, scoring))  # type: ignore[arg-type]
+def asking(mode: str = "listwise", scoring: str = "likelihood") -> PromptStrategy:
+    return PromptStrategy(mode, scoring, default_template(mode, scoring))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def asking(mode: str = "listwise", scoring: str = "likelihood") -> Asking:
         (asking("pairwise"), "bfloat16"),
     ],
 )
-def test_the_shipped_model_passes_however_it_is_asked(way: Asking, dtype: str) -> None:
+def test_the_shipped_model_passes_however_it_is_asked(way: PromptStrategy, dtype: str) -> None:
     assert fault_of(ModelSpec("qwen-vl", TINY, dtype=dtype), way, 8, None) is None  # type: ignore[arg-type]
 
 

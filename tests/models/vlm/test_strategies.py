@@ -7,8 +7,8 @@ from PIL import Image
 from lmm_classifier.models.vlm.strategies import (
     BLANK,
     LONGEST_NAME,
-    Asking,
     Case,
+    PromptStrategy,
     default_template,
     rotations,
     shown_names,
@@ -24,12 +24,12 @@ def values(*probabilities: float) -> FloatArray:
     return np.log(np.asarray(probabilities, np.float32))
 
 
-def probabilities(asking: Asking, case: Case, *rated: FloatArray) -> list[float]:
+def probabilities(asking: PromptStrategy, case: Case, *rated: FloatArray) -> list[float]:
     return np.exp(asking.log_probabilities(case, rated)).tolist()
 
 
-def asking(mode: str = "listwise", scoring: str = "likelihood", **more: int) -> Asking:
-    return Asking(mode, scoring, default_template(mode, scoring), **more)  # type: ignore[arg-type]
+def asking(mode: str = "listwise", scoring: str = "likelihood", **more: int) -> PromptStrategy:
+    return PromptStrategy(mode, scoring, default_template(mode, scoring), **more)  # type: ignore[arg-type]
 
 
 class TestAList:
