@@ -19,7 +19,7 @@ from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, load_image_file
 from lmm_classifier.errors import ConfigError, ImageError, StepError
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.storage.prefetch import in_order
+from lmm_classifier.storage.prefetch import prefetch_map
 from lmm_classifier.types import FloatArray, IntArray, Sample, read_only
 
 
@@ -142,7 +142,7 @@ class Pipeline:
         for first in islice(source, 1):  # to look at no photo, no model is asked what it needs
             look = partial(_opened, target_size=self.resolution(), limits=limits)
             workers = min(os.cpu_count() or 1, self.batch_size)
-            opened = in_order(look, chain([first], source), workers, self.batch_size)
+            opened = prefetch_map(look, chain([first], source), workers, self.batch_size)
             with closing(opened):
                 while batch := list(islice(opened, self.batch_size)):
                     yield batch

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from lmm_classifier.api.serialize import findings
+from lmm_classifier.api.serialize import serialize_sample
 from lmm_classifier.errors import ConfigError, ImageError
 from lmm_classifier.masks import (
     apply_mask,
@@ -168,7 +168,7 @@ def region(label: str, mask: np.ndarray) -> Region:
 def test_masks_are_shown_as_run_lengths() -> None:
     sample = Sample.from_image("photo", Image.new("RGB", (9, 6)))
     mask = noise(6, 9, 0)
-    shown = findings(Sample(**{**fields(sample), "regions": (*sample.regions, region("cat", mask))}))
+    shown = serialize_sample(Sample(**{**fields(sample), "regions": (*sample.regions, region("cat", mask))}))
     whole, cat = json.loads(json.dumps(shown))["regions"]
     assert whole == {"box": [0, 0, 9, 6], "kind": "image", "source": "image", "score": 1.0}
     np.testing.assert_array_equal(coco.decode(cat["mask"]).astype(bool), mask)

@@ -29,7 +29,7 @@ from lmm_classifier.models.base import Encoder, input_size_of
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import Device, Dtype
-from lmm_classifier.storage.progress import OnProgress, unheard
+from lmm_classifier.storage.progress import OnProgress, ignore_progress
 from lmm_classifier.types import EncoderContract
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def build_index(
     shard_rows: int | None = None,
     rebuild: bool = False,
     runner: RunnerOf | None = None,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> BuildReport:
     """Index a labelled folder (`root/<label>/**`) or a CSV or JSONL table with `path` and `label`.
 
@@ -101,7 +101,7 @@ def add_photos(
     workers: int | None = None,
     max_bad_ratio: float = MAX_BAD_RATIO,
     search: SearchOptions = DEFAULT_SEARCH,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> BuildReport:
     """Add the photos of a folder or table to an index, with the encoders that made it.
 
@@ -116,7 +116,7 @@ def add_photos(
 
 
 def add_corpus(
-    corpus: Corpus, index: Path, cache_dir: Path | None = None, on_progress: OnProgress = unheard
+    corpus: Corpus, index: Path, cache_dir: Path | None = None, on_progress: OnProgress = ignore_progress
 ) -> BuildReport:
     """Add photos whose labels are known already to an index, with the encoders that made it.
 
@@ -134,7 +134,7 @@ def build_index_from_directory(
     output_path: str | Path = "index.npz",
     *,
     encoder: ModelSpec = DEFAULT_ENCODER,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> VectorIndex:
     """The documented builder: index `image_root` into `output_path` and return the opened index.
 

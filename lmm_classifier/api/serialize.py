@@ -15,7 +15,7 @@ NOT_FOUND = frozenset({"sample_id", "image", "truth", "arrived"})  # given, not 
 REGION_KEYS = ("box", "kind", "source", "score")
 
 
-def findings(sample: Sample) -> dict[str, Any]:
+def serialize_sample(sample: Sample) -> dict[str, Any]:
     """A flat view: source, width and height in pixels, then one key per field of the sample.
 
     Boxes are (x0, y0, x1, y1) in pixels of the upright photo, masks COCO's run lengths of all of it: `size`

@@ -20,7 +20,7 @@ from lmm_classifier.index.nearest_others import (
 )
 from lmm_classifier.index.records import Record
 from lmm_classifier.index.search import VectorIndex
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import FloatArray, IntArray
 
 K = 10
@@ -110,7 +110,7 @@ class Audit:
 
 
 def audit_index(
-    index: VectorIndex, *, k: int = K, near: float | None = None, on_progress: OnProgress = unheard
+    index: VectorIndex, *, k: int = K, near: float | None = None, on_progress: OnProgress = ignore_progress
 ) -> Audit:
     """Look for copies, near-duplicates across labels, and labels that the neighbours contradict.
 

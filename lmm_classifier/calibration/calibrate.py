@@ -1,6 +1,6 @@
 """Fit the decision for an index: head, novelty score and gates.
 
-Everything is chosen on the index itself, rehearsed; the cuts also on held-out images, where there are some.
+Everything is chosen on the index itself, simulated; the cuts also on held-out images, where there are some.
 Nothing else can be handed in, so images that are kept for an evaluation cannot be seen.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
-from lmm_classifier.calibration.context import CalibrationContext, subject_of
+from lmm_classifier.calibration.context import CalibrationContext, context_of
 from lmm_classifier.calibration.held_out import HeldOut, look_at_held_out
 from lmm_classifier.calibration.leave_out import Fold, LeaveOutSimulation
 from lmm_classifier.calibration.model_selection import LEARNED, HeadScore, NoveltyChoice, tune
@@ -52,12 +52,12 @@ def calibrate(
         classifier: its index, closed list of labels, top_k and text prior are what is calibrated for.
         target: what to deliver; None asks for the defaults.
         held_out: labelled images of known labels, none of them in the index; the cuts are fitted on them
-            instead of on rehearsed ones.
+            instead of on simulated ones.
         head: "knn", "prototype", "gda" or "fusion"; None chooses the one with the lowest log loss.
         score: a name of `decision.novelty.SCORES`, or "combination"; None chooses by AUROC.
         photos: the folder that the index was built from: the reranker is tried on its uncertain photos, and
             from then on asked only where it helps. None does not try it.
-        seed: of the rehearsal.
+        seed: of the simulation.
 
     Returns:
         The calibration, and the held-out images that could not be read.
@@ -71,25 +71,25 @@ def calibrate(
         if name is not None and name not in known_names:
             raise ConfigError(f"unknown head or score {name!r}{did_you_mean(name, known_names)}")
     target = target or CalibrationTarget()
-    subject = subject_of(classifier)
-    chosen = _chosen(subject, head, score, seed)
-    seen = look_at_held_out(subject, chosen.decider, held_out) if held_out is not None else None
+    context = context_of(classifier)
+    chosen = _chosen(context, head, score, seed)
+    seen = look_at_held_out(context, chosen.decider, held_out) if held_out is not None else None
     scores, truths = (seen.scores, seen.truths) if seen else (chosen.as_known, chosen.truths)
     gates = fit_gates(as_calibrated(scores, truths, chosen.as_unknown), target, scores.labels)
-    trial = _trial(subject, chosen, gates, photos, seed) if photos is not None else None
-    calibration = _document(subject, chosen, target, gates, scores, seen, trial, seed)
-    if read_manifest(subject.retrieve.index).digest != subject.digest:
-        raise CorpusError(f"{subject.retrieve.index} was changed meanwhile; calibrate again")
+    trial = _trial(context, chosen, gates, photos, seed) if photos is not None else None
+    calibration = _document(context, chosen, target, gates, scores, seen, trial, seed)
+    if read_manifest(context.retrieve.index).digest != context.digest:
+        raise CorpusError(f"{context.retrieve.index} was changed meanwhile; calibrate again")
     decider = replace(chosen.decider, calibrated=np.sort(scores.closeness.astype(np.float64)))
     digests, skipped = (seen.digests, seen.skipped) if seen else (frozenset[str](), ())
-    return write_calibration(subject.retrieve.index, calibration, decider, digests), skipped
+    return write_calibration(context.retrieve.index, calibration, decider, digests), skipped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chosen:
-    """Head and novelty score, what led to them, and what they make of the rehearsed images."""
+    """Head and novelty score, what led to them, and what they make of the simulated images."""
 
-    rehearsal: LeaveOutSimulation
+    simulation: LeaveOutSimulation
     heads: dict[str, HeadScore]
     novelty: NoveltyChoice
     decider: Decider
@@ -98,33 +98,33 @@ class _Chosen:
     as_unknown: Scores
 
 
-def _chosen(subject: CalibrationContext, head: str | None, score: str | None, seed: int) -> _Chosen:
-    rehearsal = subject.rehearsed(seed)
+def _chosen(context: CalibrationContext, head: str | None, score: str | None, seed: int) -> _Chosen:
+    simulation = context.left_out(seed)
     tuned = tune(
-        rehearsal,
-        len(subject.spaces),
-        subject.references,
+        simulation,
+        len(context.spaces),
+        context.references,
         head=head,
         score=score,
-        temperature=subject.vote.temperature,
+        temperature=context.vote.temperature,
     )
     settings, novelty = tuned.decider.settings, tuned.novelty
-    vectors = subject.spaces[subject.named_by].vectors.take(subject.rows[rehearsal.rows])
+    vectors = context.spaces[context.named_by].vectors.take(context.rows[simulation.rows])
     as_known, as_unknown = (
-        subject.scores(rehearsed_head(rehearsal, parts, settings), closeness, vectors)
-        for parts, closeness in ((rehearsal.known, novelty.known), (rehearsal.unknown, novelty.unknown))
+        context.scores(simulated_head(simulation, parts, settings), closeness, vectors)
+        for parts, closeness in ((simulation.known, novelty.known), (simulation.unknown, novelty.unknown))
     )
-    truths = tuple(subject.index.labels[code] for code in rehearsal.truths.tolist())
-    return _Chosen(rehearsal, tuned.heads, novelty, tuned.decider, truths, as_known, as_unknown)
+    truths = tuple(context.index.labels[code] for code in simulation.truths.tolist())
+    return _Chosen(simulation, tuned.heads, novelty, tuned.decider, truths, as_known, as_unknown)
 
 
-def rehearsed_head(
-    rehearsal: LeaveOutSimulation, parts: Sequence[Fold], settings: HeadSettings
+def simulated_head(
+    simulation: LeaveOutSimulation, parts: Sequence[Fold], settings: HeadSettings
 ) -> FloatArray:
-    """Probabilities (m, c) of the chosen head; (0, c) where nothing was rehearsed."""
+    """Probabilities (m, c) of the chosen head; (0, c) where nothing was simulated."""
     if not parts:
-        return np.empty((0, len(rehearsal.counts)), np.float32)
-    return rehearsal.gather(parts, lambda part: head_probabilities(part.queries, part.references, settings))
+        return np.empty((0, len(simulation.counts)), np.float32)
+    return simulation.gather(parts, lambda part: head_probabilities(part.queries, part.references, settings))
 
 
 def as_calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> CalibrationSample:
@@ -140,27 +140,27 @@ def as_calibrated(known: Scores, truths: Sequence[str], unknown: Scores) -> Cali
 
 
 def _trial(
-    subject: CalibrationContext, chosen: _Chosen, gates: Gates, photos: Path, seed: int
+    context: CalibrationContext, chosen: _Chosen, gates: Gates, photos: Path, seed: int
 ) -> RerankTrial:
-    rows = subject.rows[chosen.rehearsal.rows]
-    paths = subject.index.records.paths(rows)
+    rows = context.rows[chosen.simulation.rows]
+    paths = context.index.records.paths(rows)
     return try_reranker(
-        subject.reranker,
+        context.reranker,
         [
-            TrialPhoto(photos / path, truth, partial(subject.embeddings, row))
+            TrialPhoto(photos / path, truth, partial(context.embeddings, row))
             for path, truth, row in zip(paths, chosen.truths, rows.tolist(), strict=True)
         ],
         chosen.as_known,
         chosen.as_unknown,
-        subject.open_set.in_force(gates),
-        chosen.rehearsal.near,
+        context.open_set.in_force(gates),
+        chosen.simulation.near,
         seed,
-        subject.classifier.limits,
+        context.classifier.limits,
     )
 
 
 def _document(
-    subject: CalibrationContext,
+    context: CalibrationContext,
     chosen: _Chosen,
     target: CalibrationTarget,
     gates: Gates,
@@ -169,15 +169,15 @@ def _document(
     trial: RerankTrial | None,
     seed: int,
 ) -> Calibration:
-    in_force = subject.open_set.in_force(gates)
+    in_force = context.open_set.in_force(gates)
     return Calibration(
         gates=gates,
         head=chosen.decider.settings,
         novelty=chosen.decider.combination,
         depth=chosen.decider.depth,
-        labels=subject.closed_labels,
-        text_weight=subject.prior.weight if subject.prior else 0.0,
-        text_temperature=subject.prior.temperature if subject.prior else None,
+        labels=context.closed_labels,
+        text_weight=context.prior.weight if context.prior else 0.0,
+        text_temperature=context.prior.temperature if context.prior else None,
         target=str(target),
         n_images=len(chosen.truths),
         n_held_out=len(seen.truths) if seen else 0,
@@ -187,9 +187,9 @@ def _document(
         expected=_expected(scores, in_force),
         expected_unknown=_expected(chosen.as_unknown, in_force),
         encoders=tuple(
-            space.encoder.fingerprint for space in subject.spaces[: len(chosen.decider.references)]
+            space.encoder.fingerprint for space in context.spaces[: len(chosen.decider.references)]
         ),
-        index_digest=subject.digest,
+        index_digest=context.digest,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rerank=trial,
     )

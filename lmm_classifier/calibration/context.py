@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
-from lmm_classifier.calibration.leave_out import LeaveOutSimulation, rehearse
+from lmm_classifier.calibration.leave_out import LeaveOutSimulation, leave_out
 from lmm_classifier.decision.reference import Moments, Reference, fit_reference
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.index.manifest import read_manifest
@@ -77,13 +77,13 @@ class CalibrationContext:
         family = self.prior.encoder.family if self.prior else self.index.encoder.name
         return next((i for i, space in enumerate(self.spaces) if space.encoder.name == family), 0)
 
-    def rehearsed(self, seed: int) -> LeaveOutSimulation:
+    def left_out(self, seed: int) -> LeaveOutSimulation:
         """Its images, asked as known and as unknown."""
         records = self.index.records
         contents = records.contents()
         _, first = np.unique(contents[self.rows], return_index=True)
         near = near_threshold(self.index, contents, self.rows[first])
-        return rehearse(
+        return leave_out(
             [self._of_rows(space) for space in self.spaces],
             records.codes[self.rows].astype(np.int64),
             contents[self.rows],
@@ -126,7 +126,7 @@ class CalibrationContext:
         return Vectors([space.vectors.take(self.rows)], space.encoder.dim)
 
 
-def subject_of(classifier: HybridClassifier) -> CalibrationContext:
+def context_of(classifier: HybridClassifier) -> CalibrationContext:
     """Take a classifier apart.
 
     Raises:

@@ -35,7 +35,7 @@ class HeldOut:
     skipped: tuple[SkippedFile, ...]
 
 
-def look_at_held_out(subject: CalibrationContext, decider: Decider, corpus: Corpus) -> HeldOut:
+def look_at_held_out(context: CalibrationContext, decider: Decider, corpus: Corpus) -> HeldOut:
     """Decide about each image; a batch of them is in memory at a time.
 
     Raises:
@@ -43,17 +43,17 @@ def look_at_held_out(subject: CalibrationContext, decider: Decider, corpus: Corp
     """
     skipped: list[SkippedFile] = []
     digests: set[str] = set()
-    pipeline = subject.classifier.pipeline
+    pipeline = context.classifier.pipeline
     steps = tuple(step for step in pipeline.steps if step.name in {"embed", "retrieve"})
-    samples = Pipeline(steps, pipeline.batch_size).run(_samples(subject, corpus, skipped, digests))
-    encoders = [space.encoder.fingerprint for space in subject.spaces]
+    samples = Pipeline(steps, pipeline.batch_size).run(_samples(context, corpus, skipped, digests))
+    encoders = [space.encoder.fingerprint for space in context.spaces]
     scores: list[Scores] = []
     truths: list[str] = []
     while batch := list(islice(samples, pipeline.batch_size)):
-        queries = queries_of(batch, encoders, subject.index.records.codes)
+        queries = queries_of(batch, encoders, context.index.records.codes)
         decided = decider.decide(queries)
-        vectors = queries.vectors[subject.named_by]
-        scores.append(subject.scores(decided.probabilities, decided.known, vectors))
+        vectors = queries.vectors[context.named_by]
+        scores.append(context.scores(decided.probabilities, decided.known, vectors))
         truths += [required(sample.truth) for sample in batch]
     if len(truths) < LEAST_IMAGES:
         raise CorpusError(
@@ -63,22 +63,22 @@ def look_at_held_out(subject: CalibrationContext, decider: Decider, corpus: Corp
 
 
 def _samples(
-    subject: CalibrationContext, corpus: Corpus, skipped: list[SkippedFile], digests: set[str]
+    context: CalibrationContext, corpus: Corpus, skipped: list[SkippedFile], digests: set[str]
 ) -> Iterator[Sample]:
     """Open the images one after the other, refusing those that would teach nothing."""
-    records = subject.index.records
-    answered = set(subject.closed_labels or records.labels) & set(records.labels)
+    records = context.index.records
+    answered = set(context.closed_labels or records.labels) & set(records.labels)
     if strangers := sorted(set(corpus.labels) - answered):
         raise CorpusError(
             f"{corpus.root}: no answer can be {', '.join(map(repr, strangers[:3]))}; thresholds are fitted "
             "on images of labels that can be answered, so leave these out"
         )
     indexed = dict(zip(records.sha256(), records.paths(), strict=True))
-    pixels = subject.classifier.pipeline.resolution()  # decoded as they are to classify
+    pixels = context.classifier.pipeline.resolution()  # decoded as they are to classify
     for item in corpus.items:
         try:
             loaded = load_image_file(
-                corpus.root / item.path, target_size=pixels, limits=subject.classifier.limits
+                corpus.root / item.path, target_size=pixels, limits=context.classifier.limits
             )
         except ImageError as error:
             skipped.append(SkippedFile(item.path, error.code, error.reason))

@@ -75,7 +75,7 @@ class LeaveOutSimulation:
         return whole
 
 
-def rehearse(
+def leave_out(
     spaces: Sequence[Vectors],
     codes: IntArray,
     contents: IntArray,

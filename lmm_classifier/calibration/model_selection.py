@@ -1,4 +1,4 @@
-"""Choosing the head and the novelty score on rehearsed queries."""
+"""Choosing the head and the novelty score on simulated queries."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from lmm_classifier.types import Float64Array, FloatArray, IntArray
 VOTERS = (1, 3, 5, 10, 20, 50, 100)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2)
 BALANCES = (0.0, 0.5, 1.0)
-MOST_WEIGHT = 10.0  # of a head: where every rehearsed answer is right, no weight is large enough
+MOST_WEIGHT = 10.0  # of a head: where every simulated answer is right, no weight is large enough
 LEAST_SPREAD = 1e-7  # of a score; less is rounding
 IMBALANCE = 1.5  # times as many images in the largest label as in the smallest, from which balances are tried
 
 
 @dataclass(frozen=True, slots=True)
 class HeadScore:
-    """How a head did on the rehearsed queries.
+    """How a head did on the simulated queries.
 
     Attributes:
         accuracy: share of right answers.
@@ -57,18 +57,18 @@ class HeadScore:
 
 
 def choose_head(
-    rehearsal: LeaveOutSimulation, encoders: int, only: str | None, temperature: float | None
+    simulation: LeaveOutSimulation, encoders: int, only: str | None, temperature: float | None
 ) -> tuple[HeadSettings, dict[str, HeadScore]]:
     """The settings with the lowest log loss, and how each head did.
 
     Args:
-        rehearsal: the queries.
+        simulation: the queries.
         encoders: of the index.
         only: the one head, or `FUSION`, to use; None chooses.
         temperature: of the vote; None chooses.
     """
-    settings = _tuned_vote(rehearsal, temperature)
-    settings = _tuned_prototypes(rehearsal, settings)
+    settings = _tuned_vote(simulation, temperature)
+    settings = _tuned_prototypes(simulation, settings)
     names = [name for name in HEADS if name in OF_NEIGHBOURS]
     names += [
         _numbered(name, number)
@@ -76,18 +76,18 @@ def choose_head(
         if name not in OF_NEIGHBOURS
     ]
     logs = {
-        name: log_probabilities(_probabilities(rehearsal, replace(settings, weights={name: 1.0})))
+        name: log_probabilities(_probabilities(simulation, replace(settings, weights={name: 1.0})))
         for name in names
     }
     options: dict[str, tuple[str, ...]] = {name: (name,) for name in names} | {FUSION: tuple(names)}
     weighted = {
-        option: _weighted([logs[name] for name in members], rehearsal.truths)
+        option: _weighted([logs[name] for name in members], simulation.truths)
         for option, members in options.items()
     }
     report = {}
     for option, weights in weighted.items():
         tuned = replace(settings, weights=dict(zip(options[option], weights, strict=True)))
-        report[option] = _score(_probabilities(rehearsal, tuned), rehearsal.truths)
+        report[option] = _score(_probabilities(simulation, tuned), simulation.truths)
     best = only or min(report, key=lambda option: report[option].log_loss)
     chosen = {name: w for name, w in zip(options[best], weighted[best], strict=True) if w > 0}
     if not chosen:
@@ -100,7 +100,7 @@ class NoveltyChoice:
     """The chosen novelty score, and what led to it.
 
     Attributes:
-        combination: fitted on all rehearsed queries.
+        combination: fitted on all simulated queries.
         known, unknown: float64 (m,): what it makes of each image as known and as unknown, by a fit that has
             not seen its group of labels; `unknown` is empty with a single label.
         auroc: score -> AUROC between them, for each single score and for all together.
@@ -118,12 +118,12 @@ LEARNED = "combination"
 
 
 def choose_novelty(
-    rehearsal: LeaveOutSimulation, settings: HeadSettings, encoders: int, only: str | None
+    simulation: LeaveOutSimulation, settings: HeadSettings, encoders: int, only: str | None
 ) -> NoveltyChoice:
-    """The score with the highest AUROC between rehearsed knowns and unknowns.
+    """The score with the highest AUROC between simulated knowns and unknowns.
 
     Args:
-        rehearsal: the queries.
+        simulation: the queries.
         settings: of the head, whose vote some scores use.
         encoders: of the index.
         only: the one score, or LEARNED, to use; None chooses.
@@ -133,20 +133,20 @@ def choose_novelty(
     """
     names = tuple(FROM_NEIGHBOURS)
     names += tuple(_numbered(name, number) for name, number in product(FROM_REFERENCE, range(encoders)))
-    if np.count_nonzero(rehearsal.counts) < 3:  # without its own label an image has one left to compare with
+    if np.count_nonzero(simulation.counts) < 3:  # without its own label an image has one left to compare with
         names = tuple(name for name in names if name.partition("#")[0] not in OF_TWO_LABELS)
 
     def scores_of(parts: Sequence[Fold]) -> FloatArray:
-        return rehearsal.gather(
+        return simulation.gather(
             parts, lambda part: novelty_scores(names, part.queries, part.references, settings)
         )
 
-    known = scores_of(rehearsal.known)
-    if not rehearsal.unknown:  # nothing to hold out, so nothing to learn from
+    known = scores_of(simulation.known)
+    if not simulation.unknown:  # nothing to hold out, so nothing to learn from
         single = _only_nearest()
         values = single.known(known[:, [names.index(single.names[0])]])
         return NoveltyChoice(single, values, np.empty(0), {}, single.names[0])
-    unknown = scores_of(rehearsal.unknown)
+    unknown = scores_of(simulation.unknown)
     varied = np.ptp(np.concatenate([known, unknown]), axis=0) > LEAST_SPREAD
     if not varied.any():
         raise CorpusError("the encoder gives all images the same vector, so nothing can be calibrated")
@@ -154,19 +154,19 @@ def choose_novelty(
         LEARNED: list(np.flatnonzero(varied))
     }
     auroc = {name: _auroc(known[:, j], unknown[:, j]) for j, name in enumerate(names) if varied[j]}
-    auroc[LEARNED] = _auroc(*_crossed(known[:, varied], unknown[:, varied], rehearsal.groups))
+    auroc[LEARNED] = _auroc(*_crossed(known[:, varied], unknown[:, varied], simulation.groups))
     chosen = only or max(auroc, key=lambda option: auroc[option])
     if chosen not in options:
         raise CorpusError(f"score {chosen!r} is the same for all images, so it tells nothing")
     columns = options[chosen]
     combination = _fitted([names[j] for j in columns], known[:, columns], unknown[:, columns])
-    crossed = _crossed(known[:, columns], unknown[:, columns], rehearsal.groups)
+    crossed = _crossed(known[:, columns], unknown[:, columns], simulation.groups)
     return NoveltyChoice(combination, *crossed, auroc, chosen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
-    """Head and novelty score as chosen on a rehearsal.
+    """Head and novelty score as chosen on a simulation.
 
     Attributes:
         heads: how each head did.
@@ -180,7 +180,7 @@ class Tuned:
 
 
 def tune(
-    rehearsal: LeaveOutSimulation,
+    simulation: LeaveOutSimulation,
     encoders: int,
     references: Callable[[int], tuple[Reference, ...]],
     *,
@@ -191,7 +191,7 @@ def tune(
     """Choose the head, then the novelty score.
 
     Args:
-        rehearsal: the queries.
+        simulation: the queries.
         encoders: of the index.
         references: gives those of the first so many encoders, fitted on all images.
         head: as `choose_head` takes `only`.
@@ -201,11 +201,11 @@ def tune(
     Raises:
         CorpusError: as both.
     """
-    settings, heads = choose_head(rehearsal, encoders, head, temperature)
-    novelty = choose_novelty(rehearsal, settings, encoders, score)
+    settings, heads = choose_head(simulation, encoders, head, temperature)
+    novelty = choose_novelty(simulation, settings, encoders, score)
     used = encoders_needed([*settings.weights, *novelty.combination.names])
     calibrated = np.sort(novelty.known)
-    decider = Decider(references(used), settings, rehearsal.depth, novelty.combination, calibrated)
+    decider = Decider(references(used), settings, simulation.depth, novelty.combination, calibrated)
     return Tuned(heads, novelty, decider)
 
 
@@ -213,32 +213,32 @@ def _numbered(name: str, encoder: int) -> str:
     return f"{name}#{encoder}" if encoder else name
 
 
-def _probabilities(rehearsal: LeaveOutSimulation, settings: HeadSettings) -> FloatArray:
-    return rehearsal.gather(
-        rehearsal.known, lambda part: head_probabilities(part.queries, part.references, settings)
+def _probabilities(simulation: LeaveOutSimulation, settings: HeadSettings) -> FloatArray:
+    return simulation.gather(
+        simulation.known, lambda part: head_probabilities(part.queries, part.references, settings)
     )
 
 
-def _tuned_vote(rehearsal: LeaveOutSimulation, temperature: float | None) -> HeadSettings:
-    counts = rehearsal.counts[rehearsal.counts > 0]
+def _tuned_vote(simulation: LeaveOutSimulation, temperature: float | None) -> HeadSettings:
+    counts = simulation.counts[simulation.counts > 0]
     uneven = counts.max() > IMBALANCE * counts.min()
     tried = [
         HeadSettings({"knn": 1.0}, k, t, balance)
         for k, t, balance in product(
-            sorted({min(k, rehearsal.depth) for k in VOTERS}),
+            sorted({min(k, simulation.depth) for k in VOTERS}),
             TEMPERATURES if temperature is None else (temperature,),
             BALANCES if uneven else BALANCES[:1],
         )
     ]
-    return min(tried, key=lambda settings: _log_loss(_probabilities(rehearsal, settings), rehearsal.truths))
+    return min(tried, key=lambda settings: _log_loss(_probabilities(simulation, settings), simulation.truths))
 
 
-def _tuned_prototypes(rehearsal: LeaveOutSimulation, settings: HeadSettings) -> HeadSettings:
+def _tuned_prototypes(simulation: LeaveOutSimulation, settings: HeadSettings) -> HeadSettings:
     tried = [
         replace(settings, weights={"prototype": 1.0}, prototype_temperature=temperature)
         for temperature in TEMPERATURES
     ]
-    return min(tried, key=lambda settings: _log_loss(_probabilities(rehearsal, settings), rehearsal.truths))
+    return min(tried, key=lambda settings: _log_loss(_probabilities(simulation, settings), simulation.truths))
 
 
 def _weighted(logs: Sequence[FloatArray], truths: IntArray) -> list[float]:

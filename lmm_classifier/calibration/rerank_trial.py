@@ -1,4 +1,4 @@
-"""Does the reranker help on this corpus? Tried on photos of the index, rehearsed as known and as unknown."""
+"""Does the reranker help on this corpus? Tried on photos of the index, simulated as known and as unknown."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def try_reranker(
     Args:
         step: the reranker, as configured.
         photos: m of the index.
-        known: scores over m regions, rehearsed as known.
+        known: scores over m regions, simulated as known.
         unknown: the same as unknown; may be empty.
         gates: which of them are uncertain.
-        near: similarity from which two photos of the index are the same one, as when they were rehearsed: it
+        near: similarity from which two photos of the index are the same one, as when they were simulated: it
             would be no other photo to compare with.
         seed: of the sample.
         limits: of the photos.
@@ -131,7 +131,7 @@ def _opinions(
     while batch := list(islice(samples, AT_ONCE)):
         shown = list(_shown(step, batch, near))
         choices = step.choices([case for _, case in shown])
-        cases += map(_case, (doubt for doubt, _ in shown), choices)
+        cases += map(_case, (request for request, _ in shown), choices)
         bias.look_at([case for _, case in shown])
     prior = bias.prior()
     return [_without(prior, step, case) for case in cases], bias
@@ -248,14 +248,14 @@ def _changes(cases: Sequence[TrialCase], answers: Sequence[str]) -> tuple[list[i
 def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple[RerankRequest, Case]]:
     """What the model is shown of each sample; nothing of those that it would not be asked about."""
     for sample in batch:
-        for doubt in step.doubts(sample):
-            case = step.case(doubt, below=min(near, COPY))
+        for request in step.rerank_requests(sample):
+            case = step.case(request, below=min(near, COPY))
             if step.comparable(case):
-                yield doubt, case
+                yield request, case
 
 
-def _case(doubt: RerankRequest, choice: Choice) -> TrialCase:
-    sample, scores = doubt.sample, required(doubt.sample.scores)
+def _case(request: RerankRequest, choice: Choice) -> TrialCase:
+    sample, scores = request.sample, required(request.sample.scores)
     best = scores.labels[int(scores.values[0].argmax())]
     retrieval = retrieval_probabilities(
         choice.options, scores.labels, scores.values[0], float(scores.closeness[0])
@@ -268,7 +268,7 @@ def _without(prior: Mapping[int, Sequence[float]], step: Rerank, case: TrialCase
     places = prior.get(len(case.choice.options))
     if places is None:
         return case
-    values = step.asking.without(places, case.choice.log_likelihoods)
+    values = step.strategy.without(places, case.choice.log_likelihoods)
     return replace(case, choice=Choice(case.choice.options, values))
 
 

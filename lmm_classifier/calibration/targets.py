@@ -38,13 +38,13 @@ class CalibrationTarget:
         keep_known: share of known images that must not be called unknown.
         per_label: the same for images whose best label is this one.
         every_label: a cut of its own for each label that has images enough for its share.
-        costs: choose the cut by these instead of `keep_known`; needs rehearsed unknowns.
+        costs: choose the cut by these instead of `keep_known`; needs simulated unknowns.
         coverage: share of known images whose true label must remain possible.
         catch_unknown: share of unknown images that must not be accepted outright: those above the novelty
             gate are uncertain then, and a reranker or a person decides.
         second_look: share of known images that may be uncertain for the sake of `catch_unknown` alone.
         always_look: share of known images, those that look least known, that are uncertain in any case. An
-            encoder trained on the very labels of the index tells rehearsed unknowns apart more easily than
+            encoder trained on the very labels of the index tells simulated unknowns apart more easily than
             real ones, so that `catch_unknown` asks for too few.
     """
 

@@ -15,7 +15,7 @@ from lmm_classifier.corpus.corpus import NO_PHOTOS
 from lmm_classifier.corpus.folder import list_images
 from lmm_classifier.errors import CaptionError, CorpusError, IndexFolderError
 from lmm_classifier.storage.atomic_files import replace_file
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.text import plain_line
 
 IN_A_ROW = 10
@@ -47,7 +47,7 @@ def caption_folder(
     *,
     force: bool = False,
     on_failure: OnFailure = lambda _photo, _reason: None,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> Report:
     """Write what each photo below a folder shows into a text file beside it, as one line of UTF-8.
 

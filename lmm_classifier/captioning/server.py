@@ -16,7 +16,7 @@ from lmm_classifier.captioning.source import CaptionFailure, Keep, Outcome
 from lmm_classifier.corpus.images import read_image_bytes, type_of_image
 from lmm_classifier.errors import CaptionError, ConfigError, FetchError, ImageError
 from lmm_classifier.fetch import FetchLimits, FormFile, bearer, check_url, fetch, form_data, post
-from lmm_classifier.storage.prefetch import in_order
+from lmm_classifier.storage.prefetch import prefetch_map
 from lmm_classifier.text import shown
 
 KEY = "LMM_CLASSIFIER_API_KEY"
@@ -104,7 +104,7 @@ class Server:
             found = self._caption(photo, stop)
             return found if isinstance(found, CaptionFailure) else keep(photo, found)
 
-        with closing(in_order(outcome, photos, self.at_once, 2 * self.at_once, stop)) as done:
+        with closing(prefetch_map(outcome, photos, self.at_once, 2 * self.at_once, stop)) as done:
             yield from done
 
     @property

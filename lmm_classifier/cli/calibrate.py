@@ -61,7 +61,7 @@ IndexedPhotos = Annotated[
         "where it helps."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the rehearsal.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the leave-out simulation.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the calibration as one JSON object.")]
 
 

@@ -21,8 +21,8 @@ OUTPUT = Path("evaluation")
 FIGURES, PAGE = "evaluation.json", "report.html"
 
 
-class Strangers(StrEnum):
-    """Which unknowns those photos are whose label the index lacks."""
+class UnknownKind(StrEnum):
+    """What photos are whose label is not in the index."""
 
     near = "near"
     far = "far"
@@ -46,8 +46,13 @@ Near = Annotated[
     typer.Option(help="Photos of no label of the index that resemble one: a folder or table."),
 ]
 Far = Annotated[Path | None, typer.Option(help="Photos of no label of the index that resemble none.")]
-WhatStrangersAre = Annotated[
-    Strangers, typer.Option(help="What photos in PHOTOS are whose label the index lacks.")
+OutOfIndex = Annotated[
+    UnknownKind,
+    typer.Option(
+        "--out-of-index",
+        "--strangers",
+        help="Treat PHOTOS whose label is not in the index as near or far unknowns.",
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -69,7 +74,7 @@ def run(
     window: Window = 200,
     near: Near = None,
     far: Far = None,
-    strangers: WhatStrangersAre = Strangers.near,
+    out_of_index: OutOfIndex = UnknownKind.near,
     output: Output = None,
     corpus_root: CorpusRoot = None,
     resamples: Resamples = 1000,
@@ -104,7 +109,7 @@ def run(
             known,
             near=unknown_near,
             far=unknown_far,
-            strangers=strangers.value,
+            out_of_index=out_of_index.value,
             resamples=resamples,
             seed=seed,
             on_progress=on_progress,

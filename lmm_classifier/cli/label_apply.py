@@ -55,7 +55,7 @@ def apply(
             f"{len(found.conflicts)} are in conflict, {len(found.gone)} gone or changed; for the others see "
             "`lmm-classifier review`"
         )
-    if not elsewhere or Path(opened.facts.index).is_dir():  # a table can be written without the index
+    if not elsewhere or Path(opened.manifest.index).is_dir():  # a table can be written without the index
         _tell_of_drift(opened)  # before the index becomes another
     if not elsewhere:
         _to_index(found, opened)
@@ -70,7 +70,7 @@ def _tell_of_drift(run: LabellingRun) -> None:
     from lmm_classifier.labelling.run_drift import drift_of
     from lmm_classifier.labelling.run_manifest import classifier_of
 
-    drift = drift_of(run, classifier_of(run.facts))
+    drift = drift_of(run, classifier_of(run.manifest))
     if drift is not None and drift.recalibrate:
         note(drift.advice)
 
@@ -79,7 +79,7 @@ def _to_index(found: AgreedLabels, run: LabellingRun) -> None:
     from lmm_classifier.api.build_index import add_corpus
     from lmm_classifier.corpus.corpus import Corpus
 
-    index, cache_dir = Path(run.facts.index), run.facts.settings.get("cache_dir")
+    index, cache_dir = Path(run.manifest.index), run.manifest.settings.get("cache_dir")
     corpus = Corpus(found.items, (), empty_labels=(), root=run.root)
     with progress() as on_progress:
         report = add_corpus(corpus, index, cache_dir and Path(cache_dir), on_progress)

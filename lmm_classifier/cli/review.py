@@ -50,7 +50,7 @@ def run(
         from lmm_classifier.service.server import serve
 
     run = LabellingRun(folder)
-    pictures = corpus or _corpus_of(run.facts.settings)
+    pictures = corpus or _corpus_of(run.manifest.settings)
     app = create_review(run, reviewer or _login(), order=ActiveQueue(run), corpus=pictures)
     _tell_of_cut_off_lines(folder)
     shown = f"[{host}]" if ":" in host else host

@@ -80,7 +80,7 @@ def steps(
 
 
 def _tell(line: Pipeline, photos: Sequence[Path]) -> int:
-    from lmm_classifier.api.serialize import findings
+    from lmm_classifier.api.serialize import serialize_sample
 
     for step in line.steps:
         step.load()
@@ -90,7 +90,7 @@ def _tell(line: Pipeline, photos: Sequence[Path]) -> int:
             skipped.append(finished)
             body = {"source": finished.path, "error": finished.reason, "code": finished.code}
         else:
-            body = findings(finished)
+            body = serialize_sample(finished)
         sys.stdout.write(json.dumps(body, allow_nan=False) + "\n")
         sys.stdout.flush()
     first_lines("skipped: {}", [f"{s.path}: {s.reason} [{s.code}]" for s in skipped])

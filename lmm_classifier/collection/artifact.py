@@ -28,7 +28,7 @@ from lmm_classifier.collection.training_set import JOIN, EmbeddingPart
 from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
 from lmm_classifier.regions import TargetName
 from lmm_classifier.storage.atomic_files import replace_file
-from lmm_classifier.storage.checksummed_json import digest_of, unseal
+from lmm_classifier.storage.checksummed_json import digest_of, load_checksummed
 
 SCHEMA_VERSION: Literal[2] = 2  # the documented `best_models.json` is version 2 of its map; this one says so
 LINEAR, OTHER = ".safetensors", ".skops"
@@ -241,7 +241,7 @@ def read_version(path: Path) -> ClassifierArtifact:
         ClassifierFileError: it is gone, damaged, or not about the file beside it.
     """
     try:
-        body = unseal(path, SCHEMA_VERSION, "train it again")
+        body = load_checksummed(path, SCHEMA_VERSION, "train it again")
     except FileNotFoundError as error:
         raise ClassifierFileError(f"{path}: there is no such file; train it again") from error
     except IndexFolderError as error:

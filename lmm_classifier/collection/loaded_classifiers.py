@@ -130,7 +130,7 @@ class StoreCache:
         self._models: dict[str, Model] = {}
         self._banks: OrderedDict[object, tuple[tuple[int, ...], LoadedClassifiers]] = OrderedDict()
 
-    def bank(
+    def classifiers(
         self, collections: tuple[str, ...] | None, encoders: NamedEncoders, device: Device
     ) -> LoadedClassifiers:
         """The classifiers of these collections, or of all, as they are now; encoders opened and compared.
@@ -148,18 +148,20 @@ class StoreCache:
                 self._banks.move_to_end(key)
                 return kept
             for _ in range(TRIES):
-                bank = self._built(snapshot, collections, dict(encoders), device)
-                if not bank.refused or self.store.snapshot() is snapshot:
+                classifiers = self._built(snapshot, collections, dict(encoders), device)
+                if not classifiers.refused or self.store.snapshot() is snapshot:
                     break
                 snapshot = self.store.snapshot()
             if collections is not None:
-                for error in bank.refused.values():
+                for error in classifiers.refused.values():
                     raise error.with_traceback(None)
-            if not any(isinstance(error, ModelError) for error in bank.refused.values()):  # it may open later
-                self._banks[key] = (snapshot.stamp, bank)
+            if not any(
+                isinstance(error, ModelError) for error in classifiers.refused.values()
+            ):  # it may open later
+                self._banks[key] = (snapshot.stamp, classifiers)
                 while len(self._banks) > KEPT:
                     self._banks.popitem(last=False)
-            return bank
+            return classifiers
 
     def _built(
         self,

@@ -28,7 +28,7 @@ from lmm_classifier.collection.store import BEST, changing, comparison_of
 from lmm_classifier.collection.training_set import TrainingSet
 from lmm_classifier.errors import CollectionError
 from lmm_classifier.storage.atomic_files import replace_file, sync_folder
-from lmm_classifier.storage.checksummed_json import seal
+from lmm_classifier.storage.checksummed_json import dump_checksummed
 
 KEEP = 10
 
@@ -67,7 +67,7 @@ def publish(
             "versions": [competitor.row() for competitor in ranking],
         }
         with written():
-            replace_file(comparison_of(folder, data.collection), seal(body))
+            replace_file(comparison_of(folder, data.collection), dump_checksummed(body))
         entries[data.collection] = chosen.sealed()
     with changing(folder) as entries:  # published: now, and not before, others may go
         in_use = {entry.get("model_file") for entry in entries.values() if isinstance(entry, dict)}

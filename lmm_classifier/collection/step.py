@@ -82,11 +82,11 @@ class Classify(Step):
         """Open store and encoders.
 
         Raises:
-            LmmClassifierError: as `Shelf.bank`; also if no collection of the store can be used.
+            LmmClassifierError: as `Shelf.classifiers`; also if no collection of the store can be used.
         """
-        bank = self._bank()
-        if bank.refused and not bank.stacks:
-            raise next(iter(bank.refused.values())).with_traceback(None)
+        classifiers = self._bank()
+        if classifiers.refused and not classifiers.stacks:
+            raise next(iter(classifiers.refused.values())).with_traceback(None)
 
     def resolution(self) -> int | None:
         wanted = self._bank().wanted
@@ -102,11 +102,11 @@ class Classify(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch:
             return []
-        bank = self._bank()
-        seen = looked_at(batch, bank.wanted, self.persons, self.faces)
+        classifiers = self._bank()
+        seen = looked_at(batch, classifiers.wanted, self.persons, self.faces)
         store = shelf_of(self.store).store
-        found = [[_refused(c, error, store) for c, error in bank.refused.items()] for _ in batch]
-        for stack in bank.stacks:
+        found = [[_refused(c, error, store) for c, error in classifiers.refused.items()] for _ in batch]
+        for stack in classifiers.stacks:
             for into, more in zip(found, decide(stack, seen[stack.region]), strict=True):
                 into.extend(more)
         return [
@@ -115,14 +115,14 @@ class Classify(Step):
         ]
 
     def _bank(self) -> LoadedClassifiers:
-        bank = shelf_of(self.store).bank(self.collections, self.encoders, self.device)
-        for stack in bank.stacks:
+        classifiers = shelf_of(self.store).classifiers(self.collections, self.encoders, self.device)
+        for stack in classifiers.stacks:
             if self.target not in (None, stack.region):
                 raise ConfigError(
                     f"collection {stack.versions[0].collection} is about {stack.region}, not about target "
                     f"{self.target}; leave the target out"
                 )
-        return bank
+        return classifiers
 
 
 def decide(stack: StackedLinear, seen: Sequence[Sample]) -> list[list[Membership]]:

@@ -39,7 +39,7 @@ from lmm_classifier.errors import (
 )
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.storage.atomic_files import replace_file
-from lmm_classifier.storage.checksummed_json import unseal
+from lmm_classifier.storage.checksummed_json import load_checksummed
 
 BEST = "best_models.json"
 DEFAULT_FOLDER = Path("trained_classifiers")
@@ -153,7 +153,9 @@ class Store:
     def comparison(self, collection: str | int) -> dict[str, Any] | None:
         """The table of the versions that competed, best first; None where none is stored."""
         try:
-            return unseal(comparison_of(self.folder, str(collection)), SCHEMA_VERSION, "train again")
+            return load_checksummed(
+                comparison_of(self.folder, str(collection)), SCHEMA_VERSION, "train again"
+            )
         except FileNotFoundError:
             return None
         except IndexFolderError as error:

@@ -16,7 +16,7 @@ from lmm_classifier.collection.publish import KEEP, FittedCandidate, publish
 from lmm_classifier.collection.selection import Competitor, Metric
 from lmm_classifier.collection.training_set import SkippedCollection, TrainingSet
 from lmm_classifier.errors import CollectionError, LmmClassifierError
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import BoolArray
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def train(
     source: Iterable[TrainingSet | SkippedCollection],
     store: str | Path,
     options: TrainOptions = DEFAULTS,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> TrainingReport:
     """Train a classifier per collection; each is in the store, whole, before the next one is begun.
 

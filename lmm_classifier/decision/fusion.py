@@ -18,7 +18,7 @@ LEAST = 1e-6  # probability that retrieval leaves to an option: none is vetoed
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Weights of the two log-probabilities, fitted on the uncertain part of rehearsed images.
+    """Weights of the two log-probabilities, fitted on the uncertain part of simulated images.
 
     Attributes:
         retrieval, model: weights, at least 0. 1 and 1 is the product of two independent opinions.

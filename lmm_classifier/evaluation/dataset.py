@@ -67,16 +67,16 @@ def answerable_labels(classifier: HybridClassifier) -> frozenset[str]:
     return frozenset(labels)
 
 
-def questions(
-    labels: frozenset[str], known: Corpus, unknown: Mapping[Unknowns, Corpus], strangers: Unknowns
+def evaluation_items(
+    labels: frozenset[str], known: Corpus, unknown: Mapping[Unknowns, Corpus], out_of_index: Unknowns
 ) -> list[EvaluationItem]:
     """All photos of all sets with their groups: those of `known` in order, then each set of unknowns.
 
     Args:
         labels: those that can be answered.
-        known: labelled photos; one whose label cannot be answered belongs to `strangers`.
+        known: labelled photos; one whose label cannot be answered belongs to `out_of_index`.
         unknown: photos of no label of the index.
-        strangers: the group of those of `known`.
+        out_of_index: the group of those of `known`.
 
     Raises:
         ConfigError: "unknown" is one of the labels.
@@ -88,7 +88,7 @@ def questions(
             "it; rename the label to evaluate"
         )
     asked = [
-        EvaluationItem(known.root / item.path, item.label, "known" if item.label in labels else strangers)
+        EvaluationItem(known.root / item.path, item.label, "known" if item.label in labels else out_of_index)
         for item in known.items
     ]
     if all(question.group != "known" for question in asked):

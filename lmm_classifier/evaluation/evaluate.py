@@ -22,7 +22,7 @@ from lmm_classifier.evaluation.dataset import (
     EvaluationItem,
     Unknowns,
     answerable_labels,
-    questions,
+    evaluation_items,
     refuse_seen,
 )
 from lmm_classifier.evaluation.query import EvaluatedItem
@@ -36,7 +36,7 @@ from lmm_classifier.metrics.stages import measure
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.storage.atomic_files import is_single_file
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import UNKNOWN
 
 Answering = Callable[[HybridClassifier, Iterable[Path]], Iterator[Classification | SkippedFile]]
@@ -58,11 +58,11 @@ def evaluate(
     *,
     near: Corpus | None = None,
     far: Corpus | None = None,
-    strangers: Unknowns = "near",
+    out_of_index: Unknowns = "near",
     resamples: int = RESAMPLES,
     seed: int = 0,
     answering: Answering = HybridClassifier.classify_files,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Classify the photos as they are read, and compare the answers with the truth.
 
@@ -71,7 +71,7 @@ def evaluate(
         known: labelled photos; those whose label cannot be answered are unknowns.
         near: photos of no label of the index that resemble one; `read_unknowns` reads them.
         far: photos that resemble none.
-        strangers: what the unknowns of `known` are.
+        out_of_index: what photos of `known` are whose label the index lacks.
         resamples: of the intervals.
         seed: of the resamples.
         answering: how photos are classified; `EmbeddedOnce` does it for several classifiers.
@@ -86,7 +86,7 @@ def evaluate(
     given: dict[Unknowns, Corpus | None] = {"near": near, "far": far}
     unknown = {group: corpus for group, corpus in given.items() if corpus is not None}
     labels = answerable_labels(classifier)
-    asked = questions(labels, known, unknown, strangers)
+    asked = evaluation_items(labels, known, unknown, out_of_index)
     refuse_seen(classifier, asked, on_progress)
     classifier.load()
     started = time.perf_counter()

@@ -39,8 +39,8 @@ from lmm_classifier.experiments.splits import Splits, SplitSources
 from lmm_classifier.index.calibration import read_calibration
 from lmm_classifier.storage.atomic_files import explained, replace_file
 from lmm_classifier.storage.checksummed_json import digest_of
-from lmm_classifier.storage.exclusive_folder import sole_writer
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.exclusive_folder import exclusive_folder
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.text import one_line
 
 SCHEMA_VERSION = 1
@@ -97,7 +97,7 @@ class Outcome:
 
 
 def run_experiment(
-    experiment: Experiment, folder: Path, output: Path, on_progress: OnProgress = unheard
+    experiment: Experiment, folder: Path, output: Path, on_progress: OnProgress = ignore_progress
 ) -> Outcome:
     """Run what is not finished yet; a run that fails is recorded with its reason.
 
@@ -112,7 +112,7 @@ def run_experiment(
         CorpusError: a source of photos is missing or wrong.
     """
     planned = plans(experiment, folder)
-    with sole_writer(output, RUNS, "an experiment"):
+    with exclusive_folder(output, RUNS, "an experiment"):
         runs = _runs(experiment, planned, SplitSources(experiment, on_progress))
         _announce(experiment, runs, output)
         outcome, indexes, answering = Outcome(), SharedIndexes(output / SHARED), EmbeddingCache()

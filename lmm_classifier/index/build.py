@@ -12,7 +12,7 @@ from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits
 from lmm_classifier.errors import CorpusError, IndexFolderError
 from lmm_classifier.index.engine import check_factory
-from lmm_classifier.index.existing import NOTHING, ExistingIndex, Task, open_previous
+from lmm_classifier.index.existing import NOTHING, ExistingIndex, Task, open_existing
 from lmm_classifier.index.manifest import EXACT
 from lmm_classifier.index.publish import SearchOptions, publish, same_content
 from lmm_classifier.index.reading import ImageReading, stat_now
@@ -20,7 +20,7 @@ from lmm_classifier.index.shard_builder import BuiltShard, MakesVectors, OnTaken
 from lmm_classifier.index.shards import SHARD_ROWS, read_records, write_shard
 from lmm_classifier.index.workspace import ShardEntry, Workspace, locked_workspace, plan_of
 from lmm_classifier.storage.atomic_files import is_single_file
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 
 MAX_BAD_RATIO = 0.05
 
@@ -138,7 +138,7 @@ def write_index(
     *,
     rebuild: bool = False,
     runner: Runner = LOCAL,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> BuildReport:
     """Make an index hold exactly the readable images of a corpus.
 
@@ -172,9 +172,9 @@ def write_index(
         if rebuild:
             workspace.clear()
         fresh = rebuild or is_single_file(output)
-        previous = NOTHING if fresh else open_previous(output, contracts)
+        existing = NOTHING if fresh else open_existing(output, contracts)
         plan = BuildPlan(corpus.root, corpus.items, corpus.skipped, corpus.warnings)
-        return carry_out(plan, encoders, output, workspace, previous, options, runner, on_progress)
+        return carry_out(plan, encoders, output, workspace, existing, options, runner, on_progress)
 
 
 def carry_out(
@@ -182,14 +182,14 @@ def carry_out(
     encoders: Sequence[MakesVectors],
     output: Path,
     workspace: Workspace,
-    previous: ExistingIndex,
+    existing: ExistingIndex,
     options: BuildOptions,
     runner: Runner = LOCAL,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> BuildReport:
     """Make every shard of a plan in a locked workspace, and publish them. Errors as `write_index`."""
     reading = ImageReading(plan.root, options.limits, options.target_size, options.workers)
-    work = Work(reading, encoders, previous, options.batch_size)
+    work = Work(reading, encoders, existing, options.batch_size)
     contracts = [encoder.contract for encoder in encoders]
     workspace.prepare()
     build = _Build(plan, workspace, work, options.shard_rows or SHARD_ROWS, on_progress)
@@ -211,13 +211,13 @@ def carry_out(
         output=output,
         indexed=len(records),
         encoded=sum(entry.encoded for entry in entries),
-        removed=sum(path not in kept for path in previous.records.paths()),
+        removed=sum(path not in kept for path in existing.records.paths()),
         labels=records.counts(),
         skipped=skipped,
         changed=tuple(
             task.path
             for task, stat in zip(plan.tasks, read, strict=True)
-            if stat_now(task, plan.root, previous) != stat
+            if stat_now(task, plan.root, existing) != stat
         ),
         duplicates=duplicates,
         conflicts=conflicts,
@@ -260,7 +260,7 @@ class _Build:
 
     def _finished(self, number: int, plan: str, tasks: Sequence[Task]) -> ShardEntry | None:
         entry = self._workspace.finished(number, plan)
-        now = tuple(stat_now(task, self._plan.root, self._work.previous) for task in tasks) if entry else ()
+        now = tuple(stat_now(task, self._plan.root, self._work.existing) for task in tasks) if entry else ()
         return entry if entry and entry.stats == now else None  # else a photo has changed since
 
     def _tell(self, seen: int, skipped: int) -> None:

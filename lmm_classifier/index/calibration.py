@@ -26,7 +26,7 @@ from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.manifest import MANIFEST, read_manifest
 from lmm_classifier.storage.atomic_files import FileRecord, explained, read_verified, replace_file
-from lmm_classifier.storage.checksummed_json import seal, unseal
+from lmm_classifier.storage.checksummed_json import dump_checksummed, load_checksummed
 
 CALIBRATION = "calibration.json"
 ARRAYS = "calibration-{}.npz"
@@ -84,11 +84,11 @@ class Calibration:
         text_weight: of the text prior it was fitted with; 0 without one.
         text_temperature: of that prior; None without one.
         target: in words, what was asked for.
-        n_images: images of the index that were rehearsed, each as known and as unknown.
-        n_held_out: images outside the index that the cuts were fitted on; 0: on the rehearsed ones.
-        seed: of the rehearsal.
-        heads: head -> accuracy, macro accuracy and log loss on the rehearsed images.
-        auroc: novelty score -> AUROC between images rehearsed as known and as unknown.
+        n_images: images of the index that were simulated, each as known and as unknown.
+        n_held_out: images outside the index that the cuts were fitted on; 0: on the simulated ones.
+        seed: of the simulation.
+        heads: head -> accuracy, macro accuracy and log loss on the simulated images.
+        auroc: novelty score -> AUROC between images simulated as known and as unknown.
         expected: route -> share of known images that would take it.
         expected_unknown: the same of unknown ones.
         encoders: fingerprints of the encoders whose vectors take part.
@@ -204,7 +204,7 @@ def _publish(folder: Path, calibration: Calibration, arrays: bytes) -> Calibrati
     record = FileRecord(hashlib.sha256(arrays).hexdigest(), len(arrays), 0)
     replace_file(folder / _name(record), arrays)
     written = replace(calibration, arrays=record)
-    replace_file(folder / CALIBRATION, seal(asdict(written)))
+    replace_file(folder / CALIBRATION, dump_checksummed(asdict(written)))
     with explained(folder):
         for other in folder.glob(ARRAYS.format("*")):
             if other.name != _name(record):
@@ -233,7 +233,7 @@ def _decider(calibration: Calibration, stored: Mapping[str, Any]) -> Decider:
 
 def _read(path: Path) -> Calibration | None:
     try:
-        return _checker().validate_python(unseal(path, SCHEMA_VERSION, REMEDY))
+        return _checker().validate_python(load_checksummed(path, SCHEMA_VERSION, REMEDY))
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -41,7 +41,7 @@ class ExistingIndex:
         records: n records of the index; none where there was no index.
         sha256: their digests.
         row_by_content: SHA-256 of a file's bytes -> row.
-        folder: where `open_previous` found it; None where there was no index folder.
+        folder: where `open_existing` found it; None where there was no index folder.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ExistingIndex:
 NOTHING = ExistingIndex(Records.of(()), (), None)
 
 
-def open_previous(folder: Path, encoders: Sequence[EncoderContract]) -> ExistingIndex:
+def open_existing(folder: Path, encoders: Sequence[EncoderContract]) -> ExistingIndex:
     """What the index in `folder` holds; nothing where there is none.
 
     Raises:

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.storage.atomic_files import FileRecord
-from lmm_classifier.storage.checksummed_json import digest_of, seal, unseal
+from lmm_classifier.storage.checksummed_json import digest_of, dump_checksummed, load_checksummed
 from lmm_classifier.types import EncoderContract
 
 MANIFEST = "manifest.json"
@@ -96,7 +96,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The bytes of manifest.json."""
-        return seal(self._body())
+        return dump_checksummed(self._body())
 
     def _body(self) -> dict[str, Any]:
         return asdict(self) | {"fingerprints": self.fingerprints}
@@ -110,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        body = unseal(path, SCHEMA_VERSION, "rebuild the index")
+        body = load_checksummed(path, SCHEMA_VERSION, "rebuild the index")
     except FileNotFoundError as error:
         raise IndexFolderError(
             f"{folder} is not an index: it has no {MANIFEST}; build one with `index build`"

@@ -27,7 +27,7 @@ from lmm_classifier.index.search import VectorIndex, open_index, the_encoder
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.optional import extra
 from lmm_classifier.storage.atomic_files import is_single_file
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import FloatArray
 
 TOKEN = "MILVUS_TOKEN"  # noqa: S105 -- the name of the variable that holds it
@@ -142,7 +142,7 @@ class MilvusSearch:
 
 
 def push_index(
-    folder: Path, where: Milvus, encoder: str = "", on_progress: OnProgress = unheard
+    folder: Path, where: Milvus, encoder: str = "", on_progress: OnProgress = ignore_progress
 ) -> tuple[str, int]:
     """Put the vectors of one encoder of an index folder into Milvus, in the place of an earlier push.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lmm_classifier.errors import ConfigError, EncoderMismatchError, LmmClassifierError, ModelError
-from lmm_classifier.index.existing import NOTHING, Task, open_previous
+from lmm_classifier.index.existing import NOTHING, Task, open_existing
 from lmm_classifier.index.reading import ImageReading
 from lmm_classifier.index.shard_builder import BuiltShard, MakesVectors, OnTaken, Work, make_shard
 from lmm_classifier.optional import extra
@@ -141,7 +141,7 @@ class Recipe:
     @classmethod
     def of(cls, work: Work, open_encoders: OpenEncoders) -> Recipe:
         """The recipe for the work of this process."""
-        former = work.previous.folder
+        former = work.existing.folder
         return cls(
             open_encoders=open_encoders,
             contracts=tuple(encoder.contract for encoder in work.encoders),
@@ -171,8 +171,8 @@ class Recipe:
                     f"worker {os.uname().nodename} and {contract.dtype} {contract.fingerprint} here; "
                     "name --dtype and --device, and use the same weights and versions everywhere"
                 )
-        previous = open_previous(self.former, self.contracts) if self.former else NOTHING
-        return Work(self.reading, encoders, previous, self.batch_size)
+        existing = open_existing(self.former, self.contracts) if self.former else NOTHING
+        return Work(self.reading, encoders, existing, self.batch_size)
 
 
 class Worker:

@@ -53,18 +53,18 @@ class ReadImages:
     image: Image.Image | None = None
 
 
-def take(task: Task, reading: ImageReading, previous: ExistingIndex) -> ReadImages:
+def read_image(task: Task, reading: ImageReading, existing: ExistingIndex) -> ReadImages:
     """Look at one file; decode it only if the previous index does not know its content."""
     if isinstance(task, ReusedRows):
-        return ReadImages(task, previous.stat_of(task.row), task.sha256, known_row=task.row)
+        return ReadImages(task, existing.stat_of(task.row), task.sha256, known_row=task.row)
     path = reading.root / task.path
     stat = stat_of(path)
-    if stat and (row := previous.row_of_unchanged(task.path, stat)) is not None:
-        return ReadImages(task, stat, previous.sha256[row], known_row=row)
+    if stat and (row := existing.row_of_unchanged(task.path, stat)) is not None:
+        return ReadImages(task, stat, existing.sha256[row], known_row=row)
     try:
         content = read_image_bytes(path, reading.limits)
         sha256 = hashlib.sha256(content).hexdigest()
-        if (row := previous.row_by_content.get(sha256)) is not None:
+        if (row := existing.row_by_content.get(sha256)) is not None:
             return ReadImages(task, stat, sha256, known_row=row)
         image = open_image(content, target_size=reading.target_size, limits=reading.limits)
         return ReadImages(task, stat, sha256, image=image)
@@ -72,9 +72,9 @@ def take(task: Task, reading: ImageReading, previous: ExistingIndex) -> ReadImag
         return ReadImages(task, stat, error=error)
 
 
-def stat_now(task: Task, root: Path, previous: ExistingIndex) -> Stat:
-    """What `take` would note as the task's stat at this moment."""
-    return previous.stat_of(task.row) if isinstance(task, ReusedRows) else stat_of(root / task.path)
+def stat_now(task: Task, root: Path, existing: ExistingIndex) -> Stat:
+    """What `read_image` would note as the task's stat at this moment."""
+    return existing.stat_of(task.row) if isinstance(task, ReusedRows) else stat_of(root / task.path)
 
 
 def stat_of(path: Path) -> Stat:

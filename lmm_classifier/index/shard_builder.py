@@ -12,9 +12,9 @@ from PIL import Image
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import ModelError
 from lmm_classifier.index.existing import ExistingIndex, Stat, Task
-from lmm_classifier.index.reading import QUEUED_PER_WORKER, ImageReading, ReadImages, take
+from lmm_classifier.index.reading import QUEUED_PER_WORKER, ImageReading, ReadImages, read_image
 from lmm_classifier.index.records import Record
-from lmm_classifier.storage.prefetch import in_order
+from lmm_classifier.storage.prefetch import prefetch_map
 from lmm_classifier.types import EncoderContract, FloatArray
 
 OnTaken = Callable[[bool], None]
@@ -67,7 +67,7 @@ class Work:
 
     reading: ImageReading
     encoders: Sequence[MakesVectors]
-    previous: ExistingIndex
+    existing: ExistingIndex
     batch_size: int
 
 
@@ -88,7 +88,7 @@ def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> BuiltSha
     known: list[tuple[int, int]] = []
     failures: list[SkippedFile] = []
     stats: list[Stat] = []
-    for position, taken in enumerate(_taken(tasks, work.reading, work.previous)):
+    for position, taken in enumerate(_taken(tasks, work.reading, work.existing)):
         stats.append(taken.stat)
         if taken.error is not None:
             failures.append(SkippedFile(taken.task.path, taken.error.code, taken.error.reason))
@@ -104,7 +104,7 @@ def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> BuiltSha
     if known:
         here, there = np.asarray(known, np.int64).T
         for space, vectors in enumerate(rows.vectors):
-            vectors[here] = work.previous.vectors(space, there)
+            vectors[here] = work.existing.vectors(space, there)
     return BuiltShard(
         vectors=tuple(vectors[: len(records)] for vectors in rows.vectors),
         records=tuple(records),
@@ -115,9 +115,9 @@ def make_shard(tasks: Sequence[Task], work: Work, on_taken: OnTaken) -> BuiltSha
     )
 
 
-def _taken(tasks: Sequence[Task], reading: ImageReading, previous: ExistingIndex) -> Iterator[ReadImages]:
+def _taken(tasks: Sequence[Task], reading: ImageReading, existing: ExistingIndex) -> Iterator[ReadImages]:
     ahead = reading.workers * QUEUED_PER_WORKER
-    return in_order(lambda task: take(task, reading, previous), tasks, reading.workers, ahead)
+    return prefetch_map(lambda task: read_image(task, reading, existing), tasks, reading.workers, ahead)
 
 
 class _Rows:

@@ -14,7 +14,7 @@ from lmm_classifier.corpus.corpus import Corpus, SkippedFile
 from lmm_classifier.errors import ConfigError, IndexFolderError, ModelError
 from lmm_classifier.index.build import DEFAULT_OPTIONS, BuildOptions, BuildPlan, BuildReport, carry_out
 from lmm_classifier.index.engine import factory_for
-from lmm_classifier.index.existing import ExistingIndex, ReusedRows, Task, open_previous
+from lmm_classifier.index.existing import ExistingIndex, ReusedRows, Task, open_existing
 from lmm_classifier.index.manifest import MANIFEST, Manifest, read_manifest
 from lmm_classifier.index.npz import read_npz, write_npz
 from lmm_classifier.index.records import Record
@@ -24,7 +24,7 @@ from lmm_classifier.index.shards import read_failures
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.index.workspace import Workspace, locked_workspace
 from lmm_classifier.storage.atomic_files import is_single_file
-from lmm_classifier.storage.progress import OnProgress, unheard
+from lmm_classifier.storage.progress import OnProgress, ignore_progress
 from lmm_classifier.types import EncoderContract, FloatArray
 
 
@@ -33,7 +33,7 @@ def add_to_index(
     corpus: Corpus,
     encoders: Sequence[MakesVectors],
     options: BuildOptions = DEFAULT_OPTIONS,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> BuildReport:
     """Add the images of a corpus to an index; of two with the same path, the added one stays.
 
@@ -48,13 +48,13 @@ def add_to_index(
     contracts = [encoder.contract for encoder in encoders]
     added = {item.path for item in corpus.items}
     with _changing(index) as workspace:
-        previous = open_previous(index, contracts)
+        existing = open_existing(index, contracts)
         noted = tuple(failure for failure in _failures(index) if failure.path not in added)
-        stay = _kept(previous, lambda record: record.path not in added)
+        stay = _kept(existing, lambda record: record.path not in added)
         tasks: tuple[Task, ...] = (*stay, *corpus.items)
         plan = BuildPlan(corpus.root, tasks, corpus.skipped, corpus.warnings, noted)
         options = _searched_as_before(options, read_manifest(index))
-        return carry_out(plan, encoders, index, workspace, previous, options, on_progress=on_progress)
+        return carry_out(plan, encoders, index, workspace, existing, options, on_progress=on_progress)
 
 
 def remove_from_index(
@@ -71,17 +71,17 @@ def remove_from_index(
     """
     with _changing(index) as workspace:
         manifest = read_manifest(index)
-        previous = open_previous(index, manifest.encoders)
-        missing = (set(paths) - set(previous.records.paths())) | (set(labels) - set(previous.records.labels))
+        existing = open_existing(index, manifest.encoders)
+        missing = (set(paths) - set(existing.records.paths())) | (set(labels) - set(existing.records.labels))
         if missing:
             raise ConfigError(f"{index} has no path or label {min(missing)!r}; nothing was removed")
-        tasks = _kept(previous, lambda record: record.path not in paths and record.label not in labels)
+        tasks = _kept(existing, lambda record: record.path not in paths and record.label not in labels)
         if not tasks:
             raise ConfigError(f"nothing would be left of {index}; delete the folder instead")
         plan = BuildPlan(index, tasks, noted=_failures(index))
         stored = [Stored(encoder) for encoder in manifest.encoders]
         options = _searched_as_before(options, manifest)
-        return carry_out(plan, stored, index, workspace, previous, options)
+        return carry_out(plan, stored, index, workspace, existing, options)
 
 
 def import_npz(source: Path, output: Path, options: BuildOptions = DEFAULT_OPTIONS) -> BuildReport:
@@ -91,12 +91,12 @@ def import_npz(source: Path, output: Path, options: BuildOptions = DEFAULT_OPTIO
         IndexFolderError: the file is damaged, or there is an index at `output`.
     """
     contract, vectors, records = read_npz(source)
-    previous = ExistingIndex(records, [Vectors([vectors], contract.dim)], None)
+    existing = ExistingIndex(records, [Vectors([vectors], contract.dim)], None)
     with locked_workspace(output) as workspace:
         if (output / MANIFEST).is_file():
             raise IndexFolderError(f"{output} is an index already; choose another output or delete it first")
-        plan = BuildPlan(source, _kept(previous, lambda _: True))
-        return carry_out(plan, [Stored(contract)], output, workspace, previous, options)
+        plan = BuildPlan(source, _kept(existing, lambda _: True))
+        return carry_out(plan, [Stored(contract)], output, workspace, existing, options)
 
 
 def export_npz(index: Path, output: Path, encoder: str = "") -> int:
@@ -147,8 +147,8 @@ def _searched_as_before(options: BuildOptions, manifest: Manifest) -> BuildOptio
     return replace(options, search=replace(options.search, factory=factory))
 
 
-def _kept(previous: ExistingIndex, stays: Callable[[Record], bool]) -> tuple[ReusedRows, ...]:
-    records = enumerate(previous.records)
+def _kept(existing: ExistingIndex, stays: Callable[[Record], bool]) -> tuple[ReusedRows, ...]:
+    records = enumerate(existing.records)
     return tuple(ReusedRows(r.path, r.label, r.sha256, row) for row, r in records if stays(r))
 
 

@@ -12,9 +12,9 @@ from lmm_classifier.labelling.clustering import Proposal
 from lmm_classifier.labelling.review_items import ReviewItem
 from lmm_classifier.labelling.run_context import (
     answers_of,
+    context_of_run,
     learner_of,
     references_of,
-    subject_of_run,
     vectors_of,
 )
 from lmm_classifier.labelling.run_schema import as_text
@@ -36,12 +36,12 @@ class ActiveQueue:
     """
 
     def __init__(self, run: LabellingRun) -> None:
-        self._readable, self._label_of = run.readable(), run.facts.label_of
+        self._readable, self._label_of = run.readable(), run.manifest.label_of
         self._vectors = vectors_of(run)
-        subject = subject_of_run(run)
-        self._reference = references_of(subject)
+        context = context_of_run(run)
+        self._reference = references_of(context)
         # an index that has grown since may have learned these photos already, and has another calibration
-        self._learner = learner_of(subject) if subject.digest == run.facts.index_digest else None
+        self._learner = learner_of(context) if context.digest == run.manifest.index_digest else None
         self._answers = answers_of(run, self._vectors, self._reference)
         groups = read_groups(run)
         if groups is None:

@@ -61,7 +61,7 @@ def accepted_photos(run: LabellingRun, *, unreviewed: bool = False) -> AgreedLab
         if problem := _changed(path, found["sha256"]):
             gone.append(problem)
             continue
-        items.append(CorpusItem(str(path), run.facts.label_of(label)))
+        items.append(CorpusItem(str(path), run.manifest.label_of(label)))
         digests.append(found["sha256"])
     pairs = list(zip(items, digests, strict=True))
     labels_of: dict[str, set[str]] = {}

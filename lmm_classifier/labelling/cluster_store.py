@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from lmm_classifier.captioning.source import CaptionFailure, CaptionSource
 from lmm_classifier.errors import CaptionError, IndexFolderError, RunError
 from lmm_classifier.labelling.clustering import SMALLEST, propose
-from lmm_classifier.labelling.run_context import references_of, subject_of_run
+from lmm_classifier.labelling.run_context import context_of_run, references_of
 from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.storage.atomic_files import replace_file
-from lmm_classifier.storage.checksummed_json import digest_of, seal, unseal
+from lmm_classifier.storage.checksummed_json import digest_of, dump_checksummed, load_checksummed
 from lmm_classifier.types import UNKNOWN
 
 PROPOSALS = "proposals.json"
@@ -59,13 +59,13 @@ def propose_groups(run: LabellingRun, smallest: int = SMALLEST) -> tuple[Group, 
         RunError: the run is damaged, or its index has other encoders by now.
         ConfigError, IndexFolderError: its index cannot be used.
     """
-    subject = subject_of_run(run)
+    context = context_of_run(run)
     columns = run.columns("label", "sha256").to_pydict()
     readable = run.readable()
     is_unknown = np.asarray([columns["label"][row] == UNKNOWN for row in readable], bool)
     rows = readable[is_unknown]
     vectors = run.vectors()[is_unknown]
-    found = propose(vectors, references_of(subject)[0], subject.index.labels, smallest=smallest)
+    found = propose(vectors, references_of(context)[0], context.index.labels, smallest=smallest)
     return tuple(
         Group(
             _name([columns["sha256"][row] for row in rows[each.members]]),
@@ -97,7 +97,7 @@ def write_groups(run: LabellingRun, groups: Sequence[Group]) -> Path:
     """
     path = run.folder / PROPOSALS
     body = {"schema_version": SCHEMA_VERSION, "photos": _photos(run), "groups": [asdict(g) for g in groups]}
-    replace_file(path, seal(body))
+    replace_file(path, dump_checksummed(body))
     return path
 
 
@@ -108,7 +108,9 @@ def read_groups(run: LabellingRun) -> tuple[Group, ...] | None:
         RunError: the file is damaged.
     """
     try:
-        body = unseal(run.folder / PROPOSALS, SCHEMA_VERSION, "propose again: `lmm-classifier label propose`")
+        body = load_checksummed(
+            run.folder / PROPOSALS, SCHEMA_VERSION, "propose again: `lmm-classifier label propose`"
+        )
     except FileNotFoundError:
         return None
     except IndexFolderError as error:

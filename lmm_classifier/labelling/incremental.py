@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmm_classifier.calibration.calibrate import as_calibrated, rehearsed_head
-from lmm_classifier.calibration.leave_out import rehearse
+from lmm_classifier.calibration.calibrate import as_calibrated, simulated_head
+from lmm_classifier.calibration.leave_out import leave_out
 from lmm_classifier.calibration.model_selection import tune
 from lmm_classifier.calibration.targets import CalibrationTarget, fit_gates
 from lmm_classifier.decision.decider import Decider
@@ -107,7 +107,7 @@ class IncrementalClassifier:
             labels: n of them.
             depth: neighbours per photo.
             target: of the calibration.
-            seed: of its rehearsal.
+            seed: of its simulation.
 
         Raises:
             CorpusError: too few photos to calibrate on.
@@ -225,7 +225,7 @@ def _fit(
     records = Records.of(Record(str(i), labels[code], str(i)) for i, code in enumerate(codes.tolist()))
     contract = EncoderContract("", "", "", "", "", spaces[0].dim, "float32")  # nothing is encoded
     near = near_threshold(VectorIndex(contract, records, spaces[0], "photos in memory"), contents, contents)
-    rehearsal = rehearse(
+    simulation = leave_out(
         spaces,
         codes,
         contents,
@@ -242,15 +242,15 @@ def _fit(
             for space in spaces[:count]
         )
 
-    tuned = tune(rehearsal, len(spaces), references)
+    tuned = tune(simulation, len(spaces), references)
     as_known, as_unknown = (
         Scores(
-            tuple(labels), rehearsed_head(rehearsal, parts, tuned.decider.settings), known.astype(np.float32)
+            tuple(labels), simulated_head(simulation, parts, tuned.decider.settings), known.astype(np.float32)
         )
         for parts, known in (
-            (rehearsal.known, tuned.novelty.known),
-            (rehearsal.unknown, tuned.novelty.unknown),
+            (simulation.known, tuned.novelty.known),
+            (simulation.unknown, tuned.novelty.unknown),
         )
     )
-    truths = [labels[code] for code in rehearsal.truths.tolist()]
+    truths = [labels[code] for code in simulation.truths.tolist()]
     return tuned.decider, fit_gates(as_calibrated(as_known, truths, as_unknown), target, labels)

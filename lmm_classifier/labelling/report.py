@@ -54,7 +54,7 @@ def write_report(run: LabellingRun, advice: str | None) -> Path:
         IndexFolderError: the page cannot be written.
     """
     path = run.folder / REPORT
-    counts = required(run.facts.counts)
+    counts = required(run.manifest.counts)
     known = {label: n for label, n in counts["labels"].items() if label != UNKNOWN}
     by_count = sorted(known, key=lambda label: (-known[label], label))
     write_page(
@@ -62,7 +62,7 @@ def write_report(run: LabellingRun, advice: str | None) -> Path:
         "run.html.jinja",
         package="lmm_classifier.labelling",
         title=f"Labelling run {run.folder.name}",
-        figures=_figures(run.facts, advice),
+        figures=_figures(run.manifest, advice),
         plots=tuple(_plots(run)),
         labels=[(label, known[label], known[label] / max(known.values())) for label in by_count],
         galleries=tuple(_galleries(run, by_count)),
@@ -73,14 +73,14 @@ def write_report(run: LabellingRun, advice: str | None) -> Path:
     return path
 
 
-def _figures(facts: RunManifest, advice: str | None) -> dict[str, str]:
-    counts = required(facts.counts)
+def _figures(manifest: RunManifest, advice: str | None) -> dict[str, str]:
+    counts = required(manifest.counts)
     read = counts["photos"] - sum(counts["errors"].values())
 
     def part(n: int) -> str:
         return f"{n}" + (f" ({100 * n / read:.1f} %)" if read else "")
 
-    found = {"photos": f"{counts['photos']}", "from": facts.source}
+    found = {"photos": f"{counts['photos']}", "from": manifest.source}
     for status, name in (("known", "labelled"), ("uncertain", "labelled, uncertain"), ("unknown", "unknown")):
         found[name] = part(counts["status"].get(status, 0))
     found["decided by the reranker"] = part(counts["reranked"])
@@ -90,8 +90,8 @@ def _figures(facts: RunManifest, advice: str | None) -> dict[str, str]:
         found["could not be read"] = f"{failed}"
     if advice is not None:
         found["photos like those calibrated on?"] = advice
-    encoders = " and ".join(f"{encoder.name} {encoder.weights}".strip() for encoder in facts.encoders)
-    return found | {"index": facts.index, "encoder": encoders, "started": facts.started}
+    encoders = " and ".join(f"{encoder.name} {encoder.weights}".strip() for encoder in manifest.encoders)
+    return found | {"index": manifest.index, "encoder": encoders, "started": manifest.started}
 
 
 def _plots(run: LabellingRun) -> Iterator[Plot]:

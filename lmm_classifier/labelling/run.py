@@ -23,15 +23,15 @@ from lmm_classifier.labelling.run_manifest import (
     RUN,
     RunManifest,
     continued,
-    facts_of,
+    manifest_of,
     refuse_changed,
-    write_facts,
+    write_manifest,
 )
 from lmm_classifier.labelling.run_schema import Row, as_table
 from lmm_classifier.labelling.run_store import RESULTS, LabellingRun, keep_beginning, rows_in, write_shard
 from lmm_classifier.labelling.table_export import CSV, JSONL
-from lmm_classifier.storage.exclusive_folder import sole_writer
-from lmm_classifier.storage.progress import OnProgress, Progress, unheard
+from lmm_classifier.storage.exclusive_folder import exclusive_folder
+from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
 SHARD_ROWS = 1024
@@ -59,7 +59,7 @@ class Labelled:
     @property
     def counts(self) -> Mapping[str, Any]:
         """How many photos there are of each kind, as `counts_of` has them."""
-        return required(self.run.facts.counts)
+        return required(self.run.manifest.counts)
 
 
 def label_photos(
@@ -69,7 +69,7 @@ def label_photos(
     *,
     restart: bool = False,
     shard_rows: int = SHARD_ROWS,
-    on_progress: OnProgress = unheard,
+    on_progress: OnProgress = ignore_progress,
 ) -> Labelled:
     """Classify all photos of a folder or table; go on where an attempt that was interrupted had come to.
 
@@ -92,38 +92,40 @@ def label_photos(
     if not photos.paths:
         raise CorpusError(f"there is no photo in {source}")
     classifier.load()
-    facts = facts_of(source, photos, classifier)
-    with sole_writer(output, RUN, "a labelling run"):
-        facts, done, before = _begun(output, facts, photos.paths, classifier.pipeline.batch_size, restart)
+    manifest = manifest_of(source, photos, classifier)
+    with exclusive_folder(output, RUN, "a labelling run"):
+        manifest, done, before = _begun(
+            output, manifest, photos.paths, classifier.pipeline.batch_size, restart
+        )
         started = time.monotonic()
-        _go_on(_PhotoStream(classifier, facts, photos, on_progress), output, before, shard_rows)
-        refuse_changed(facts, output, classifier)
+        _go_on(_PhotoStream(classifier, manifest, photos, on_progress), output, before, shard_rows)
+        refuse_changed(manifest, output, classifier)
         run = LabellingRun(output)
-        if facts.counts is None:
+        if manifest.counts is None:
             seconds = round(time.monotonic() - started, 3)
-            write_facts(output, replace(facts, counts=counts_of(run), seconds=seconds))
+            write_manifest(output, replace(manifest, counts=counts_of(run), seconds=seconds))
             run = LabellingRun(output)
     return Labelled(run, before, photos.left_out, done - before)
 
 
 def _begun(
-    output: Path, facts: RunManifest, paths: Sequence[str], batch_size: int, restart: bool
+    output: Path, manifest: RunManifest, paths: Sequence[str], batch_size: int, restart: bool
 ) -> tuple[RunManifest, int, int]:
     """What the run is to say of itself, how many photos had been done, and how many of these still count."""
     if restart:  # first of all: what was answered otherwise must not be gone on with
         keep_beginning(output, (), batch_size)
     if restart or not (output / RUN).exists():
-        write_facts(output, facts)
+        write_manifest(output, manifest)
     else:
-        facts = continued(output, facts)
+        manifest = continued(output, manifest)
     done = rows_in(output)
     before = keep_beginning(output, paths, batch_size)
-    if facts.counts is not None and facts.counts["photos"] != before:
-        facts = replace(facts, counts=None, seconds=None)
-        write_facts(output, facts)
+    if manifest.counts is not None and manifest.counts["photos"] != before:
+        manifest = replace(manifest, counts=None, seconds=None)
+        write_manifest(output, manifest)
         for name in OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
             (output / name).unlink(missing_ok=True)
-    return facts, done, before
+    return manifest, done, before
 
 
 def counts_of(run: LabellingRun) -> dict[str, Any]:
@@ -185,13 +187,13 @@ class _PhotoStream:
     """Photos on their way through the classifier."""
 
     classifier: HybridClassifier
-    facts: RunManifest
+    manifest: RunManifest
     photos: Photos
     on_progress: OnProgress
 
     def rows(self, before: int) -> Generator[tuple[Row, list[FloatArray]], None, None]:
         """Of each photo that is left, its row and its vectors, (d,) per encoder; none where it has none."""
-        keys = [encoder.fingerprint for encoder in self.facts.encoders]
+        keys = [encoder.fingerprint for encoder in self.manifest.encoders]
         paths, cut = self.photos.paths[before:], self.classifier.thresholds
         finished = self.classifier.pipeline.run_files(
             (self.photos.root / path for path in paths), self.classifier.limits
@@ -216,13 +218,13 @@ class _PhotoStream:
 
 def _go_on(stream: _PhotoStream, output: Path, before: int, shard_rows: int) -> None:
     """Label what is left. Shards end where a batch does: what a batch holds depends on no interruption."""
-    encoders, last = stream.facts.encoders, len(stream.photos.paths)
+    encoders, last = stream.manifest.encoders, len(stream.photos.paths)
     batch_size = stream.classifier.pipeline.batch_size
     shard = _Shard(before, len(encoders))
     with closing(stream.rows(before)) as rows:
         for number, (row, vectors) in enumerate(rows, start=before + 1):
             shard.add(row, vectors)
             if number == last or (shard.due(shard_rows) and number % batch_size == 0):
-                refuse_changed(stream.facts, output, stream.classifier)
+                refuse_changed(stream.manifest, output, stream.classifier)
                 shard.write(output, encoders)
                 shard = _Shard(number, len(encoders))

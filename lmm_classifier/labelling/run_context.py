@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from lmm_classifier.calibration.context import CalibrationContext, subject_of
+from lmm_classifier.calibration.context import CalibrationContext, context_of
 from lmm_classifier.decision.gates import Gates
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import RunError
@@ -19,28 +19,28 @@ from lmm_classifier.monitoring.p_value_log import calibration_of
 from lmm_classifier.types import UNKNOWN, FloatArray
 
 
-def subject_of_run(run: LabellingRun) -> CalibrationContext:
+def context_of_run(run: LabellingRun) -> CalibrationContext:
     """The classifier of a run, taken apart.
 
     Raises:
         RunError: its index has vectors of other encoders by now.
-        ConfigError, IndexFolderError: as `evaluate.subject.subject_of`.
+        ConfigError, IndexFolderError: as `evaluate.context.subject_of`.
     """
-    subject = subject_of(classifier_of(run.facts))
-    now = [space.encoder.fingerprint for space in subject.spaces]
-    if now != [encoder.fingerprint for encoder in run.facts.encoders]:
-        raise RunError(f"{run.facts.index} was built by other encoders since {run.folder} was made")
-    return subject
+    context = context_of(classifier_of(run.manifest))
+    now = [space.encoder.fingerprint for space in context.spaces]
+    if now != [encoder.fingerprint for encoder in run.manifest.encoders]:
+        raise RunError(f"{run.manifest.index} was built by other encoders since {run.folder} was made")
+    return context
 
 
-def references_of(subject: CalibrationContext) -> tuple[Reference, ...]:
+def references_of(context: CalibrationContext) -> tuple[Reference, ...]:
     """What the index says in closed form, one per encoder."""
-    return subject.references(len(subject.spaces))
+    return context.references(len(context.spaces))
 
 
 def vectors_of(run: LabellingRun) -> tuple[FloatArray, ...]:
     """Per encoder float32 (m, d), of the m readable photos, in memory."""
-    return tuple(run.vectors(space) for space in range(len(run.facts.encoders)))
+    return tuple(run.vectors(space) for space in range(len(run.manifest.encoders)))
 
 
 def answers_of(run: LabellingRun, vectors: Sequence[FloatArray], references: Sequence[Reference]) -> Answers:
@@ -77,20 +77,20 @@ def answers_of(run: LabellingRun, vectors: Sequence[FloatArray], references: Seq
     )
 
 
-def learner_of(subject: CalibrationContext) -> IncrementalClassifier | None:
+def learner_of(context: CalibrationContext) -> IncrementalClassifier | None:
     """The index and its decision, ready to learn; None where answers depend on more than photos.
 
     That is without a calibration, with a closed list of labels, and with a text prior.
     """
-    gates = subject.classifier.thresholds
-    if not isinstance(gates, Gates) or subject.prior or subject.closed_labels:
+    gates = context.classifier.thresholds
+    if not isinstance(gates, Gates) or context.prior or context.closed_labels:
         return None
-    index = subject.index
+    index = context.index
     return IncrementalClassifier.of(
-        [space.vectors for space in subject.spaces],
+        [space.vectors for space in context.spaces],
         index.records.codes.astype(np.int64),
         index.labels,
-        calibration_of(subject.classifier).decider,
+        calibration_of(context.classifier).decider,
         gates,
-        subject.retrieve.k,
+        context.retrieve.k,
     )

@@ -25,13 +25,13 @@ def drift_of(run: LabellingRun, classifier: HybridClassifier) -> Drift | None:
         RunError: a shard is damaged.
         IndexFolderError: the index or its calibration is damaged.
     """
-    if read_manifest(Path(run.facts.index)).digest != run.facts.index_digest:
+    if read_manifest(Path(run.manifest.index)).digest != run.manifest.index_digest:
         return None
     p_values = run.columns("p_value")["p_value"].drop_null().to_numpy().astype(np.float64)
     if not isinstance(classifier.thresholds, Gates) or not len(p_values):
         return None
     fitted = calibration_of(classifier)
-    if name_of(fitted) != run.facts.calibration:
+    if name_of(fitted) != run.manifest.calibration:
         return None
     calibrated, kept = fitted.decider.calibrated, fitted.calibration.gates.keep_known
     return drift(p_values.tolist(), calibrated, kept, window=len(p_values))  # they are in no order of time

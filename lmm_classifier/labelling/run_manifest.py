@@ -25,7 +25,7 @@ from lmm_classifier.monitoring.p_value_log import calibration_of, name_of
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.retrieve import Retrieve
 from lmm_classifier.storage.atomic_files import is_single_file, replace_file
-from lmm_classifier.storage.checksummed_json import seal, unseal
+from lmm_classifier.storage.checksummed_json import dump_checksummed, load_checksummed
 from lmm_classifier.types import EncoderContract
 from lmm_classifier.yaml_settings import explain
 
@@ -80,7 +80,7 @@ class RunManifest:
 _FACTS: TypeAdapter[RunManifest] = TypeAdapter(RunManifest)
 
 
-def read_facts(folder: Path) -> RunManifest:
+def read_run_manifest(folder: Path) -> RunManifest:
     """What run.json says.
 
     Raises:
@@ -88,7 +88,11 @@ def read_facts(folder: Path) -> RunManifest:
     """
     try:
         return _FACTS.validate_python(
-            {k: v for k, v in unseal(folder / RUN, SCHEMA_VERSION, REMEDY).items() if k != "schema_version"}
+            {
+                k: v
+                for k, v in load_checksummed(folder / RUN, SCHEMA_VERSION, REMEDY).items()
+                if k != "schema_version"
+            }
         )
     except FileNotFoundError as error:
         raise RunError(
@@ -100,16 +104,16 @@ def read_facts(folder: Path) -> RunManifest:
         raise RunError(f"{folder / RUN} does not describe a run; {REMEDY}") from error
 
 
-def write_facts(folder: Path, facts: RunManifest) -> None:
+def write_manifest(folder: Path, manifest: RunManifest) -> None:
     """Put run.json in the place of an older one.
 
     Raises:
         IndexFolderError: it cannot be written.
     """
-    replace_file(folder / RUN, seal({"schema_version": SCHEMA_VERSION, **asdict(facts)}))
+    replace_file(folder / RUN, dump_checksummed({"schema_version": SCHEMA_VERSION, **asdict(manifest)}))
 
 
-def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunManifest:
+def manifest_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunManifest:
     """What a run by this classifier, which is open, is to say of itself.
 
     Raises:
@@ -119,7 +123,7 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunM
     if len(retrieve) != 1 or is_single_file(retrieve[0].index):
         raise ConfigError("a labelling run needs one `retrieve`, and an index that is a folder")
     index = retrieve[0].index
-    manifest = read_manifest(index)
+    of_index = read_manifest(index)
     embeds = [step for step in classifier.steps_of(Embed) if step.normalize]
     seen = {load_encoder(step.encoder).contract.fingerprint for step in embeds}
     settings = yaml.safe_load(classifier.config.to_yaml())
@@ -127,8 +131,8 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunM
         source=str(source.absolute()),
         root=str(photos.root.absolute()),
         index=str(index.absolute()),
-        index_digest=manifest.digest,
-        odd_labels={as_text(label): label for label in manifest.labels if as_text(label) != label},
+        index_digest=of_index.digest,
+        odd_labels={as_text(label): label for label in of_index.labels if as_text(label) != label},
         calibration=_calibration(classifier),
         encoders=tuple(encoder for encoder in encoders_of(index) if encoder.fingerprint in seen),
         settings={key: value for key, value in settings.items() if key != "service"},
@@ -137,28 +141,28 @@ def facts_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunM
     )
 
 
-def classifier_of(facts: RunManifest) -> HybridClassifier:
+def classifier_of(manifest: RunManifest) -> HybridClassifier:
     """The classifier that a run was made by, with its index as it is now.
 
     Raises:
         RunError: this version does not understand its settings.
     """
     try:
-        return HybridClassifier(PipelineConfig.model_validate(facts.settings))
+        return HybridClassifier(PipelineConfig.model_validate(manifest.settings))
     except ValidationError as error:
         raise RunError(
             f"the run's settings are of another version: {explain(error, PipelineConfig)}"
         ) from error
 
 
-def continued(folder: Path, facts: RunManifest) -> RunManifest:
+def continued(folder: Path, manifest: RunManifest) -> RunManifest:
     """What the run that is there says of itself, which must be made of the same.
 
     Raises:
         RunError: it is not, or is damaged.
     """
-    there = read_facts(folder)
-    differing = [name for name in MADE_OF if _deciding(there, name) != _deciding(facts, name)]
+    there = read_run_manifest(folder)
+    differing = [name for name in MADE_OF if _deciding(there, name) != _deciding(manifest, name)]
     if differing:
         names = dict.fromkeys(name.removesuffix("_digest") for name in differing)
         raise RunError(
@@ -168,23 +172,23 @@ def continued(folder: Path, facts: RunManifest) -> RunManifest:
     return there
 
 
-def _deciding(facts: RunManifest, name: str) -> Any:
-    value = getattr(facts, name)
+def _deciding(manifest: RunManifest, name: str) -> Any:
+    value = getattr(manifest, name)
     if name == "settings":
         return {key: option for key, option in value.items() if key not in NOT_DECIDING}
     return value
 
 
-def refuse_changed(facts: RunManifest, folder: Path, classifier: HybridClassifier) -> None:
+def refuse_changed(manifest: RunManifest, folder: Path, classifier: HybridClassifier) -> None:
     """An index or a calibration that is replaced while a run goes on would answer the rest.
 
     Raises:
         RunError: it was.
     """
-    same = read_manifest(Path(facts.index)).digest == facts.index_digest
-    if not same or _calibration(classifier) != facts.calibration:
+    same = read_manifest(Path(manifest.index)).digest == manifest.index_digest
+    if not same or _calibration(classifier) != manifest.calibration:
         raise RunError(
-            f"{facts.index} was changed while {folder} was being made: begin it anew with --restart"
+            f"{manifest.index} was changed while {folder} was being made: begin it anew with --restart"
         )
 
 

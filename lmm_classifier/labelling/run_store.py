@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from lmm_classifier.errors import IndexFolderError, RunError
 from lmm_classifier.index.shards import save_vectors, vector_files
-from lmm_classifier.labelling.run_manifest import REMEDY, read_facts
+from lmm_classifier.labelling.run_manifest import REMEDY, read_run_manifest
 from lmm_classifier.labelling.run_schema import SCHEMA, Row, path_of, row_of
 from lmm_classifier.storage.atomic_files import (
     FileRecord,
@@ -76,8 +76,8 @@ class LabellingRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.facts = read_facts(folder)
-        self.root = Path(self.facts.root)
+        self.manifest = read_run_manifest(folder)
+        self.root = Path(self.manifest.root)
         self._shards = [*_in_a_row(folder)]
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
         self._read = lru_cache(maxsize=4)(RunShard.table)
@@ -121,7 +121,7 @@ class LabellingRun:
             RunError: a file is missing or damaged.
         """
         files = {name: record for shard in self._shards for name, record in shard.files.items()}
-        parts = [np.empty((0, self.facts.encoders[space].dim), np.float32)]
+        parts = [np.empty((0, self.manifest.encoders[space].dim), np.float32)]
         try:
             for name in vector_files(files, space):
                 content = read_verified(self.folder, name, files[name])

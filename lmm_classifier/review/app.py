@@ -66,14 +66,14 @@ def create_review(
         ConfigError: this cannot be a reviewer's name.
         IndexFolderError: the index of the run cannot be read; it says which labels there are.
     """
-    labels = [as_text(label) for label in read_manifest(Path(run.facts.index)).labels]
-    desk = ReviewSession(run, order or partial(by_certainty, run), reviewer, labels)
+    labels = [as_text(label) for label in read_manifest(Path(run.manifest.index)).labels]
+    session = ReviewSession(run, order or partial(by_certainty, run), reviewer, labels)
     about = ReviewInfo(
-        desk.review,
+        session.review,
         as_text(run.folder.absolute().name),
         as_text(str(run.folder)),
-        as_text(run.facts.source),
-        run.facts.counts is not None,
+        as_text(run.manifest.source),
+        run.manifest.counts is not None,
         tuple(sorted(labels)),
         corpus is not None,
     )
@@ -81,14 +81,14 @@ def create_review(
     app.add_middleware(GuardMiddleware, settings=SETTINGS, metrics=ServiceMetrics(), check_room=lambda: None)
     explain_refusals(app)
     app.add_exception_handler(LmmClassifierError, _unusable)
-    app.include_router(_queue(desk, about))
-    app.include_router(_pictures(desk, corpus))
-    app.include_router(_decisions(desk))
+    app.include_router(_queue(session, about))
+    app.include_router(_pictures(session, corpus))
+    app.include_router(_decisions(session))
     app.include_router(page(FILES))
     return app
 
 
-def _queue(desk: ReviewSession, about: ReviewInfo) -> APIRouter:
+def _queue(session: ReviewSession, about: ReviewInfo) -> APIRouter:
     routes = APIRouter(tags=["queue"])
 
     @routes.get("/run")
@@ -99,7 +99,7 @@ def _queue(desk: ReviewSession, about: ReviewInfo) -> APIRouter:
     @routes.get("/overview")
     def overview() -> Overview:
         """How far the review has come, whoever answered."""
-        return desk.overview()
+        return session.overview()
 
     @routes.get("/queue")
     def queue(
@@ -108,22 +108,22 @@ def _queue(desk: ReviewSession, about: ReviewInfo) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=200)] = 20,
     ) -> tuple[Entry, ...]:
         """What stands in this way, first in the queue first; `conflict` lists photos alone."""
-        return desk.queue(show, after, limit)
+        return session.queue(show, after, limit)
 
     @routes.get("/members")
     def members(item: Annotated[str, Query(max_length=300)]) -> tuple[Member, ...]:
         """All photos of an item."""
-        return desk.members(item)
+        return session.members(item)
 
     @routes.get("/photos/{row}")
     def photo(row: int) -> PhotoEvidence:
         """What the classifier and the reviewers said of a photo."""
-        return desk.evidence(row)
+        return session.evidence(row)
 
     return routes
 
 
-def _pictures(desk: ReviewSession, corpus: Path | None) -> APIRouter:
+def _pictures(session: ReviewSession, corpus: Path | None) -> APIRouter:
     routes = APIRouter(tags=["pictures"])
     limiter = CapacityLimiter(PICTURES_AT_ONCE)
 
@@ -134,19 +134,19 @@ def _pictures(desk: ReviewSession, corpus: Path | None) -> APIRouter:
     @routes.get("/photos/{row}/picture", response_class=Response)
     async def photo(row: int, size: Size = "large") -> Response:
         """A photo of the run, as it was when it was labelled, or not at all."""
-        _, sha256 = desk.photo(row)
-        found = await to_thread.run_sync(desk.run.row, row)
-        return await sent(desk.run.root / found.path, size, sha256)
+        _, sha256 = session.photo(row)
+        found = await to_thread.run_sync(session.run.row, row)
+        return await sent(session.run.root / found.path, size, sha256)
 
     @routes.get("/photos/{row}/neighbours/{number}/picture", response_class=Response)
     async def neighbour(row: int, number: int, size: Size = "small") -> Response:
         """A photo of the corpus that is near one of the run; `number` counts from 0."""
-        desk.photo(row)
-        found = await to_thread.run_sync(desk.run.row, row)
+        session.photo(row)
+        found = await to_thread.run_sync(session.run.row, row)
         near = required(found.answer).neighbours
         path = near[number].path if 0 <= number < len(near) else ""
         # what an earlier review brought into the index lies where the run's photos do
-        folder = desk.run.root if Path(path).is_absolute() else corpus
+        folder = session.run.root if Path(path).is_absolute() else corpus
         if folder is None or not path:
             raise HttpError(404, "gone", "there is no such picture")
         return await sent(below(folder, path), size)
@@ -154,18 +154,18 @@ def _pictures(desk: ReviewSession, corpus: Path | None) -> APIRouter:
     return routes
 
 
-def _decisions(desk: ReviewSession) -> APIRouter:
+def _decisions(session: ReviewSession) -> APIRouter:
     routes = APIRouter(tags=["decisions"], dependencies=[Depends(_own_page)])
 
     @routes.post("/decisions")
     def decide(answer: AnnotationRequest) -> AnnotationResponse:
         """Say what photos are; answered when it is on the disk."""
-        return desk.decide(answer)
+        return session.decide(answer)
 
     @routes.post("/undo")
     def undo(press: UndoRequest) -> UndoResponse:
         """Take one's own last decision back; answered when that is on the disk."""
-        return desk.undo(press)
+        return session.undo(press)
 
     return routes
 

@@ -59,7 +59,7 @@ class ReviewSession:
         self.rows = {photo: row for row, photo in enumerate(self.photos) if photo}
         self.verdicts = Annotations(run.folder)
         self.log = self.verdicts.log(reviewer)
-        named = [str(run.folder.absolute()), run.facts.started, self.log.reviewer]
+        named = [str(run.folder.absolute()), run.manifest.started, self.log.reviewer]
         self.review = hashlib.sha256(json.dumps(named).encode()).hexdigest()
         self._lock = threading.Lock()
         self.verdicts.read()
@@ -238,10 +238,10 @@ class ReviewSession:
 class _Look:
     """How things stand at one moment."""
 
-    def __init__(self, desk: ReviewSession) -> None:
-        self._desk = desk
-        self._said = desk.verdicts.photos()
-        self._groups = desk.verdicts.groups()
+    def __init__(self, session: ReviewSession) -> None:
+        self._session = session
+        self._said = session.verdicts.photos()
+        self._groups = session.verdicts.groups()
 
     def state(self, row: int) -> State:
         """How a photo stands."""
@@ -269,12 +269,14 @@ class _Look:
     def items(self, show: State) -> Iterator[ReviewItem]:
         """The queue; what was left out of a group that was decided stands behind it, photo by photo."""
         if show == "conflict":
-            rows = (self._desk.rows.get(photo) for photo, said in self._said.items() if contradict(said))
-            yield from (self._desk.item(f"photo-{row}") for row in sorted(r for r in rows if r is not None))
+            rows = (self._session.rows.get(photo) for photo, said in self._said.items() if contradict(said))
+            yield from (
+                self._session.item(f"photo-{row}") for row in sorted(r for r in rows if r is not None)
+            )
             return
-        for item in self._desk.items:
+        for item in self._session.items:
             yield item
-            yield from (self._desk.item(f"photo-{row}") for row in self.left_out(item))
+            yield from (self._session.item(f"photo-{row}") for row in self.left_out(item))
 
     def left_out(self, item: ReviewItem) -> list[int]:
         """The photos of a group that was decided as a whole which nobody included."""
@@ -282,43 +284,43 @@ class _Look:
         if not decided:
             return []
         included = {photo for decision in decided.values() for photo in decision.photos}
-        return [row for row in item.members if self._desk.photos[row] not in included]
+        return [row for row in item.members if self._session.photos[row] not in included]
 
     @cached_property
     def new_labels(self) -> tuple[str, ...]:
         """Labels that reviewers gave and the index has not."""
-        standing = (d for log in self._desk.verdicts.logs for d in log.standing.values())
-        return tuple(sorted({d.label for d in standing if d.label} - self._desk.labels))
+        standing = (d for log in self._session.verdicts.logs for d in log.standing.values())
+        return tuple(sorted({d.label for d in standing if d.label} - self._session.labels))
 
     def overview(self) -> Overview:
         """How far the review has come."""
-        desk, rows = self._desk, self._desk.rows
+        session, rows = self._session, self._session.rows
         here = {rows[photo]: said for photo, said in self._said.items() if photo in rows}
-        states = Counter(self._state_of(said) for row, said in here.items() if row in desk.queued)
-        states["open"] += len(desk.queued) - states.total()
+        states = Counter(self._state_of(said) for row, said in here.items() if row in session.queued)
+        states["open"] += len(session.queued) - states.total()
         answers = [[d.label for d in said.values() if d.answers] for said in here.values()]
         agreed = Counter(labels[0] for labels in answers if len(set(labels)) == 1)
         return Overview(
-            reviewer=desk.log.reviewer,
-            photos=len(desk.queued),
+            reviewer=session.log.reviewer,
+            photos=len(session.queued),
             states=states,
             rejected=agreed.pop(None, 0),
             labels={label: n for label, n in agreed.most_common() if label is not None},
             new_labels=self.new_labels,
             conflicts=sum(map(contradict, here.values())),
             strays=len(self._said) - len(here),
-            undoable=len(desk.log.standing),
-            order=desk.order,
+            undoable=len(session.log.standing),
+            order=session.order,
         )
 
     def _of(self, row: int) -> Mapping[str, Annotation]:
-        photo = self._desk.photos[row]
+        photo = self._session.photos[row]
         return {} if photo is None else self._said.get(photo, {})
 
     def _state_of(self, said: Mapping[str, Annotation]) -> State:
         if contradict(said):
             return "conflict"
-        mine = said.get(self._desk.log.reviewer)
+        mine = said.get(self._session.log.reviewer)
         if mine is not None and mine.answers:
             return "mine"
         if any(decision.answers for decision in said.values()):
@@ -330,7 +332,7 @@ class _Look:
         decided = self._groups.get(item.group or "", {})
         state = self._state_of(decided) if decided else "open"
         if state == "conflict":  # which its photos are, one by one
-            return "mine" if self._desk.log.reviewer in decided else "others"
+            return "mine" if self._session.log.reviewer in decided else "others"
         if state != "open":
             return state
         states = {self.state(row) for row in item.members}

@@ -45,8 +45,8 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
         ConfigError: these settings are wrong.
     """
     settings, metrics = classifier.config.service, ServiceMetrics()
-    desk = Admission(classifier, metrics)
-    readiness = Readiness(classifier, desk.analyst.offered)
+    admission = Admission(classifier, metrics)
+    readiness = Readiness(classifier, admission.analyst.offered)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +54,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
         try:
             yield
         finally:
-            desk.close()
+            admission.close()
 
     app = FastAPI(
         title="lmm-classifier",
@@ -63,23 +63,23 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host that a stranger sent
     )
-    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, check_room=desk.check_room)
+    app.add_middleware(GuardMiddleware, settings=settings, metrics=metrics, check_room=admission.check_room)
     explain_refusals(app)
-    app.include_router(_analysis(desk))
-    app.include_router(_about(desk, readiness, metrics))
+    app.include_router(_analysis(admission))
+    app.include_router(_about(admission, readiness, metrics))
     app.include_router(page(PAGE / name for name in FILES))
     return app
 
 
-def _analysis(desk: Admission) -> APIRouter:
+def _analysis(admission: Admission) -> APIRouter:
     routes = APIRouter(tags=["photos"])
 
     @routes.post("/analyze_image/", response_model=Analysis)
     async def analyze_image(request: Request, asked: UrlRequest) -> Response:
         """Do tasks with the photo that a URL leads to."""
-        desk.check_tasks(asked)
-        get = partial(desk.fetched, asked.image_url)
-        return _answer(request, await desk.look(asked.image_url, get, asked))
+        admission.check_tasks(asked)
+        get = partial(admission.fetched, asked.image_url)
+        return _answer(request, await admission.look(asked.image_url, get, asked))
 
     @routes.post("/analyze_image_upload/", response_model=Analysis)
     async def analyze_image_upload(
@@ -87,8 +87,8 @@ def _analysis(desk: Admission) -> APIRouter:
     ) -> Response:
         """Do tasks with an uploaded photo; `tasks_json` is {"tasks": [...]} or the list alone."""
         asked = _tasks(tasks_json)
-        desk.check_tasks(asked)
-        return _answer(request, await desk.look(_uploaded(image_file), image_file.read, asked))
+        admission.check_tasks(asked)
+        return _answer(request, await admission.look(_uploaded(image_file), image_file.read, asked))
 
     @routes.post("/analyze_images/", response_class=Response)
     async def analyze_images(
@@ -99,35 +99,35 @@ def _analysis(desk: Admission) -> APIRouter:
         """Do tasks with many photos: uploads first, then URLs, a JSON line for each, in their order."""
         asked = _tasks(tasks_json)
         uploads, urls = image_files or [], image_urls or []
-        desk.check_tasks(asked, len(uploads) + len(urls))
-        return ManyAnswers(desk, [(_uploaded(file), file) for file in uploads], urls, asked)
+        admission.check_tasks(asked, len(uploads) + len(urls))
+        return ManyAnswers(admission, [(_uploaded(file), file) for file in uploads], urls, asked)
 
     return routes
 
 
-def _about(desk: Admission, readiness: Readiness, metrics: ServiceMetrics) -> APIRouter:
+def _about(admission: Admission, readiness: Readiness, metrics: ServiceMetrics) -> APIRouter:
     routes = APIRouter(tags=["about"])
-    store = desk.analyst.store
+    store = admission.analyst.store
 
     @routes.get("/available_operations/")
     async def available_operations() -> dict[str, OperationEntry]:
         """What can be done with a photo, and what each operation takes."""
-        return {name: readiness.entry(operation) for name, operation in desk.analyst.offered.items()}
+        return {name: readiness.entry(operation) for name, operation in admission.analyst.offered.items()}
 
     @routes.get("/collections/")
     async def collections() -> list[CollectionEntry]:
         """The collections that `classify` knows."""
-        return await desk.bench.aside(listed, store)
+        return await admission.bench.aside(listed, store)
 
     @routes.get("/collections/{collection_id}", responses={404: {"model": Failure}})
     async def collection(collection_id: str) -> CollectionEntry:
         """One collection: what its classifier looks at, and how good it was when it was made."""
-        return await desk.bench.aside(describe, store, collection_id)
+        return await admission.bench.aside(describe, store, collection_id)
 
     @routes.get("/health")
     async def health() -> dict[str, str | None]:
         """Whether the process answers, and on what models run, once one has; needs no key."""
-        return {"status": "ok", "device": await desk.bench.aside(readiness.device)}
+        return {"status": "ok", "device": await admission.bench.aside(readiness.device)}
 
     @routes.get("/ready")
     async def ready() -> dict[str, str]:

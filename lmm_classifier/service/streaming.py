@@ -30,27 +30,31 @@ class ManyAnswers(StreamingResponse):
     """
 
     def __init__(
-        self, desk: Admission, uploads: Sequence[tuple[str, UploadFile]], urls: Sequence[str], asked: Tasks
+        self,
+        admission: Admission,
+        uploads: Sequence[tuple[str, UploadFile]],
+        urls: Sequence[str],
+        asked: Tasks,
     ) -> None:
-        self._desk = desk
-        self._lines = _lines(desk, [*uploads, *((url, url) for url in urls)], asked)
+        self._admission = admission
+        self._lines = _lines(admission, [*uploads, *((url, url) for url in urls)], asked)
         super().__init__(self._lines, media_type="application/x-ndjson")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; whoever goes away before the first line takes no place with him."""
-        async with self._desk.stream(), aclosing(self._lines):
+        async with self._admission.stream(), aclosing(self._lines):
             await super().__call__(scope, receive, send)
 
 
 async def _lines(
-    desk: Admission, sources: Sequence[tuple[str, UploadFile | str]], asked: Tasks
+    admission: Admission, sources: Sequence[tuple[str, UploadFile | str]], asked: Tasks
 ) -> AsyncGenerator[str, None]:
     running: deque[asyncio.Task[str]] = deque()
     try:
         for name, source in sources:
             if len(running) == AHEAD:
                 yield await running.popleft()
-            running.append(asyncio.ensure_future(_line(desk, name, source, asked)))
+            running.append(asyncio.ensure_future(_line(admission, name, source, asked)))
         while running:
             yield await running.popleft()
     finally:
@@ -58,12 +62,12 @@ async def _lines(
             task.cancel()
 
 
-async def _line(desk: Admission, name: str, source: UploadFile | str, asked: Tasks) -> str:
+async def _line(admission: Admission, name: str, source: UploadFile | str, asked: Tasks) -> str:
     try:
         if isinstance(source, str):
-            desk.check_url(source)
-        get = partial(desk.fetched, source) if isinstance(source, str) else source.read
-        return (await desk.look_patiently(name, get, asked)).analysis + "\n"
+            admission.check_url(source)
+        get = partial(admission.fetched, source) if isinstance(source, str) else source.read
+        return (await admission.look_patiently(name, get, asked)).analysis + "\n"
     except HttpError as refusal:
         body = refusal.body
     except Exception:  # a photo's edge: one that breaks must not cost the others their lines

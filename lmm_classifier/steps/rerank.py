@@ -25,11 +25,11 @@ from lmm_classifier.index.calibration import RerankTrial, read_calibration
 from lmm_classifier.index.exemplars import COPY, nearest_of_label
 from lmm_classifier.models.base import input_size_of
 from lmm_classifier.models.loading import load_chooser
-from lmm_classifier.models.runtime.deadline import in_time
+from lmm_classifier.models.runtime.deadline import within_deadline
 from lmm_classifier.models.runtime.resizing import shrunk, side_of
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.answer_cache import rate
-from lmm_classifier.models.vlm.self_test import fault_of
+from lmm_classifier.models.vlm.self_test import self_test_fault
 from lmm_classifier.models.vlm.strategies import (
     Case,
     Mode,
@@ -145,7 +145,7 @@ class Rerank(Step):
         return self.prompt_template
 
     @property
-    def asking(self) -> PromptStrategy:
+    def strategy(self) -> PromptStrategy:
         """How the model is asked."""
         return PromptStrategy(self.mode, self.scoring, self.template, self.permutations)
 
@@ -170,7 +170,7 @@ class Rerank(Step):
         needed = needed_placeholder(self.mode, self.scoring)
         if needed and needed not in self.template:
             raise ValueError(f"prompt_template must hold {needed}, where the labels go")
-        if problem := contradiction(self.asking, self.exemplars, self.model.family in SERVERS):
+        if problem := contradiction(self.strategy, self.exemplars, self.model.family in SERVERS):
             raise ValueError(problem)
         if self.exemplars and (self.index is None or self.corpus_root is None):
             raise ValueError("exemplars are photos of the index: set index, and corpus_root to their folder")
@@ -191,28 +191,30 @@ class Rerank(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         verdicts = [list(required(sample.verdicts)) for sample in batch]
         choices: list[list[Choice | None]] = [[None] * sample.n_looked_at for sample in batch]
-        doubts = [doubt for i, sample in enumerate(batch) for doubt in self.doubts(sample, i)]
-        trial = self.trial() if doubts else None
+        rerank_requests = [
+            request for i, sample in enumerate(batch) for request in self.rerank_requests(sample, i)
+        ]
+        trial = self.trial() if rerank_requests else None
         fusion = trial.fusion if trial else None
-        outcomes = self.outcomes(doubts, trial, sum(map(len, verdicts)))
-        for doubt, outcome in zip(doubts, outcomes, strict=True):
-            old = replace(verdicts[doubt.place][doubt.region], certainty=doubt.certainty)
-            if isinstance(outcome, str):
-                new = replace(old, rerank_skipped=outcome)
-            elif isinstance(outcome, ModelError):  # fail open, visibly: retrieval's answer is still one
-                new = replace(old, degraded=f"rerank: {outcome}")
+        results = self.results(rerank_requests, trial, sum(map(len, verdicts)))
+        for request, result in zip(rerank_requests, results, strict=True):
+            old = replace(verdicts[request.place][request.region], certainty=request.certainty)
+            if isinstance(result, str):
+                new = replace(old, rerank_skipped=result)
+            elif isinstance(result, ModelError):  # fail open, visibly: retrieval's answer is still one
+                new = replace(old, degraded=f"rerank: {result}")
             else:
-                retrieval = _retrieval(outcome.options, required(doubt.sample.scores), doubt.region)
-                new = reconsidered(old, outcome, retrieval, fusion, self.allow_unknown)
+                retrieval = _retrieval(result.options, required(request.sample.scores), request.region)
+                new = reconsidered(old, result, retrieval, fusion, self.allow_unknown)
                 new = replace(new, decided_by=self.name)
-                choices[doubt.place][doubt.region] = outcome
-            verdicts[doubt.place][doubt.region] = new
+                choices[request.place][request.region] = result
+            verdicts[request.place][request.region] = new
         return [
             replace(sample, verdicts=tuple(v), choices=tuple(c))
             for sample, v, c in zip(batch, verdicts, choices, strict=True)
         ]
 
-    def doubts(self, sample: Sample, place: int = 0) -> Iterator[RerankRequest]:
+    def rerank_requests(self, sample: Sample, place: int = 0) -> Iterator[RerankRequest]:
         """The regions of a sample that the model may be asked about; `place` is its number."""
         crops, scores = sample.crops(), required(sample.scores)
         for i, verdict in enumerate(required(sample.verdicts)):
@@ -223,16 +225,16 @@ class Rerank(Step):
                     sure = certainty(_retrieval(options, scores, i), own)
                     yield RerankRequest(sample, place, i, crops[i], options, sure)
 
-    def case(self, doubt: RerankRequest, due: float | None = None, below: float = COPY) -> Case:
+    def case(self, request: RerankRequest, due: float | None = None, below: float = COPY) -> Case:
         """What the model is shown of a region; photos that are more similar to it than `below` are not.
 
         Raises:
             ModelError: a photo of a candidate cannot be read.
         """
-        case = Case(doubt.crop, doubt.options, {}, due, self.allow_unknown)
+        case = Case(request.crop, request.options, {}, due, self.allow_unknown)
         if not self.exemplars:
             return case
-        return replace(case, exemplars={x: self._photos_of(doubt, x, below) for x in case.labels})
+        return replace(case, exemplars={x: self._photos_of(request, x, below) for x in case.labels})
 
     def comparable(self, case: Case) -> bool:
         """Whether there is a photo of each candidate, where they are compared with those."""
@@ -244,115 +246,122 @@ class Rerank(Step):
         Raises:
             ModelError: as `rate`.
         """
-        asking = self.asking
-        asked = [asking.questions(case) for case in cases]
+        strategy = self.strategy
+        asked = [strategy.questions(case) for case in cases]
         together = [question for each in asked for question in each]
         rated = iter(rate(self.model, together, self.max_batch_size, self.answers))
         return [
-            Choice(case.options, asking.log_probabilities(case, [next(rated) for _ in each]))
+            Choice(case.options, strategy.log_probabilities(case, [next(rated) for _ in each]))
             for case, each in zip(cases, asked, strict=True)
         ]
 
-    def outcomes(
-        self, doubts: Sequence[RerankRequest], trial: RerankTrial | None, regions: int
+    def results(
+        self, rerank_requests: Sequence[RerankRequest], trial: RerankTrial | None, regions: int
     ) -> list[Choice | ModelError | str]:
         """Per doubt, what the model makes of it, why it could not be asked, or why it was not."""
         started = time.monotonic()
-        outcomes: dict[int, Choice | ModelError | str] = {}
-        for i, doubt in enumerate(doubts):
-            if trial and (reason := _not_worth_it(trial, doubt)):
-                outcomes[i] = reason
-        left = sorted((i for i in range(len(doubts)) if i not in outcomes), key=lambda i: doubts[i].certainty)
+        results: dict[int, Choice | ModelError | str] = {}
+        for i, request in enumerate(rerank_requests):
+            if trial and (reason := _not_worth_it(trial, request)):
+                results[i] = reason
+        left = sorted(
+            (i for i in range(len(rerank_requests)) if i not in results),
+            key=lambda i: rerank_requests[i].certainty,
+        )
         if self.max_share is not None:
             most = max(math.floor(self.max_share * regions + 1e-9), 1)  # .29 of 100 are 29 in decimals
-            outcomes |= dict.fromkeys(left[most:], f"{most} of {regions} photos were more doubtful")
+            results |= dict.fromkeys(left[most:], f"{most} of {regions} photos were more doubtful")
             left = left[:most]
-        asked = [doubts[i] for i in left]
-        outcomes |= zip(left, self._answers(asked, trial, started), strict=True)
-        if failed := [outcome for outcome in outcomes.values() if isinstance(outcome, ModelError)]:
+        asked = [rerank_requests[i] for i in left]
+        results |= zip(left, self._answers(asked, trial, started), strict=True)
+        if failed := [result for result in results.values() if isinstance(result, ModelError)]:
             log.warning("rerank failed for %d of %d uncertain regions: %s", len(failed), len(left), failed[0])
-        return [outcomes[i] for i in range(len(doubts))]
+        return [results[i] for i in range(len(rerank_requests))]
 
     def _answers(
-        self, doubts: Sequence[RerankRequest], trial: RerankTrial | None, started: float
+        self, rerank_requests: Sequence[RerankRequest], trial: RerankTrial | None, started: float
     ) -> Iterator[Choice | ModelError | str]:
-        if not doubts or (self.max_seconds is None and self.deadline is None):
-            yield from self._ask(doubts, None, trial)
+        if not rerank_requests or (self.max_seconds is None and self.deadline is None):
+            yield from self._ask(rerank_requests, None, trial)
             return
-        ends = [self._due(doubt, started)[0] for doubt in doubts]
+        ends = [self._due(request, started)[0] for request in rerank_requests]
         with suppress(ModelError):  # raised again, and told, where the first photo is asked about
-            in_time(self.load, min((end for end in ends if end > started), default=started), self.model)
+            within_deadline(
+                self.load, min((end for end in ends if end > started), default=started), self.model
+            )
         last = 0.0  # seconds of a pass: of questions alone, the model is open
-        for run in self._runs(doubts):
+        for run in self._runs(rerank_requests):
             begun = time.monotonic()
-            due_of = {id(doubt): self._due(doubt, started) for doubt in run}
-            waited = [doubt for doubt in run if begun + last <= due_of[id(doubt)][0]]
-            due = min((due_of[id(doubt)][0] for doubt in waited), default=begun)
+            due_of = {id(request): self._due(request, started) for request in run}
+            waited = [request for request in run if begun + last <= due_of[id(request)][0]]
+            due = min((due_of[id(request)][0] for request in waited), default=begun)
             given: list[Choice | ModelError] = self._ask(waited, due, trial)
             answers: dict[int, Choice | ModelError | str] = dict(zip(map(id, waited), given, strict=True))
             last = time.monotonic() - begun if waited else last
-            for doubt in run:
-                answer = answers.get(id(doubt), due_of[id(doubt)][1])
-                yield due_of[id(doubt)][1] if isinstance(answer, OutOfTimeError) else answer
+            for request in run:
+                answer = answers.get(id(request), due_of[id(request)][1])
+                yield due_of[id(request)][1] if isinstance(answer, OutOfTimeError) else answer
 
     def _ask(
-        self, doubts: Sequence[RerankRequest], due: float | None, trial: RerankTrial | None
+        self, rerank_requests: Sequence[RerankRequest], due: float | None, trial: RerankTrial | None
     ) -> list[Choice | ModelError]:
         """What the model makes of each, or why it could not be asked."""
-        if not doubts:
+        if not rerank_requests:
             return []
 
         def answers() -> list[Choice | ModelError]:
             self._test()
-            cases = [self.case(doubt, due) for doubt in doubts]
+            cases = [self.case(request, due) for request in rerank_requests]
             if not all(map(self.comparable, cases)):
                 raise ModelError("the index has no other photo of a candidate to compare with")
-            return [_unbiased(choice, self.asking, trial) for choice in self.choices(cases)]
+            return [_unbiased(choice, self.strategy, trial) for choice in self.choices(cases)]
 
         try:
-            return in_time(answers, due, self.model)
+            return within_deadline(answers, due, self.model)
         except (OutOfTimeError, ModelUnavailableError) as error:  # the others would fare no better
-            return [error] * len(doubts)
+            return [error] * len(rerank_requests)
         except ModelError as error:
-            if len(doubts) > 1:  # one bad picture must not cost the others their answer
-                return [answer for doubt in doubts for answer in self._ask([doubt], due, trial)]
+            if len(rerank_requests) > 1:  # one bad picture must not cost the others their answer
+                return [answer for request in rerank_requests for answer in self._ask([request], due, trial)]
             return [error]
 
-    def _runs(self, doubts: Sequence[RerankRequest]) -> Iterator[Sequence[RerankRequest]]:
+    def _runs(self, rerank_requests: Sequence[RerankRequest]) -> Iterator[Sequence[RerankRequest]]:
         """Doubts that fill a forward pass each: at most so many (image, candidate) pairs, or one doubt."""
         run: list[RerankRequest] = []
         pairs = 0
-        for doubt in doubts:
-            more = len(doubt.options) * self.permutations
+        for request in rerank_requests:
+            more = len(request.options) * self.permutations
             if run and pairs + more > self.max_batch_size:
                 yield run
                 run, pairs = [], 0
-            run.append(doubt)
+            run.append(request)
             pairs += more
         if run:
             yield run
 
-    def _due(self, doubt: RerankRequest, started: float) -> tuple[float, str]:
+    def _due(self, request: RerankRequest, started: float) -> tuple[float, str]:
         """When nobody waits for the answer any more, on `time.monotonic`, and why."""
         ends = [(math.inf, "")]
         if self.max_seconds is not None:
             ends.append((started + self.max_seconds, f"the {self.max_seconds:g} s for this batch were up"))
         if self.deadline is not None:
-            ends.append((doubt.sample.arrived + self.deadline, f"its {self.deadline:g} s were up"))
+            ends.append((request.sample.arrived + self.deadline, f"its {self.deadline:g} s were up"))
         return min(ends)
 
     def _test(self) -> None:
-        if self.self_test and (fault := fault_of(self.model, self.asking, self.max_batch_size, self.twin)):
+        if self.self_test and (
+            fault := self_test_fault(self.model, self.strategy, self.max_batch_size, self.twin)
+        ):
             raise ModelUnavailableError(fault)
 
-    def _photos_of(self, doubt: RerankRequest, label: str, below: float) -> tuple[Image.Image, ...]:
+    def _photos_of(self, request: RerankRequest, label: str, below: float) -> tuple[Image.Image, ...]:
         """The nearest photos of a label, scaled down."""
         if self.index is None or self.corpus_root is None:
             raise AssertionError("exemplars without an index are refused")
-        seen = doubt.sample.embeddings
+        seen = request.sample.embeddings
         try:
             photos = nearest_of_label(
-                self.index, self.corpus_root, seen, doubt.region, label, self.exemplars, below
+                self.index, self.corpus_root, seen, request.region, label, self.exemplars, below
             )
         except ImageError as error:
             raise ModelError(f"no photo of {label!r} can be shown: {error}; check corpus_root") from error
@@ -376,12 +385,12 @@ class Rerank(Step):
         return tuple(options[j] for j in order)
 
 
-def _unbiased(choice: Choice, asking: PromptStrategy, trial: RerankTrial | None) -> Choice:
+def _unbiased(choice: Choice, strategy: PromptStrategy, trial: RerankTrial | None) -> Choice:
     """The choice less what the places of the options got them, where a trial has found that out."""
     prior = trial.prior.get(len(choice.options)) if trial else None
     if prior is None:
         return choice
-    return Choice(choice.options, asking.without(prior, choice.log_likelihoods))
+    return Choice(choice.options, strategy.without(prior, choice.log_likelihoods))
 
 
 def _retrieval(options: Sequence[str], scores: Scores, region: int) -> Float64Array:
@@ -390,13 +399,13 @@ def _retrieval(options: Sequence[str], scores: Scores, region: int) -> Float64Ar
     return retrieval_probabilities(options, scores.labels, scores.values[region], closeness)
 
 
-def _not_worth_it(trial: RerankTrial, doubt: RerankRequest) -> str | None:
+def _not_worth_it(trial: RerankTrial, request: RerankRequest) -> str | None:
     """Why the calibration says not to ask about this region."""
-    label = required(doubt.sample.verdicts)[doubt.region].label
+    label = required(request.sample.verdicts)[request.region].label
     if not trial.helps:
         return f"it corrects {trial.corrections} and spoils {trial.regressions} of {trial.cases} photos here"
     if label in trial.not_for:
         return f"it spoils more photos of {label!r} than it corrects"
-    if doubt.certainty >= trial.ask_below:
-        return f"retrieval is sure enough, {doubt.certainty:.3f}: asking pays below {trial.ask_below:.3f}"
+    if request.certainty >= trial.ask_below:
+        return f"retrieval is sure enough, {request.certainty:.3f}: asking pays below {trial.ask_below:.3f}"
     return None

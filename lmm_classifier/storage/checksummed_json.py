@@ -16,14 +16,14 @@ def digest_of(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def seal(body: Mapping[str, Any]) -> bytes:
+def dump_checksummed(body: Mapping[str, Any]) -> bytes:
     """A document as bytes: sorted, so equal documents are equal files."""
     sealed = {**body, "digest": digest_of(body)}
     return json.dumps(sealed, indent=2, sort_keys=True).encode() + b"\n"
 
 
-def unseal(path: Path, version: int, remedy: str) -> dict[str, Any]:
-    """Read what `seal` wrote.
+def load_checksummed(path: Path, version: int, remedy: str) -> dict[str, Any]:
+    """Read what `dump_checksummed` wrote.
 
     Args:
         path: the file.

@@ -13,7 +13,7 @@ from lmm_classifier.storage.atomic_files import explained
 
 
 @contextmanager
-def sole_writer(output: Path, marker: str, what: str) -> Iterator[None]:
+def exclusive_folder(output: Path, marker: str, what: str) -> Iterator[None]:
     """Make the folder, and keep others from writing it meanwhile.
 
     Args:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(
+def prefetch_map(
     work: Callable[[T], R],
     tasks: Iterable[T],
     workers: int,

@@ -30,5 +30,5 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def unheard(progress: Progress) -> None:
+def ignore_progress(progress: Progress) -> None:
     """For work that nobody waits for."""

@@ -211,7 +211,7 @@ def test_what_cannot_be_calibrated_is_refused(work: Path) -> None:
     assert read_calibration(work / "index") is None
 
 
-def test_labels_with_one_image_cannot_be_rehearsed(tmp_path: Path) -> None:
+def test_labels_with_one_image_cannot_be_simulated(tmp_path: Path) -> None:
     build_index(write_corpus(tmp_path / "corpus", per_label=1), tmp_path / "index", encoder=FAKE)
     with pytest.raises(CorpusError, match="0 different images of labels with at least two"):
         calibrate(HybridClassifier(settings(tmp_path / "index")))
@@ -328,7 +328,7 @@ def clouds(tmp_path: Path, counts: dict[str, int], spread: float = 0.4) -> Hybri
 
 
 class TestNoArtefact:
-    """What differs between known and unknown must be the photo, not how it was rehearsed."""
+    """What differs between known and unknown must be the photo, not how it was simulated."""
 
     def test_neighbours_that_only_unknowns_lack(self, tmp_path: Path) -> None:
         fitted, _ = calibrate(clouds(tmp_path, {"a": 15, "b": 15, "c": 15}))

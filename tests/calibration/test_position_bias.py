@@ -55,7 +55,9 @@ def samples(n: int) -> list[Sample]:
 def look(weights: str, n: int, **options: object) -> tuple[Rerank, ListBias]:
     step = Rerank(model=ModelSpec("prejudiced", weights), self_test=False, **options)  # type: ignore[arg-type]
     bias = ListBias(step, np.random.default_rng(0))
-    bias.look_at([step.case(doubt) for sample in samples(n) for doubt in step.doubts(sample)])
+    bias.look_at(
+        [step.case(asked_about) for sample in samples(n) for asked_about in step.rerank_requests(sample)]
+    )
     return step, bias
 
 
@@ -65,8 +67,8 @@ def test_what_each_place_gets_is_found_and_can_be_taken_off() -> None:
     assert n == 3
     assert np.exp(prior) == pytest.approx(PLACES, rel=1e-4)
     [sample, *_] = samples(1)
-    [doubt] = step.doubts(sample)
-    [choice] = step.choices([step.case(doubt)])
+    [asked_about] = step.rerank_requests(sample)
+    [choice] = step.choices([step.case(asked_about)])
     fair = np.exp(step.asking.without(prior, choice.log_likelihoods))
     assert dict(zip(choice.options, fair.tolist(), strict=True)) == pytest.approx(
         {"a": 0.5, "b": 0.3, "c": 0.2}, rel=1e-4

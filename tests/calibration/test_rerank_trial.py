@@ -176,13 +176,13 @@ class TestWhoIsWorthAsking:
 
     def test_sure_regions_are_spared_and_told_why(self, slow: None) -> None:
         step = Rerank(model=ModelSpec("slow"), self_test=False)
-        [doubt] = step.doubts(uncertain(1)[0])
-        assert doubt.certainty == pytest.approx(0.6)
+        [asked_about] = step.rerank_requests(uncertain(1)[0])
+        assert asked_about.certainty == pytest.approx(0.6)
         trial = RerankTrial(Fusion(), True, (), 40, 10, 0, step.identity, ask_below=0.55)
-        assert step.outcomes([doubt], trial, 1) == [
+        assert step.outcomes([asked_about], trial, 1) == [
             "retrieval is sure enough, 0.600: asking pays below 0.550"
         ]
-        [asked] = step.outcomes([doubt], replace(trial, ask_below=0.65), 1)
+        [asked] = step.outcomes([asked_about], replace(trial, ask_below=0.65), 1)
         assert isinstance(asked, Choice)
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lmm_classifier import CollectionClassifier
-from lmm_classifier.api.serialize import findings
+from lmm_classifier.api.serialize import serialize_sample
 from lmm_classifier.collection.artifact import read_model
 from lmm_classifier.collection.encoder_binding import encoder_of
 from lmm_classifier.collection.estimators import parse_estimator
@@ -291,7 +291,7 @@ class TestRegions:
         encoded.clear()
         [sample] = Pipeline((Embed(FAKE), Classify(store=tmp_path))).run([Sample.from_image("x", RED)])
         assert encoded == [1]
-        assert findings(sample)["memberships"][0]["is_in_collection"] is True
+        assert serialize_sample(sample)["memberships"][0]["is_in_collection"] is True
 
 
 class TestDecisions:

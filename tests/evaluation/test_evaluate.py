@@ -10,7 +10,7 @@ from lmm_classifier import HybridClassifier, PipelineConfig
 from lmm_classifier.api.build_index import build_index
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.evaluation.dataset import answerable_labels, questions, read_unknowns
+from lmm_classifier.evaluation.dataset import answerable_labels, evaluation_items, read_unknowns
 from lmm_classifier.evaluation.evaluate import evaluate
 from lmm_classifier.evaluation.page import drawings, write_evaluation
 from lmm_classifier.models.spec import ModelSpec
@@ -104,7 +104,7 @@ def test_a_folder_of_photos_without_labels_is_an_unknown_set(tmp_path: Path) -> 
 
 def test_a_label_named_unknown_cannot_be_told_from_the_answer(work: Path) -> None:
     with pytest.raises(ConfigError, match="label named 'unknown'"):
-        questions(frozenset({"unknown", "red"}), read_corpus(work / "known"), {}, "near")
+        evaluation_items(frozenset({"unknown", "red"}), read_corpus(work / "known"), {}, "near")
 
 
 def test_far_and_near_are_kept_apart(work: Path, tmp_path: Path) -> None:

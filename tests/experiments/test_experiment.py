@@ -27,7 +27,7 @@ from lmm_classifier.experiments.shared_indexes import link_files
 from lmm_classifier.experiments.spec import CalibrateSettings, Experiment, plans
 from lmm_classifier.experiments.splits import SplitSources
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.storage.progress import Progress, unheard
+from lmm_classifier.storage.progress import Progress, ignore_progress
 from synthetic import COLOURS, write_corpus
 
 EXPERIMENTS = Path(__file__).parents[2] / "config/experiments"
@@ -69,7 +69,7 @@ class TestRuns:
     def test_figures_are_those_of_evaluate(self, work: Path) -> None:
         asked = Experiment.from_yaml(work / "experiment.yaml")
         for name, run in records(work / "out").items():
-            parts = SplitSources(asked, unheard).parts(run["seed"])
+            parts = SplitSources(asked, ignore_progress).parts(run["seed"])
             found = evaluate(
                 HybridClassifier.from_yaml(work / "out" / name / "config.yaml"),
                 parts.evaluate.corpus(),
@@ -144,7 +144,7 @@ class TestRuns:
 
 def test_parts_depend_on_the_photos_and_the_seed_alone(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, split={"index": 0.5, "held_out": 0.2, "evaluate": 0.3})
-    sources = SplitSources(Experiment.from_yaml(path), unheard)
+    sources = SplitSources(Experiment.from_yaml(path), ignore_progress)
     one, again, other = (sources.parts(seed).named() for seed in (0, 0, 1))
     assert list(one) == ["index", "held_out", "evaluate"]
     assert one == again
@@ -159,7 +159,7 @@ def test_parts_depend_on_the_photos_and_the_seed_alone(tmp_path: Path) -> None:
     )
     assert {p.label for p in one["evaluate"].photos} == {*COLOURS}
     fixed = write_experiment(tmp_path, split={"index": 0.5, "evaluate": 0.5, "seed": 4}, hold_out_labels=None)
-    sources = SplitSources(Experiment.from_yaml(fixed), unheard)
+    sources = SplitSources(Experiment.from_yaml(fixed), ignore_progress)
     assert sources.parts(0) == sources.parts(1)
 
 

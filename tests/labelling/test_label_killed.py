@@ -127,7 +127,7 @@ def test_counts_are_of_the_photos_that_are_there(
     for photo in sorted((tmp_path / "photos").iterdir())[SHARD * 2 :]:
         photo.unlink()
     run = label_photos(tmp_path / "photos", classifier, whole, shard_rows=SHARD).run
-    assert (len(run), run.facts.counts and run.facts.counts["photos"]) == (16, 16)
+    assert (len(run), run.manifest.counts and run.manifest.counts["photos"]) == (16, 16)
     assert not (whole / "results.parquet").exists()  # it told of more
 
 

@@ -223,15 +223,15 @@ def test_a_request_for_many_that_nobody_hears_takes_no_place(index: Path) -> Non
         raise ConnectionError
 
     async def ask() -> None:
-        desk = Admission(classifier(index), ServiceMetrics())
+        admission = Admission(classifier(index), ServiceMetrics())
         try:
             for _ in range(10):
-                answer = ManyAnswers(desk, [], ["http://open.test/"], Tasks(tasks=[]))
+                answer = ManyAnswers(admission, [], ["http://open.test/"], Tasks(tasks=[]))
                 with pytest.raises(ExceptionGroup) as raised:
                     await answer({"type": "http"}, gone, gone)
                 assert raised.group_contains(ConnectionError)  # and no refusal
         finally:
-            desk.close()
+            admission.close()
 
     asyncio.run(ask())
 

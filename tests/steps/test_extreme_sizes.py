@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmm_classifier.api.serialize import findings
+from lmm_classifier.api.serialize import serialize_sample
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.corpus.images import DEFAULT_LIMITS
 from lmm_classifier.models.spec import ModelSpec
@@ -76,7 +76,7 @@ def test_every_step_takes_it(
     masks = [region.mask for region in found.regions if region.mask is not None]
     assert masks
     assert all(mask.shape == size[::-1] for mask in masks)
-    answer = json.loads(json.dumps(findings(found)))
+    answer = json.loads(json.dumps(serialize_sample(found)))
     assert len(answer["labelings"][0]) == 5
     assert sum(each["score"] for each in answer["labelings"][0]) == pytest.approx(1, abs=1e-5)
     [[vector]] = answer["embeddings"].values()

@@ -12,7 +12,7 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageOps
 from pydantic import TypeAdapter, ValidationError
 
-from lmm_classifier.api.serialize import findings
+from lmm_classifier.api.serialize import serialize_sample
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import detection
 from lmm_classifier.models.detection import Detections, load_detector
@@ -226,7 +226,7 @@ class TestWhere:
         [[found]] = run_shared(
             [photo()], lines_of([(make_region_selector({"target": "prominent_person"}), ())])
         )
-        target = findings(found)["target"]
+        target = serialize_sample(found)["target"]
         assert (target["box"], target["wanted"], target["fallback"]) == ([10, 20, 60, 100], "person", None)
         assert target["score"] == pytest.approx(0.7)
         assert all(type(side) is int for side in target["box"])

@@ -305,8 +305,8 @@ def test_no_fault_of_a_server_changes_an_answer_but_by_a_mark(
     photo = picture((190, 60, 60), seed=7)
     alone = classifier(index, enabled=False).classify(photo)
     with serving({CHAT: FAULTS[fault], SYSTEMONE: FAULTS[fault]}) as server:
-        asking = classifier(index, "openai_api", model_name=server.weights, deadline=1.0, **ask)
-        answer = asking.classify(photo)
+        strategy = classifier(index, "openai_api", model_name=server.weights, deadline=1.0, **ask)
+        answer = strategy.classify(photo)
         assert server.asked
     assert (answer.label, answer.score, answer.status) == (alone.label, alone.score, "uncertain")
     assert (answer.degraded is None) != (answer.rerank_skipped is None)
@@ -321,9 +321,9 @@ def test_no_fault_of_a_server_changes_an_answer_but_by_a_mark(
 @pytest.mark.parametrize("ask", [{"scoring": "letter"}, {"mode": "pointwise"}], ids=str)
 def test_no_fault_of_a_server_outlasts_the_deadline(index: Path, fault: str, ask: dict[str, Any]) -> None:
     with serving({CHAT: FAULTS[fault], SYSTEMONE: FAULTS[fault]}) as server:
-        asking = classifier(index, "openai_api", model_name=server.weights, deadline=1.0, **ask)
+        strategy = classifier(index, "openai_api", model_name=server.weights, deadline=1.0, **ask)
         began = time.monotonic()
-        asking.classify(picture((190, 60, 60), seed=7))
+        strategy.classify(picture((190, 60, 60), seed=7))
         assert time.monotonic() - began <= 1.1 + SLACK_S
 
 

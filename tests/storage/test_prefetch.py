@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lmm_classifier.storage.prefetch import in_order
+from lmm_classifier.storage.prefetch import prefetch_map
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
@@ -16,8 +16,8 @@ def test_results_come_in_the_order_of_the_tasks() -> None:
         time.sleep(0.002 * (n % 3 == 0))  # the first of three is done last
         return n * n
 
-    assert list(in_order(work, range(20), 4, 8)) == [n * n for n in range(20)]
-    assert list(in_order(work, [], 4, 8)) == []
+    assert list(prefetch_map(work, range(20), 4, 8)) == [n * n for n in range(20)]
+    assert list(prefetch_map(work, [], 4, 8)) == []
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (4, 8), (8, 4)])
@@ -29,7 +29,7 @@ def test_no_more_is_begun_than_may_wait(workers: int, ahead: int) -> None:
             begun.append(n)
             yield n
 
-    results = in_order(lambda n: n, tasks(), workers, ahead)
+    results = prefetch_map(lambda n: n, tasks(), workers, ahead)
     for seen in range(1, 50):
         next(results)
         assert len(begun) - seen < ahead
@@ -38,7 +38,7 @@ def test_no_more_is_begun_than_may_wait(workers: int, ahead: int) -> None:
 
 
 def test_an_error_comes_in_its_place() -> None:
-    results = in_order(lambda n: 1 // n, [1, 1, 0, 1], 2, 4)
+    results = prefetch_map(lambda n: 1 // n, [1, 1, 0, 1], 2, 4)
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -46,7 +46,7 @@ def test_an_error_comes_in_its_place() -> None:
 
 def test_no_thread_is_left_when_the_taker_goes() -> None:
     before = threading.active_count()
-    results = in_order(lambda n: n, range(100), 4, 8)
+    results = prefetch_map(lambda n: n, range(100), 4, 8)
     next(results)
     results.close()
     assert threading.active_count() == before
@@ -62,7 +62,7 @@ def test_work_that_waits_is_told_that_nobody_does_any_more() -> None:
             told.append(stop.wait(30))
         return n
 
-    results = in_order(work, range(100), 4, 8, stop)
+    results = prefetch_map(work, range(100), 4, 8, stop)
     assert next(results) == 0
     assert waiting.wait(30)
     results.close()

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from lmm_classifier.api.hybrid_classifier import HybridClassifier
-from lmm_classifier.calibration.context import subject_of
+from lmm_classifier.calibration.context import context_of
 from lmm_classifier.corpus.source import read_corpus
 from lmm_classifier.errors import ConfigError, CorpusError
-from lmm_classifier.labelling.run_context import learner_of, subject_of_run, vectors_of
+from lmm_classifier.labelling.run_context import context_of_run, learner_of, vectors_of
 from lmm_classifier.labelling.run_schema import path_of
 from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.labelling.simulation.replay import Review, looks_needed, simulate
@@ -95,7 +95,7 @@ def simulate_review(
     rows = np.asarray([i for i, truth in enumerate(truths) if truth not in {None, UNKNOWN}], np.int64)
     if not rows.size:
         raise CorpusError(f"no photo of {run.folder} has a label in {source}")
-    learner = learner_of(subject_of_run(run))
+    learner = learner_of(context_of_run(run))
     if learner is None:
         raise ConfigError(NEEDED)
     vectors = [found[rows] for found in vectors_of(run)]
@@ -119,7 +119,7 @@ def check_source(source: Path, classifier: HybridClassifier) -> None:
         ConfigError, IndexFolderError: the index is not calibrated, or cannot be used.
     """
     read_corpus(source)
-    if learner_of(subject_of(classifier)) is None:
+    if learner_of(context_of(classifier)) is None:
         raise ConfigError(NEEDED)
 
 

@@ -23,7 +23,7 @@ _running: Counter[Hashable] = Counter()
 _threads: set[threading.Thread] = set()
 
 
-def in_time(call: Callable[[], T], due: float | None, about: Hashable) -> T:
+def within_deadline(call: Callable[[], T], due: float | None, about: Hashable) -> T:
     """What the call returns, if it does until `due` on `time.monotonic`; if not, it goes on by itself.
 
     Args:

@@ -26,7 +26,9 @@ SIDES = ((56, 56), (96, 64), (64, 120), (56, 84))  # px; of different length, so
 _lock = threading.Lock()
 
 
-def fault_of(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: ModelSpec | None) -> str | None:
+def self_test_fault(
+    spec: ModelSpec, strategy: PromptStrategy, batch_size: int, twin: ModelSpec | None
+) -> str | None:
     """What is wrong with a chooser, in one line; None where nothing is. Found out once per process.
 
     A batch must say what its questions say one by one; passes that share their beginning, where a chooser
@@ -34,7 +36,7 @@ def fault_of(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: Mod
 
     Args:
         spec: the chooser.
-        asking: how it is going to be asked.
+        strategy: how it is going to be asked.
         batch_size: how many pairs at once.
         twin: the same model here.
 
@@ -42,12 +44,12 @@ def fault_of(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: Mod
         ModelError: it, or the twin, cannot be opened or asked.
     """
     with _lock:
-        return _tested(spec, asking, batch_size, twin)
+        return _tested(spec, strategy, batch_size, twin)
 
 
 @lru_cache(maxsize=32)
-def _tested(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: ModelSpec | None) -> str | None:
-    questions = [question for case in _cases(asking) for question in asking.questions(case)]
+def _tested(spec: ModelSpec, strategy: PromptStrategy, batch_size: int, twin: ModelSpec | None) -> str | None:
+    questions = [question for case in _cases(strategy) for question in strategy.questions(case)]
     together = rate(spec, questions, batch_size)
     others = {"one by one": [rate(spec, [question], 1)[0] for question in questions]}
     chooser = load_chooser(spec)
@@ -67,11 +69,13 @@ def _tested(spec: ModelSpec, asking: PromptStrategy, batch_size: int, twin: Mode
     )
 
 
-def _cases(asking: PromptStrategy) -> list[Case]:
+def _cases(strategy: PromptStrategy) -> list[Case]:
     """Pictures of noise, the same every time."""
     rng = np.random.default_rng(0)
     shown = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIDES]
-    exemplars = {option: (shown[i],) for i, option in enumerate(OPTIONS)} if asking.mode == "pairwise" else {}
+    exemplars = (
+        {option: (shown[i],) for i, option in enumerate(OPTIONS)} if strategy.mode == "pairwise" else {}
+    )
     return [Case(image, OPTIONS, exemplars) for image in shown]
 
 

@@ -166,22 +166,22 @@ def default_template(mode: Mode, scoring: Scoring) -> str:
     return {"listwise": listwise, "pointwise": POINTWISE_PROMPT, "pairwise": PAIRWISE_PROMPT}[mode]
 
 
-def contradiction(asking: PromptStrategy, exemplars: int, by_a_server: bool) -> str | None:
+def contradiction(strategy: PromptStrategy, exemplars: int, by_a_server: bool) -> str | None:
     """What options say that means nothing; None where they say what can be done.
 
     Args:
-        asking: the way.
+        strategy: the way.
         exemplars: photos of each candidate.
         by_a_server: whether the model is elsewhere, and tells letters and words, no likelihoods.
     """
-    listed = asking.mode == "listwise"
-    if asking.mode == "pairwise" and not exemplars:
+    listed = strategy.mode == "listwise"
+    if strategy.mode == "pairwise" and not exemplars:
         return "pairwise compares with photos of each candidate: set exemplars to 1 or more"
-    if asking.mode == "pointwise" and exemplars:
+    if strategy.mode == "pointwise" and exemplars:
         return "pointwise shows no photos of candidates: leave exemplars out"
-    if not listed and (asking.scoring != "likelihood" or asking.permutations != 1):
+    if not listed and (strategy.scoring != "likelihood" or strategy.permutations != 1):
         return "scoring and permutations are of lists: leave them out, or set mode: listwise"
-    if by_a_server and listed and asking.scoring != "letter":
+    if by_a_server and listed and strategy.scoring != "letter":
         return "a server does not tell how likely a name is: set scoring: letter"
     return None
 

@@ -11,24 +11,24 @@ from clock import from_now, wait_until
 from lmm_classifier import registry
 from lmm_classifier.errors import OutOfTimeError
 from lmm_classifier.models.loading import load_chooser, load_encoder
-from lmm_classifier.models.runtime.deadline import MOST_ABANDONED, in_time
+from lmm_classifier.models.runtime.deadline import MOST_ABANDONED, within_deadline
 from lmm_classifier.models.spec import ModelSpec
 
 SLACK_S = 0.1  # what a busy machine takes to wake a thread
 
 
 def test_what_comes_in_time_is_returned_and_what_fails_in_time_raised() -> None:
-    assert in_time(lambda: 3, from_now(5), "a") == 3
-    assert in_time(lambda: 3, None, "a") == 3
-    assert in_time(lambda: 3, from_now(1e12), "a") == 3
+    assert within_deadline(lambda: 3, from_now(5), "a") == 3
+    assert within_deadline(lambda: 3, None, "a") == 3
+    assert within_deadline(lambda: 3, from_now(1e12), "a") == 3
     with pytest.raises(ZeroDivisionError):
-        in_time(lambda: 1 // 0, from_now(5), "a")
+        within_deadline(lambda: 1 // 0, from_now(5), "a")
 
 
 def test_who_has_waited_until_it_is_due_gets_an_error_though_the_call_goes_on() -> None:
     over, ended = threading.Event(), threading.Event()
     with pytest.raises(OutOfTimeError):
-        in_time(lambda: over.wait(20) and ended.set(), from_now(0.1), "b")
+        within_deadline(lambda: over.wait(20) and ended.set(), from_now(0.1), "b")
     assert not ended.is_set()
     over.set()
     assert ended.wait(20)
@@ -39,7 +39,7 @@ def test_nobody_waits_longer_than_it_is_due() -> None:
     over = threading.Event()
     began = time.monotonic()
     with pytest.raises(OutOfTimeError):
-        in_time(lambda: over.wait(20), began + 0.5, "b")
+        within_deadline(lambda: over.wait(20), began + 0.5, "b")
     took = time.monotonic() - began
     over.set()
     assert 0.5 <= took <= 0.55 + SLACK_S
@@ -48,7 +48,7 @@ def test_nobody_waits_longer_than_it_is_due() -> None:
 def test_what_is_late_already_is_not_begun() -> None:
     begun: list[int] = []
     with pytest.raises(OutOfTimeError):
-        in_time(lambda: begun.append(1), from_now(-1), "c")
+        within_deadline(lambda: begun.append(1), from_now(-1), "c")
     assert not begun
 
 
@@ -56,13 +56,13 @@ def test_calls_that_are_stuck_hold_up_no_other_thing_and_are_not_added_to() -> N
     over = threading.Event()
     for _ in range(MOST_ABANDONED):
         with pytest.raises(OutOfTimeError):
-            in_time(lambda: over.wait(20), from_now(0.02), "stuck")
+            within_deadline(lambda: over.wait(20), from_now(0.02), "stuck")
     with pytest.raises(OutOfTimeError, match="earlier questions are still being answered"):
-        in_time(lambda: 3, from_now(5), "stuck")
-    assert in_time(lambda: 3, from_now(5), "another") == 3
+        within_deadline(lambda: 3, from_now(5), "stuck")
+    assert within_deadline(lambda: 3, from_now(5), "another") == 3
     over.set()
     wait_until(lambda: not any(thread.name == "in-time" for thread in threading.enumerate()))
-    assert in_time(lambda: 3, from_now(5), "stuck") == 3
+    assert within_deadline(lambda: 3, from_now(5), "stuck") == 3
 
 
 def test_an_abandoned_call_does_not_keep_the_process() -> None:

@@ -12,29 +12,29 @@ from safetensors.torch import load_file, save_file
 from lmm_classifier import registry
 from lmm_classifier.models.base import Question
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.models.vlm.self_test import fault_of
+from lmm_classifier.models.vlm.self_test import self_test_fault
 from lmm_classifier.models.vlm.strategies import PromptStrategy, default_template
 from lmm_classifier.types import FloatArray
 
 TINY = "shipped:qwen2-vl-digits"
 
 
-def asking(mode: str = "listwise", scoring: str = "likelihood") -> PromptStrategy:
+def strategy(mode: str = "listwise", scoring: str = "likelihood") -> PromptStrategy:
     return PromptStrategy(mode, scoring, default_template(mode, scoring))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("way", "dtype"),
     [
-        (asking(), "float32"),
-        (asking(scoring="normalised"), "float32"),
-        (asking(scoring="letter"), "bfloat16"),
-        (asking("pointwise"), "float32"),
-        (asking("pairwise"), "bfloat16"),
+        (strategy(), "float32"),
+        (strategy(scoring="normalised"), "float32"),
+        (strategy(scoring="letter"), "bfloat16"),
+        (strategy("pointwise"), "float32"),
+        (strategy("pairwise"), "bfloat16"),
     ],
 )
 def test_the_shipped_model_passes_however_it_is_asked(way: PromptStrategy, dtype: str) -> None:
-    assert fault_of(ModelSpec("qwen-vl", TINY, dtype=dtype), way, 8, None) is None  # type: ignore[arg-type]
+    assert self_test_fault(ModelSpec("qwen-vl", TINY, dtype=dtype), way, 8, None) is None  # type: ignore[arg-type]
 
 
 class Moody:
@@ -59,8 +59,8 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_chooser_whose_answers_depend_on_the_batch_fails() -> None:
-    assert fault_of(ModelSpec("moody", "steady"), asking(), 8, None) is None
-    fault = fault_of(ModelSpec("moody", "moody"), asking(), 8, None)
+    assert self_test_fault(ModelSpec("moody", "steady"), strategy(), 8, None) is None
+    fault = self_test_fault(ModelSpec("moody", "moody"), strategy(), 8, None)
     assert fault == (
         "moody moody fails its self-test: probabilities of the same answers differ by 0.100 one by one, more "
         "than 0.05; use another dtype or version, or set self_test: false"
@@ -72,12 +72,12 @@ def test_a_twin_that_says_something_else_is_noticed(
 ) -> None:
     folder = qwen_folders["qwen2_vl"]
     spec = ModelSpec("qwen-vl", str(folder), dtype="float32")
-    assert fault_of(spec, asking(), 8, replace(spec, weights=f"{folder}/.")) is None
+    assert self_test_fault(spec, strategy(), 8, replace(spec, weights=f"{folder}/.")) is None
     copy = edited(folder)
     weights = load_file(copy / "model.safetensors")
     torch.manual_seed(0)
     weights = {name: values + 2 * torch.randn_like(values) for name, values in weights.items()}
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    fault = fault_of(spec, asking(scoring="letter"), 8, replace(spec, weights=str(copy)))
+    fault = self_test_fault(spec, strategy(scoring="letter"), 8, replace(spec, weights=str(copy)))
     assert fault is not None
     assert f"by {copy}, more than 0.05" in fault

@@ -24,17 +24,17 @@ def values(*probabilities: float) -> FloatArray:
     return np.log(np.asarray(probabilities, np.float32))
 
 
-def probabilities(asking: PromptStrategy, case: Case, *rated: FloatArray) -> list[float]:
-    return np.exp(asking.log_probabilities(case, rated)).tolist()
+def probabilities(strategy: PromptStrategy, case: Case, *rated: FloatArray) -> list[float]:
+    return np.exp(strategy.log_probabilities(case, rated)).tolist()
 
 
-def asking(mode: str = "listwise", scoring: str = "likelihood", **more: int) -> PromptStrategy:
+def strategy(mode: str = "listwise", scoring: str = "likelihood", **more: int) -> PromptStrategy:
     return PromptStrategy(mode, scoring, default_template(mode, scoring), **more)  # type: ignore[arg-type]
 
 
 class TestAList:
     def test_is_one_question(self) -> None:
-        [question] = asking().questions(Case(PHOTO, OPTIONS, due=7.0))
+        [question] = strategy().questions(Case(PHOTO, OPTIONS, due=7.0))
         assert (question.image, question.options, question.form, question.due) == (
             PHOTO,
             OPTIONS,
@@ -42,16 +42,16 @@ class TestAList:
             7.0,
         )
         assert "rose, tulip, unknown" in question.prompt
-        assert probabilities(asking(), CASE, values(0.2, 0.1, 0.1)) == pytest.approx([0.5, 0.25, 0.25])
+        assert probabilities(strategy(), CASE, values(0.2, 0.1, 0.1)) == pytest.approx([0.5, 0.25, 0.25])
 
     def test_under_letters(self) -> None:
-        [question] = asking(scoring="letter").questions(CASE)
+        [question] = strategy(scoring="letter").questions(CASE)
         assert (question.form, question.options) == ("letter", OPTIONS)
         assert question.exemplars == (("rose:", ROSE), ("rose:", ASTER), ("tulip:", TULIP))
 
     def test_in_several_orders_is_averaged(self) -> None:
         """A model that gives the first place .8 whatever stands there says nothing."""
-        turned = asking(permutations=3)
+        turned = strategy(permutations=3)
         assert [q.options for q in turned.questions(CASE)] == [
             ("rose", "tulip", UNKNOWN),
             ("tulip", UNKNOWN, "rose"),
@@ -65,11 +65,11 @@ class TestAList:
         assert found == pytest.approx(roots / roots.sum())
 
     def test_has_no_more_orders_than_options(self) -> None:
-        assert len(asking(permutations=20).questions(CASE)) == 3
+        assert len(strategy(permutations=20).questions(CASE)) == 3
         assert rotations(3) == [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
 
     def test_normalised_takes_off_what_a_blank_image_gets_and_counts_per_byte(self) -> None:
-        way = asking(scoring="normalised")
+        way = strategy(scoring="normalised")
         photo, blank = way.questions(Case(PHOTO, ("a", "abcd")))
         assert (photo.image, blank.image) == (PHOTO, BLANK)
         assert photo.prompt == blank.prompt
@@ -80,18 +80,18 @@ class TestAList:
         """By hand; with as many orders as options, each has been in every place."""
         prior = np.log([0.6, 0.2, 0.2]).tolist()
         biased = values(0.6, 0.2, 0.2)
-        assert np.exp(asking().without(prior, biased)) == pytest.approx([1 / 3] * 3)
+        assert np.exp(strategy().without(prior, biased)) == pytest.approx([1 / 3] * 3)
         fair = values(0.5, 0.3, 0.2)
-        assert np.exp(asking(permutations=3).without(prior, fair)) == pytest.approx([0.5, 0.3, 0.2])
+        assert np.exp(strategy(permutations=3).without(prior, fair)) == pytest.approx([0.5, 0.3, 0.2])
         # of two orders, option i stood at i and i - 1: weights 1 / sqrt(prior[i] * prior[i - 1])
         weights = np.asarray([0.5, 0.3, 0.2]) / np.sqrt([0.6 * 0.2, 0.6 * 0.2, 0.2 * 0.2])
-        found = np.exp(asking(permutations=2).without(prior, fair))
+        found = np.exp(strategy(permutations=2).without(prior, fair))
         assert found == pytest.approx(weights / weights.sum(), rel=1e-5)
 
 
 class TestOneByOne:
     def test_each_candidate_is_asked_about_and_none_of_them_is_unknown(self) -> None:
-        way = asking("pointwise")
+        way = strategy("pointwise")
         questions = way.questions(CASE)
         assert [q.prompt for q in questions] == [
             f"Does the label {x} fit the image?" for x in ("rose", "tulip")
@@ -102,7 +102,7 @@ class TestOneByOne:
         assert found == pytest.approx([0.6, 0.2, 0.2])
 
     def test_pairs_are_averaged_over_the_photos_of_a_candidate(self) -> None:
-        way = asking("pairwise")
+        way = strategy("pairwise")
         shown = [q.exemplars for q in way.questions(CASE)]
         assert shown == [(("", ROSE),), (("", ASTER),), (("", TULIP),)]
         # odds 8 and 2 of a rose: 4; a tulip 1
