@@ -20,7 +20,8 @@ from lmm_classifier.errors import CorpusError, ImageError
 from lmm_classifier.index.calibration import RerankTrial
 from lmm_classifier.index.exemplars import COPY
 from lmm_classifier.models.vlm.strategies import Case
-from lmm_classifier.steps.rerank import Rerank, RerankRequest
+from lmm_classifier.rerank.requests import RerankRequest
+from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Sample, Scores, Verdict, required
 
 MOST_CASES = 400
@@ -248,7 +249,7 @@ def _changes(cases: Sequence[TrialCase], answers: Sequence[str]) -> tuple[list[i
 def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple[RerankRequest, Case]]:
     """What the model is shown of each sample; nothing of those that it would not be asked about."""
     for sample in batch:
-        for request in step.rerank_requests(sample):
+        for request in step.requests(sample):
             case = step.case(request, below=min(near, COPY))
             if step.comparable(case):
                 yield request, case

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from lmm_classifier import registry
-from lmm_classifier.decision.fusion import certainty, reconsidered, retrieval_probabilities
+from lmm_classifier.decision.fusion import reconsidered
 from lmm_classifier.errors import ConfigError, ImageError, ModelError, ModelUnavailableError, OutOfTimeError
 from lmm_classifier.index.calibration import RerankTrial, read_calibration
 from lmm_classifier.index.exemplars import COPY, nearest_of_label
@@ -41,33 +38,14 @@ from lmm_classifier.models.vlm.strategies import (
 )
 from lmm_classifier.options import BatchSize, Candidates, Exemplars, Flag, Permutations, Seconds, Share
 from lmm_classifier.pipeline import Step
-from lmm_classifier.types import UNKNOWN, Choice, Float64Array, Sample, Scores, Verdict, required
+from lmm_classifier.rerank.budget import Budget, Result, asked_in_time, passes
+from lmm_classifier.rerank.requests import RerankRequest, rerank_requests, skip_reason
+from lmm_classifier.types import Choice, Sample, required
 
 log = logging.getLogger(__name__)
 
 SERVERS = frozenset({"openai_api"})  # families that ask a model elsewhere
 EXEMPLAR_PIXELS = 448 * 448  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
-
-
-@plain_dataclass(frozen=True, slots=True, eq=False)
-class RerankRequest:
-    """An uncertain region on its way to the model.
-
-    Attributes:
-        sample: whose region it is.
-        place: number of the sample.
-        region: number of the region.
-        crop: its pixels.
-        options: what it may be, in the order presented.
-        certainty: of retrieval that its answer is right, in (0, 1].
-    """
-
-    sample: Sample
-    place: int
-    region: int
-    crop: Image.Image
-    options: tuple[str, ...]
-    certainty: float
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -93,7 +71,7 @@ class Rerank(Step):
             one, end later; the regions left over keep retrieval's answer.
         deadline: seconds after an image came in from which nobody waits for the model's answer about it.
         max_share: of the regions of a batch that may be shown to the model, rounded down, but to one at
-            least; the most doubtful ones are.
+            least; the least certain ones are.
         prompt_template: {candidates} or {candidate}, and {image_description}, are filled in; labels
             literally. None: the mode's own.
         allow_unknown: offer "unknown" beside the candidates.
@@ -191,21 +169,18 @@ class Rerank(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         verdicts = [list(required(sample.verdicts)) for sample in batch]
         choices: list[list[Choice | None]] = [[None] * sample.n_looked_at for sample in batch]
-        rerank_requests = [
-            request for i, sample in enumerate(batch) for request in self.rerank_requests(sample, i)
-        ]
-        trial = self.trial() if rerank_requests else None
-        fusion = trial.fusion if trial else None
-        results = self.results(rerank_requests, trial, sum(map(len, verdicts)))
-        for request, result in zip(rerank_requests, results, strict=True):
+        requests = [request for i, sample in enumerate(batch) for request in self.requests(sample, i)]
+        trial = self.trial() if requests else None
+        results = self.results(requests, trial, sum(map(len, verdicts)))
+        for request, result in zip(requests, results, strict=True):
             old = replace(verdicts[request.place][request.region], certainty=request.certainty)
             if isinstance(result, str):
                 new = replace(old, rerank_skipped=result)
             elif isinstance(result, ModelError):  # fail open, visibly: retrieval's answer is still one
                 new = replace(old, degraded=f"rerank: {result}")
             else:
-                retrieval = _retrieval(result.options, required(request.sample.scores), request.region)
-                new = reconsidered(old, result, retrieval, fusion, self.allow_unknown)
+                fusion = trial.fusion if trial else None
+                new = reconsidered(old, result, request.retrieval, fusion, self.allow_unknown)
                 new = replace(new, decided_by=self.name)
                 choices[request.place][request.region] = result
             verdicts[request.place][request.region] = new
@@ -214,16 +189,9 @@ class Rerank(Step):
             for sample, v, c in zip(batch, verdicts, choices, strict=True)
         ]
 
-    def rerank_requests(self, sample: Sample, place: int = 0) -> Iterator[RerankRequest]:
-        """The regions of a sample that the model may be asked about; `place` is its number."""
-        crops, scores = sample.crops(), required(sample.scores)
-        for i, verdict in enumerate(required(sample.verdicts)):
-            if verdict.status == "uncertain" and verdict.route != "review":
-                options = self._options(crops[i], scores, i, verdict)
-                if len(options) > 1:  # a single answer needs no asking
-                    own = options.index(required(verdict.label))
-                    sure = certainty(_retrieval(options, scores, i), own)
-                    yield RerankRequest(sample, place, i, crops[i], options, sure)
+    def requests(self, sample: Sample, place: int = 0) -> Iterator[RerankRequest]:
+        """The regions of a sample that the model may be asked about; `place` is its number in the batch."""
+        return rerank_requests(sample, place, self.max_candidates, self.allow_unknown)
 
     def case(self, request: RerankRequest, due: float | None = None, below: float = COPY) -> Case:
         """What the model is shown of a region; photos that are more similar to it than `below` are not.
@@ -256,62 +224,52 @@ class Rerank(Step):
         ]
 
     def results(
-        self, rerank_requests: Sequence[RerankRequest], trial: RerankTrial | None, regions: int
-    ) -> list[Choice | ModelError | str]:
-        """Per doubt, what the model makes of it, why it could not be asked, or why it was not."""
-        started = time.monotonic()
-        results: dict[int, Choice | ModelError | str] = {}
-        for i, request in enumerate(rerank_requests):
-            if trial and (reason := _not_worth_it(trial, request)):
-                results[i] = reason
-        left = sorted(
-            (i for i in range(len(rerank_requests)) if i not in results),
-            key=lambda i: rerank_requests[i].certainty,
-        )
-        if self.max_share is not None:
-            most = max(math.floor(self.max_share * regions + 1e-9), 1)  # .29 of 100 are 29 in decimals
-            results |= dict.fromkeys(left[most:], f"{most} of {regions} photos were more doubtful")
+        self, requests: Sequence[RerankRequest], trial: RerankTrial | None, regions: int
+    ) -> list[Result]:
+        """Per request, what the model answers, why it could not be asked, or why it was not.
+
+        Args:
+            requests: of one batch.
+            trial: what the calibration says of this reranker.
+            regions: how many the batch has, those that are not uncertain included.
+        """
+        budget = Budget(time.monotonic(), self.max_share, self.max_seconds, self.deadline)
+        reasons = [skip_reason(trial, request) if trial else None for request in requests]
+        results: dict[int, Result] = {i: reason for i, reason in enumerate(reasons) if reason}
+        left = [i for i in range(len(requests)) if i not in results]
+        left.sort(key=lambda i: requests[i].certainty)
+        most = budget.share(regions)
+        if most is not None:
+            reason = f"max_share allows {most} of {regions} photos, and this one is more certain than those"
+            results |= dict.fromkeys(left[most:], reason)
             left = left[:most]
-        asked = [rerank_requests[i] for i in left]
-        results |= zip(left, self._answers(asked, trial, started), strict=True)
+        results |= zip(left, self._answers([requests[i] for i in left], trial, budget), strict=True)
         if failed := [result for result in results.values() if isinstance(result, ModelError)]:
             log.warning("rerank failed for %d of %d uncertain regions: %s", len(failed), len(left), failed[0])
-        return [results[i] for i in range(len(rerank_requests))]
+        return [results[i] for i in range(len(requests))]
 
     def _answers(
-        self, rerank_requests: Sequence[RerankRequest], trial: RerankTrial | None, started: float
-    ) -> Iterator[Choice | ModelError | str]:
-        if not rerank_requests or (self.max_seconds is None and self.deadline is None):
-            yield from self._ask(rerank_requests, None, trial)
-            return
-        ends = [self._due(request, started)[0] for request in rerank_requests]
+        self, requests: Sequence[RerankRequest], trial: RerankTrial | None, budget: Budget
+    ) -> Iterator[Result]:
+        def ask(some: Sequence[RerankRequest], due: float | None) -> list[Choice | ModelError]:
+            return self._ask(some, due, trial)
+
+        if not requests or not budget.is_timed:
+            return iter(ask(requests, None))
         with suppress(ModelError):  # raised again, and told, where the first photo is asked about
-            within_deadline(
-                self.load, min((end for end in ends if end > started), default=started), self.model
-            )
-        last = 0.0  # seconds of a pass: of questions alone, the model is open
-        for run in self._runs(rerank_requests):
-            begun = time.monotonic()
-            due_of = {id(request): self._due(request, started) for request in run}
-            waited = [request for request in run if begun + last <= due_of[id(request)][0]]
-            due = min((due_of[id(request)][0] for request in waited), default=begun)
-            given: list[Choice | ModelError] = self._ask(waited, due, trial)
-            answers: dict[int, Choice | ModelError | str] = dict(zip(map(id, waited), given, strict=True))
-            last = time.monotonic() - begun if waited else last
-            for request in run:
-                answer = answers.get(id(request), due_of[id(request)][1])
-                yield due_of[id(request)][1] if isinstance(answer, OutOfTimeError) else answer
+            within_deadline(self.load, budget.first_end(requests), self.model)
+        return asked_in_time(passes(requests, self.max_batch_size, self.permutations), budget, ask)
 
     def _ask(
-        self, rerank_requests: Sequence[RerankRequest], due: float | None, trial: RerankTrial | None
+        self, requests: Sequence[RerankRequest], due: float | None, trial: RerankTrial | None
     ) -> list[Choice | ModelError]:
         """What the model makes of each, or why it could not be asked."""
-        if not rerank_requests:
+        if not requests:
             return []
 
         def answers() -> list[Choice | ModelError]:
             self._test()
-            cases = [self.case(request, due) for request in rerank_requests]
+            cases = [self.case(request, due) for request in requests]
             if not all(map(self.comparable, cases)):
                 raise ModelError("the index has no other photo of a candidate to compare with")
             return [_unbiased(choice, self.strategy, trial) for choice in self.choices(cases)]
@@ -319,34 +277,11 @@ class Rerank(Step):
         try:
             return within_deadline(answers, due, self.model)
         except (OutOfTimeError, ModelUnavailableError) as error:  # the others would fare no better
-            return [error] * len(rerank_requests)
+            return [error] * len(requests)
         except ModelError as error:
-            if len(rerank_requests) > 1:  # one bad picture must not cost the others their answer
-                return [answer for request in rerank_requests for answer in self._ask([request], due, trial)]
+            if len(requests) > 1:  # one bad picture must not cost the others their answer
+                return [answer for request in requests for answer in self._ask([request], due, trial)]
             return [error]
-
-    def _runs(self, rerank_requests: Sequence[RerankRequest]) -> Iterator[Sequence[RerankRequest]]:
-        """Doubts that fill a forward pass each: at most so many (image, candidate) pairs, or one doubt."""
-        run: list[RerankRequest] = []
-        pairs = 0
-        for request in rerank_requests:
-            more = len(request.options) * self.permutations
-            if run and pairs + more > self.max_batch_size:
-                yield run
-                run, pairs = [], 0
-            run.append(request)
-            pairs += more
-        if run:
-            yield run
-
-    def _due(self, request: RerankRequest, started: float) -> tuple[float, str]:
-        """When nobody waits for the answer any more, on `time.monotonic`, and why."""
-        ends = [(math.inf, "")]
-        if self.max_seconds is not None:
-            ends.append((started + self.max_seconds, f"the {self.max_seconds:g} s for this batch were up"))
-        if self.deadline is not None:
-            ends.append((request.sample.arrived + self.deadline, f"its {self.deadline:g} s were up"))
-        return min(ends)
 
     def _test(self) -> None:
         if self.self_test and (
@@ -367,23 +302,6 @@ class Rerank(Step):
             raise ModelError(f"no photo of {label!r} can be shown: {error}; check corpus_root") from error
         return tuple(shrunk(photo, EXEMPLAR_PIXELS) for photo in photos)
 
-    def _options(self, crop: Image.Image, scores: Scores, region: int, verdict: Verdict) -> tuple[str, ...]:
-        """What the model may answer, in an order seeded by the image: rank order would give rank 1 away.
-
-        The labels that remain possible where the policy names them, else the best ones; the answer that
-        stands is one of them.
-        """
-        none = {UNKNOWN} if self.allow_unknown else set[str]()
-        ranked = np.argsort(-scores.values[region], kind="stable")[: self.max_candidates]
-        possible = verdict.candidates
-        labels = set(possible) - none or {scores.labels[j] for j in ranked}
-        options = sorted(labels | {required(verdict.label)})
-        if self.allow_unknown and UNKNOWN not in options and (not possible or UNKNOWN in possible):
-            options.append(UNKNOWN)
-        seed = hashlib.sha256(np.ascontiguousarray(crop).data).digest()
-        order = np.random.default_rng(list(seed)).permutation(len(options))
-        return tuple(options[j] for j in order)
-
 
 def _unbiased(choice: Choice, strategy: PromptStrategy, trial: RerankTrial | None) -> Choice:
     """The choice less what the places of the options got them, where a trial has found that out."""
@@ -391,21 +309,3 @@ def _unbiased(choice: Choice, strategy: PromptStrategy, trial: RerankTrial | Non
     if prior is None:
         return choice
     return Choice(choice.options, strategy.without(prior, choice.log_likelihoods))
-
-
-def _retrieval(options: Sequence[str], scores: Scores, region: int) -> Float64Array:
-    """What retrieval gives the options of a region, float64 (options,)."""
-    closeness = float(scores.closeness[region])
-    return retrieval_probabilities(options, scores.labels, scores.values[region], closeness)
-
-
-def _not_worth_it(trial: RerankTrial, request: RerankRequest) -> str | None:
-    """Why the calibration says not to ask about this region."""
-    label = required(request.sample.verdicts)[request.region].label
-    if not trial.helps:
-        return f"it corrects {trial.corrections} and spoils {trial.regressions} of {trial.cases} photos here"
-    if label in trial.not_for:
-        return f"it spoils more photos of {label!r} than it corrects"
-    if request.certainty >= trial.ask_below:
-        return f"retrieval is sure enough, {request.certainty:.3f}: asking pays below {trial.ask_below:.3f}"
-    return None

@@ -255,8 +255,8 @@ def test_candidates_are_shuffled_by_the_image_and_not_ranked(index: Path) -> Non
     [rerank] = [step for step in one.pipeline.steps if isinstance(step, Rerank)]
     first_ranks = []
     for seed in range(40):
-        [doubt] = rerank.doubts(_before_rerank(one, picture(COLOURS["red"], seed=seed)))
-        [again] = rerank.doubts(_before_rerank(one, picture(COLOURS["red"], seed=seed)))
+        [doubt] = rerank.requests(_before_rerank(one, picture(COLOURS["red"], seed=seed)))
+        [again] = rerank.requests(_before_rerank(one, picture(COLOURS["red"], seed=seed)))
         assert doubt.options == again.options
         assert len(set(doubt.options)) == len(doubt.options)
         first_ranks.append(doubt.options.index("red"))

@@ -55,9 +55,7 @@ def samples(n: int) -> list[Sample]:
 def look(weights: str, n: int, **options: object) -> tuple[Rerank, ListBias]:
     step = Rerank(model=ModelSpec("prejudiced", weights), self_test=False, **options)  # type: ignore[arg-type]
     bias = ListBias(step, np.random.default_rng(0))
-    bias.look_at(
-        [step.case(asked_about) for sample in samples(n) for asked_about in step.rerank_requests(sample)]
-    )
+    bias.look_at([step.case(asked_about) for sample in samples(n) for asked_about in step.requests(sample)])
     return step, bias
 
 
@@ -67,9 +65,9 @@ def test_what_each_place_gets_is_found_and_can_be_taken_off() -> None:
     assert n == 3
     assert np.exp(prior) == pytest.approx(PLACES, rel=1e-4)
     [sample, *_] = samples(1)
-    [asked_about] = step.rerank_requests(sample)
+    [asked_about] = step.requests(sample)
     [choice] = step.choices([step.case(asked_about)])
-    fair = np.exp(step.asking.without(prior, choice.log_likelihoods))
+    fair = np.exp(step.strategy.without(prior, choice.log_likelihoods))
     assert dict(zip(choice.options, fair.tolist(), strict=True)) == pytest.approx(
         {"a": 0.5, "b": 0.3, "c": 0.2}, rel=1e-4
     )

@@ -176,13 +176,13 @@ class TestWhoIsWorthAsking:
 
     def test_sure_regions_are_spared_and_told_why(self, slow: None) -> None:
         step = Rerank(model=ModelSpec("slow"), self_test=False)
-        [asked_about] = step.rerank_requests(uncertain(1)[0])
+        [asked_about] = step.requests(uncertain(1)[0])
         assert asked_about.certainty == pytest.approx(0.6)
         trial = RerankTrial(Fusion(), True, (), 40, 10, 0, step.identity, ask_below=0.55)
-        assert step.outcomes([asked_about], trial, 1) == [
+        assert step.results([asked_about], trial, 1) == [
             "retrieval is sure enough, 0.600: asking pays below 0.550"
         ]
-        [asked] = step.outcomes([asked_about], replace(trial, ask_below=0.65), 1)
+        [asked] = step.results([asked_about], replace(trial, ask_below=0.65), 1)
         assert isinstance(asked, Choice)
 
 
@@ -223,7 +223,7 @@ class TestTime:
         assert len(asked) + len(left) == 40
         assert 0 < len(asked) <= 20  # a photo takes .05 s at least
         for verdict in left:
-            assert verdict.rerank_skipped == "the 1 s for this batch were up"
+            assert verdict.rerank_skipped == "max_seconds: the 1 s for this batch have passed"
             assert (verdict.label, verdict.status, verdict.degraded) == ("a", "uncertain", None)
 
     @pytest.mark.timing

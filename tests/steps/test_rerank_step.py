@@ -224,7 +224,10 @@ class TestBudget:
         step = Rerank(model=ModelSpec("fake", "b"), max_share=0.35, self_test=False, allow_unknown=False)
         verdicts = [required(sample.verdicts)[0] for sample in step.run(samples)]
         assert [i for i, v in enumerate(verdicts) if v.decided_by == "rerank"] == [1, 3, 5]
-        assert verdicts[0].rerank_skipped == "3 of 10 photos were more doubtful"
+        assert (
+            verdicts[0].rerank_skipped
+            == "max_share allows 3 of 10 photos, and this one is more certain than those"
+        )
         assert [v.certainty for v in verdicts] == pytest.approx(sure)
 
     def test_a_share_of_one_photo_is_that_photo(self) -> None:
@@ -244,7 +247,7 @@ class TestBudget:
         old = replace(old, arrived=from_now(-10))
         step = Rerank(model=ModelSpec("fake", "b"), deadline=5.0, self_test=False)
         late, answered = (required(sample.verdicts)[0] for sample in step.run([old, new]))
-        assert late.rerank_skipped == "its 5 s were up"
+        assert late.rerank_skipped == "deadline: 5 s have passed since the photo came in"
         assert (answered.label, answered.decided_by) == ("b", "rerank")
 
     @pytest.mark.parametrize("family", ["Slow", "SlowToOpen"])
@@ -257,7 +260,7 @@ class TestBudget:
         assert (answer.label, answer.status, answer.rerank_skipped) == (
             "red",
             "uncertain",
-            "its 0.5 s were up",
+            "deadline: 0.5 s have passed since the photo came in",
         )
         assert answer.degraded is None
 
@@ -274,7 +277,7 @@ class TestBudget:
         tiny = {"model_name": TINY.weights, "dtype": "float32"}
         classifier(index, "qwen-vl", **tiny).classify(picture(COLOURS["red"]))  # opens it
         answer = classifier(index, "qwen-vl", deadline=0.001, **tiny).classify(picture(COLOURS["red"]))
-        assert answer.rerank_skipped == "its 0.001 s were up"
+        assert answer.rerank_skipped == "deadline: 0.001 s have passed since the photo came in"
         assert classifier(index, "qwen-vl", **tiny).classify(picture(COLOURS["red"])).stage == "rerank"
 
     def test_answers_are_remembered(self, index: Path, tmp_path: Path) -> None:
@@ -312,7 +315,7 @@ def test_no_fault_of_a_server_changes_an_answer_but_by_a_mark(
     assert (answer.degraded is None) != (answer.rerank_skipped is None)
     assert len((answer.degraded or answer.rerank_skipped or "").splitlines()) == 1
     if fault in ("silent", "drip"):
-        assert answer.rerank_skipped == "its 1 s were up"
+        assert answer.rerank_skipped == "deadline: 1 s have passed since the photo came in"
 
 
 @pytest.mark.timing
