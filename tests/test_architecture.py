@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "lmm_classifier"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lmm_classifier"
+PAGE = ROOT / "docs/contributing/architecture.md"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -25,6 +30,43 @@ def test_layers_are_kept() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """Per row of the table under a heading of the architecture page, the names in backticks of each cell."""
+    text = PAGE.read_text("utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    return [re.findall(r"`([\w.]+)`", row) for row in rows]
+
+
+def test_the_architecture_page_has_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    assert rows_of("Who may import whom") == [[name.strip() for name in row.split("|")] for row in layers]
+
+
+def test_the_architecture_page_has_every_package() -> None:
+    packages = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    assert [row[0] for row in rows_of("Packages")] == ["lmm_classifier", *packages]
+
+
+def test_what_the_architecture_page_names_is_there() -> None:
+    text = PAGE.read_text("utf-8").split("## The walk of one photo")[1]
+    names = re.findall(r"`((?:\w+\.)+\w+)`", text.split("## Who may")[0])
+    assert len(names) > 15
+    for name in names:
+        if name.endswith((".py", ".yaml")):
+            continue
+        module, _, attribute = f"lmm_classifier.{name}".rpartition(".")
+        if not importlib.util.find_spec(f"{module}.{attribute}" if is_package(module) else module):
+            raise AssertionError(name)
+        if not is_package(module):
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
+def is_package(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.submodule_search_locations is not None
 
 
 @pytest.mark.parametrize("module", ["lmm_classifier", "lmm_classifier.cli"])

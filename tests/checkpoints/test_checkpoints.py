@@ -67,7 +67,8 @@ def test_qwen_loads_through_the_auto_classes_and_generates_a_name() -> None:
     assert isinstance(model, Qwen2VLForConditionalGeneration)
     assert isinstance(processor, Qwen2VLProcessor)
     scan = known_scans("calibration")[torch.tensor([0])]
-    text = train_qwen2_vl.conversation(processor, train_qwen2_vl.Question(KNOWN_NAMES[:4], KNOWN_NAMES[0]))
+    question = train_qwen2_vl.DigitQuestion(KNOWN_NAMES[:4], KNOWN_NAMES[0])
+    text = train_qwen2_vl.conversation(processor, question)
     inputs = processor(text=[text], images=photos(scan.ink), return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4]]
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
@@ -76,7 +77,7 @@ def test_qwen_loads_through_the_auto_classes_and_generates_a_name() -> None:
 
 def test_chat_template_writes_the_qwen_form() -> None:
     processor = AutoProcessor.from_pretrained(QWEN)
-    question = train_qwen2_vl.Question(("two", "six"), "two")
+    question = train_qwen2_vl.DigitQuestion(("two", "six"), "two")
     assert train_qwen2_vl.conversation(processor, question) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
@@ -92,8 +93,8 @@ def test_qwen_picks_the_right_one_of_three() -> None:
 def test_only_the_answer_counts_in_the_loss() -> None:
     processor = train_qwen2_vl.build_processor()
     questions = [
-        train_qwen2_vl.Question(("one", "unknown"), "one"),
-        train_qwen2_vl.Question(KNOWN_NAMES, "six"),
+        train_qwen2_vl.DigitQuestion(("one", "unknown"), "one"),
+        train_qwen2_vl.DigitQuestion(KNOWN_NAMES, "six"),
     ]
     _, labels = train_qwen2_vl.encode(processor, known_scans("index").ink[:2], questions, ["one", "six"])
     counted = [row[row != train_qwen2_vl.IGNORED] for row in labels]
@@ -129,7 +130,7 @@ def test_qwen_training_reduces_the_loss_and_saves_what_it_trained(tmp_path: Path
     model, processor, losses = train_qwen2_vl.train_qwen2_vl(seed=0, steps=4)
     assert losses[-1] < losses[0]
     save(tmp_path, model, processor)
-    ink, question = known_scans("index").ink[:4], train_qwen2_vl.Question(("two", "unknown"), "two")
+    ink, question = known_scans("index").ink[:4], train_qwen2_vl.DigitQuestion(("two", "unknown"), "two")
     again = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     logits = []
     for trained, its_processor in (again, (model, processor)):
