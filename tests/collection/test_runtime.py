@@ -184,7 +184,7 @@ class TestEncoders:
 
     def test_vectors_that_others_made_are_refused_where_they_are_decided(self, tmp_path: Path) -> None:
         trained(tmp_path, of_colour("7"))
-        [stack] = shelf_of(tmp_path).bank(None, (), "auto").stacks
+        [stack] = shelf_of(tmp_path).classifiers(None, (), "auto").stacks
         [sample] = Embed(DESCRIPTOR).run([Sample.from_image("x", RED)])
         with pytest.raises(
             EncoderMismatchError, match="collection 7 is bound to the encoder with fingerprint"
