@@ -44,7 +44,7 @@ def main() -> None:
         models = write_store(store, options.collections)
         step = Classify(store=store)
         started = time.perf_counter()
-        StoreCache(store).bank(None, (), "auto")
+        StoreCache(store).classifiers(None, (), "auto")
         loading = time.perf_counter() - started
         [sample] = Embed(ENCODER).run([Sample.from_image("photo", Image.new("RGB", (64, 64), (90, 20, 20)))])
         step.run([sample])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from lmm_classifier.errors import (
     ModelError,
     UnknownCollectionError,
 )
-from lmm_classifier.models import detection
+from lmm_classifier.models import loading
 from lmm_classifier.models.detection import Detections
 from lmm_classifier.models.loading import load_encoder
 from lmm_classifier.models.spec import ModelSpec
@@ -70,15 +71,16 @@ class Says:
 
 
 @pytest.fixture
-def detectors(monkeypatch: pytest.MonkeyPatch):
-    def install(person=None, face=None) -> tuple[Says, Says]:
-        opened = detection.open_model.__globals__["_opened"]
-        made = Says("person", person), Says("face", face)
-        for family, detector in zip(("faster-rcnn", "mtcnn"), made, strict=True):
-            monkeypatch.setitem(opened, ("detector", ModelSpec(family)), detector)
-        return made
+def detectors():
+    with ExitStack() as stack:
 
-    return install
+        def install(person=None, face=None) -> tuple[Says, Says]:
+            made = Says("person", person), Says("face", face)
+            for family, detector in zip(("faster-rcnn", "mtcnn"), made, strict=True):
+                stack.enter_context(loading.substituted("detector", ModelSpec(family), detector))
+            return made
+
+        yield install
 
 
 @pytest.fixture

@@ -49,11 +49,11 @@ pipeline:
 IN_PYTHON = """
 import json
 from lmm_classifier import PipelineConfig
-from lmm_classifier.api.serialize import findings
+from lmm_classifier.api.serialize import serialize_sample
 from my_package import Discount
 pipeline = PipelineConfig.from_yaml("s.yaml").build()
 assert pipeline.steps[3] == Discount(labels=("red",), factor=0.25)
-print(json.dumps(findings(next(pipeline.run_files(["photo.png"])))))
+print(json.dumps(serialize_sample(next(pipeline.run_files(["photo.png"])))))
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmm_classifier.api.serialize import serialize_sample
 from lmm_classifier.errors import ConfigError, ModelError
-from lmm_classifier.models import detection
+from lmm_classifier.models import loading
 from lmm_classifier.models.detection import Detections, load_detector
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, run_shared
@@ -57,15 +58,15 @@ class Says:
 
 
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch):
-    def install(*found: tuple[tuple[float, ...], float, str], family: str = "fake") -> Says:
-        detector = Says(*found)
-        monkeypatch.setitem(
-            detection.open_model.__globals__["_opened"], ("detector", ModelSpec(family)), detector
-        )
-        return detector
+def says():
+    with ExitStack() as stack:
 
-    return install
+        def install(*found: tuple[tuple[float, ...], float, str], family: str = "fake") -> Says:
+            detector = Says(*found)
+            stack.enter_context(loading.substituted("detector", ModelSpec(family), detector))
+            return detector
+
+        yield install
 
 
 class TestDetect:
