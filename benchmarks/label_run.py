@@ -73,7 +73,7 @@ def compare(root: Path, rounds: int) -> None:
         encoder = ("--encoder", "siglip=shipped:siglip-digits", "--batch-size", "64")
         for name, command in (
             ("build", ("index", "build", "photos", "-o", f"built{i}", *encoder, "--json-progress")),
-            ("label", ("label", "photos", *settings, "-o", f"run{i}", "--json-progress")),
+            ("label", ("label", "run", "photos", *settings, "-o", f"run{i}", "--json-progress")),
         ):  # fmt: skip
             began = time.perf_counter()
             resident, said = watched(command, root)
@@ -90,7 +90,7 @@ def compare(root: Path, rounds: int) -> None:
 
 def kill(root: Path) -> None:
     """Kill a run at random times, go on until it is done, and compare."""
-    command = ("label", "photos", "-c", "indexes/demo/config.yaml", "-o")
+    command = ("label", "run", "photos", "-c", "indexes/demo/config.yaml", "-o")
     began = time.perf_counter()
     ended(*command, "whole", cwd=root)
     took = time.perf_counter() - began

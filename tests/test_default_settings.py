@@ -179,7 +179,7 @@ def answers(home: Home, offline: bool) -> Answers:
     unknowns = ("--near", "query_unknown", "--resamples", "10")
     photo = home.photos[0]
     _, evaluated, classified, *steps = home.run(
-        ("label", "query_unknown", *settings, "-o", labelled),
+        ("label", "run", "query_unknown", *settings, "-o", labelled),
         ("evaluate", "query", *settings, *unknowns, "--json"),
         ("classify", "query", "query_unknown", *settings, "--json"),
         ("pipeline", photo, "-c", "steps.yaml"),

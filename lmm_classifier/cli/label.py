@@ -1,4 +1,4 @@
-"""`label FOLDER`, and what is done with the run that it makes: `label propose`, `apply` and `simulate`."""
+"""`label run FOLDER`, and what is done with the run it makes: `label propose`, `apply` and `simulate`."""
 
 from __future__ import annotations
 
@@ -20,36 +20,30 @@ if TYPE_CHECKING:
     from lmm_classifier.labelling.run import Labelled
     from lmm_classifier.monitoring.drift import Drift
 
-FOLDER = "FOLDER"  # what the list of commands shows for the one that has no name of its own
+RUN = "run"
 
 
-class _FolderUnlessNamed(TyperGroup):
-    """`label FOLDER` needs no command; a folder that has the name of one is given as ./propose."""
+class _RunUnlessNamed(TyperGroup):
+    """`label FOLDER`, as it was written in 0.1, is `label run FOLDER`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        commands = tuple(sorted({*self.commands} - {FOLDER}))
+        commands = tuple(sorted(self.commands))
         if args and args[0] not in commands and args != ["--help"]:
             if get_close_matches(args[0], commands) and not Path(args[0]).exists():
                 raise ConfigError(f"there is no folder {args[0]}{did_you_mean(args[0], commands)}")
-            args = [FOLDER, *args]
+            args = [RUN, *args]
         found: list[str] = super().parse_args(ctx, args)
         return found
 
 
 app = typer.Typer(
-    cls=_FolderUnlessNamed,
-    subcommand_metavar="FOLDER -c CONFIG -o RUN | COMMAND ...",
+    cls=_RunUnlessNamed,
     help="Label a folder of photos; propose labels for the unknowns; take what was reviewed into the corpus.",
 )
 app.callback(invoke_without_command=True)(help_without_command)
 
 
-app.command("propose")(label_propose.propose)
-app.command("apply")(label_apply.apply)
-app.command("simulate")(label_simulate.simulate)
-
-
-@app.command(FOLDER)
+@app.command(RUN)
 def label(
     source: Annotated[
         Path,
@@ -83,6 +77,11 @@ def label(
         page = write_report(done.run, drift.advice if drift else None)
     warn_of_unanswerable(classifier.unanswerable_labels)
     return _tell(done, drift, (*files, page), time.perf_counter() - started)
+
+
+app.command("propose")(label_propose.propose)
+app.command("apply")(label_apply.apply)
+app.command("simulate")(label_simulate.simulate)
 
 
 def _tell(done: Labelled, drift: Drift | None, files: tuple[Path, ...], seconds: float) -> int:

@@ -24,7 +24,7 @@ def simulate(
 ) -> int:
     """Say what a review would bring: accuracy against photos looked at, in the queue's order and at random.
 
-    The photos are labelled as by `label FOLDER`, without their labels, which answer in a reviewer's place.
+    The photos are labelled as by `label run`, without their labels, which answer in a reviewer's place.
     Labels that the index lacks are what it should learn.
     """
     from lmm_classifier.api.hybrid_classifier import HybridClassifier

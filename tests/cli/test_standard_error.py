@@ -34,7 +34,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("calibrate", *DEMO, "--held-out", "indexes/demo/corpus/calibration"),
     ("experiment", "run", "experiment.yaml", "-o", "runs/colours"),
     ("experiment", "compare", "runs/colours"),
-    ("label", "more", *DEMO, "-o", "runs/more"),
+    ("label", "run", "more", *DEMO, "-o", "runs/more"),
     ("label", "propose", "runs/more"),
     ("label", "apply", "runs/more", "--csv", "more.csv"),
     ("label", "simulate", "few", *DEMO, "-o", "runs/few", "--looks", "4", "--orders", "1"),

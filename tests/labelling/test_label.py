@@ -1,4 +1,4 @@
-"""`label FOLDER` as a shell runs it: its tables and page, odd files, and what it refuses."""
+"""`label run FOLDER` as a shell runs it: its tables and page, odd files, and what it refuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MARKUP = HOSTILE.replace("/", "\N{FRACTION SLASH}")  # as a file's name
 
 def test_each_photo_is_a_row_with_its_answer_and_evidence(config: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 5)
-    done = run("label", photos, "-c", config, "-o", "runs/one", "--csv", "--jsonl", cwd=tmp_path)
+    done = run("label", "run", photos, "-c", config, "-o", "runs/one", "--csv", "--jsonl", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("runs/one: 15 photos, 15 known, 15 in ")
 
@@ -91,9 +91,9 @@ def test_rows_stay_in_order_where_they_are_more_than_are_held_as_objects(
 
 def test_a_second_time_nothing_is_done_again(config: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 4)
-    assert run("label", photos, "-c", config, "-o", "one", cwd=tmp_path).returncode == 0
+    assert run("label", "run", photos, "-c", config, "-o", "one", cwd=tmp_path).returncode == 0
     before = (tmp_path / "one/results.parquet").read_bytes()
-    again = run("label", photos, "-c", config, "-o", "one", cwd=tmp_path)
+    again = run("label", "run", photos, "-c", config, "-o", "one", cwd=tmp_path)
     assert "12 of them before, 0 in " in again.stdout
     assert (tmp_path / "one/results.parquet").read_bytes() == before
 
@@ -119,7 +119,7 @@ def odd_files(folder: Path) -> None:
 def test_odd_files_are_rows_with_a_code(config: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 2)
     odd_files(photos)
-    done = run("label", photos, "-c", config, "-o", "one", "--csv", "--jsonl", cwd=tmp_path)
+    done = run("label", "run", photos, "-c", config, "-o", "one", "--csv", "--jsonl", cwd=tmp_path)
     assert done.returncode == 2
     assert "1 files that are not photos are left out" in done.stderr
     rows = {row["path"]: row for row in table(tmp_path / "one")}
@@ -152,7 +152,7 @@ def test_names_with_markup_are_text_on_the_page(config: Path, tmp_path: Path) ->
     for name, odd in (("plain", "x"), ("hostile", MARKUP)):
         (tmp_path / name).mkdir()
         picture(COLOURS["red"], 3).save(tmp_path / name / f"{odd}.png")
-        assert run("label", name, "-c", config, "-o", f"run-{name}", cwd=tmp_path).returncode == 0
+        assert run("label", "run", name, "-c", config, "-o", f"run-{name}", cwd=tmp_path).returncode == 0
     plain, hostile = (parsed(tmp_path / f"run-{name}/report.html") for name in ("plain", "hostile"))
     assert hostile.seen == plain.seen
     assert "script" not in {tag for tag, _ in hostile.seen}
@@ -163,7 +163,7 @@ def test_a_table_names_the_photos(config: Path, tmp_path: Path) -> None:
     (tmp_path / "some.csv").write_text(
         f"id,path\n7,photos/001-red.png\n8,{photos}/000-blue.png\n9,none.png\n"
     )
-    done = run("label", "some.csv", "-c", config, "-o", "one", cwd=tmp_path)
+    done = run("label", "run", "some.csv", "-c", config, "-o", "one", cwd=tmp_path)
     assert done.returncode == 2
     assert [(row["path"], row["label"], row["error_code"]) for row in table(tmp_path / "one")] == [
         ("photos/001-red.png", "red", None),
@@ -184,7 +184,6 @@ def test_a_table_names_the_photos(config: Path, tmp_path: Path) -> None:
         ),
         ("photos", "config.yaml", "error: config.yaml is a file; give --output a folder"),
         ("odd.jsonl", "one", "error: odd.jsonl:1: the path is no name that a file can have"),
-        ("propos", "one", "error: there is no folder propos; did you mean 'propose'?"),
         ("labels.csv", "one", "error: labels.csv:1: the header must name path once, it is ['label']"),
     ],
 )
@@ -195,14 +194,27 @@ def test_what_cannot_be_is_refused_in_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "labels.csv").write_text("label\nred\n")
     (tmp_path / "odd.jsonl").write_text(json.dumps({"path": "a\ud800.png"}))
-    done = run("label", source, "-c", config, "-o", output, cwd=tmp_path)
+    done = run("label", "run", source, "-c", config, "-o", output, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{said}\n")
+
+
+def test_the_command_of_before_works_without_its_name(config: Path, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 2)
+    before = run("label", photos, "-c", config, "-o", "one", cwd=tmp_path)
+    now = run("label", "run", photos, "-c", config, "-o", "two", cwd=tmp_path)
+    assert (before.returncode, now.returncode) == (0, 0)
+    assert [row["label"] for row in table(tmp_path / "one")] == [
+        row["label"] for row in table(tmp_path / "two")
+    ]
+    mistyped = run("label", "propos", "-c", config, "-o", "three", cwd=tmp_path)
+    said = "error: there is no folder propos; did you mean 'propose'?\n"
+    assert (mistyped.returncode, mistyped.stdout, mistyped.stderr) == (1, "", said)
 
 
 def test_all_bad_is_a_failure(config: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/x.png").write_bytes(b"nothing")
-    assert run("label", "bad", "-c", config, "-o", "one", cwd=tmp_path).returncode == 1
+    assert run("label", "run", "bad", "-c", config, "-o", "one", cwd=tmp_path).returncode == 1
     assert [row["error_code"] for row in table(tmp_path / "one")] == ["unsupported_format"]
 
 
