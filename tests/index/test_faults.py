@@ -270,7 +270,7 @@ def test_photos_that_change_vanish_and_come_while_the_build_runs(tmp_path: Path)
     assert not pending
     index = open_index(tmp_path / "index")
     for row, record in enumerate(index.records):  # each vector is that of the very bytes it is filed under
-        vector = index.vectors.read_image(np.asarray([row]))[0]
+        vector = index.vectors.take(np.asarray([row]))[0]
         np.testing.assert_allclose(vector, versions[record.sha256], atol=1e-6)
     stored = dict(zip(index.records.paths(), index.records.sha256(), strict=True))
     told = set(report.changed) | {skip.path for skip in report.skipped}

@@ -77,7 +77,7 @@ def agree(one: VectorIndex, other: VectorIndex, k: int, labels: tuple[str, ...] 
     np.testing.assert_array_equal(a.rows < 0, b.rows < 0)
     for query, (rows, others) in zip(queries(), zip(a.rows, b.rows, strict=True), strict=True):
         for row, different in zip(rows[rows != others], others[rows != others], strict=True):
-            pair = one.vectors.read_image(np.asarray([row, different])) @ query
+            pair = one.vectors.take(np.asarray([row, different])) @ query
             assert abs(pair[0] - pair[1]) < 1e-6
     assert a.rows.shape == b.rows.shape == (200, min(k, len(one)))
 

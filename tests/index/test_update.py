@@ -55,7 +55,7 @@ def test_added_photos_join_and_nothing_else_is_read(index: Path, tmp_path: Path)
     for row, record in enumerate(opened.records):
         if record.path in ("yellow/a.png", "red/0.png"):
             expected = load_encoder(FAKE).encode([_open(more / record.path)])
-            np.testing.assert_allclose(opened.vectors.read_image(np.asarray([row])), expected, atol=1e-6)
+            np.testing.assert_allclose(opened.vectors.take(np.asarray([row])), expected, atol=1e-6)
     assert problems_of(index) == []
 
 
@@ -90,7 +90,7 @@ def test_removal_by_path_and_label(index: Path, tmp_path: Path) -> None:
     after = open_index(index)
     rows = [row for row, r in enumerate(before.records) if r.label != "blue" and r.path != "red/0.png"]
     np.testing.assert_array_equal(
-        after.vectors.read_image(np.arange(11)), before.vectors.read_image(np.asarray(rows))
+        after.vectors.take(np.arange(11)), before.vectors.take(np.asarray(rows))
     )
     assert list(after.records) == [before.records[row] for row in rows]
     assert problems_of(index) == []
@@ -125,7 +125,7 @@ def test_to_a_single_file_and_back(index: Path, tmp_path: Path) -> None:
     one, other = open_index(index), open_index(tmp_path / "again")
     assert list(one.records) == list(other.records)
     np.testing.assert_array_equal(
-        one.vectors.read_image(np.arange(18)), other.vectors.read_image(np.arange(18))
+        one.vectors.take(np.arange(18)), other.vectors.take(np.arange(18))
     )
     assert tree(index).keys() == tree(tmp_path / "again").keys()
     with pytest.raises(IndexFolderError, match="an index already"):
@@ -146,7 +146,7 @@ def test_several_encoders_in_one_pass(tmp_path: Path, monkeypatch: pytest.Monkey
         among = open_index(tmp_path / "both", load_encoder(spec).contract)
         assert among.encoder == alone.encoder
         np.testing.assert_array_equal(
-            among.vectors.read_image(np.arange(18)), alone.vectors.read_image(np.arange(18))
+            among.vectors.take(np.arange(18)), alone.vectors.take(np.arange(18))
         )
     assert [e.name for e in encoders_of(tmp_path / "both")] == ["fake", "descriptor"]
     assert open_index(tmp_path / "both").encoder.name == "fake"
