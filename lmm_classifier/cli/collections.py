@@ -67,8 +67,8 @@ Only = Annotated[list[str], typer.Option(help="Train this collection only; repea
 Estimators = Annotated[
     list[str],
     typer.Option(
-        help="logistic-regression, linear-svc, lda, svc or random-forest (the last two need the extra "
-        "[skops]), with options as svc:C=3; repeat to let several compete."
+        help="logistic-regression, linear-svc or lda, with options as linear-svc:C=3; repeat to let several "
+        "compete."
     ),
 ]
 Metric = Annotated[

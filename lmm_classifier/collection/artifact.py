@@ -1,6 +1,6 @@
 """One trained classifier on disk: a file of numbers, and a sealed JSON file that says what they are for.
 
-    collection_7_classifier_2026-11-21_140500.safetensors   coefficients of a linear classifier; or .skops
+    collection_7_classifier_2026-11-21_140500.safetensors   coefficients of a linear classifier
     collection_7_classifier_2026-11-21_140500.json          everything else; written last
 
 Nothing here can hold code: a pickle under any name is refused.
@@ -23,7 +23,7 @@ import safetensors.numpy
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from lmm_classifier.collection.estimators import Linear, Model, from_skops, to_skops
+from lmm_classifier.collection.estimators import Linear
 from lmm_classifier.collection.training_set import JOIN, EmbeddingPart
 from lmm_classifier.errors import ClassifierFileError, CollectionError, IndexFolderError
 from lmm_classifier.regions import TargetName
@@ -31,7 +31,8 @@ from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.checksummed_json import digest_of, load_checksummed
 
 SCHEMA_VERSION: Literal[2] = 2  # the documented `best_models.json` is version 2 of its map; this one says so
-LINEAR, OTHER = ".safetensors", ".skops"
+LINEAR = ".safetensors"
+FORMER = ".skops"  # what version 0.1 kept other classifiers in
 PICKLES = (".pkl", ".pickle", ".joblib")
 _NAME = re.compile(r"collection_[a-z0-9][a-z0-9-]{0,99}_classifier_[0-9_-]{17,24}\.(safetensors|skops)")
 _PLAIN_ID = re.compile(r"(?=.{1,64}$)[a-z0-9]+(-[a-z0-9]+)*")
@@ -209,11 +210,11 @@ def write_linear(
     Raises:
         CollectionError: the disk refuses.
     """
-    suffix, content = to_bytes(model)
+    content = to_bytes(model)
     version = ClassifierArtifact(
         collection=collection,
         name=name,
-        model_file=stem + suffix,
+        model_file=stem + LINEAR,
         derivative_type=target,
         embedding_type=JOIN.join(part.embedding_type for part in parts),
         dimensionality=len(model.weights),
@@ -252,21 +253,20 @@ def read_version(path: Path) -> ClassifierArtifact:
     return version
 
 
-def to_bytes(model: Model) -> tuple[str, bytes]:
-    """Suffix and content of the file of a model."""
-    if isinstance(model, Linear):
-        arrays = {"weights": model.weights, "intercept": np.asarray([model.intercept])}
-        return LINEAR, safetensors.numpy.save(arrays)
-    return OTHER, to_skops(model)
+def to_bytes(model: Linear) -> bytes:
+    """Content of the file of a model."""
+    return safetensors.numpy.save({"weights": model.weights, "intercept": np.asarray([model.intercept])})
 
 
-def read_model(folder: Path, version: ClassifierArtifact) -> Model:
+def read_model(folder: Path, version: ClassifierArtifact) -> Linear:
     """The model of a version, every byte of it checked before it is looked at.
 
     Raises:
         ClassifierFileError: it is gone, changed, no such file, of another dimension, or not finite.
     """
     path = folder / version.model_file
+    if path.suffix == FORMER:
+        raise ClassifierFileError(f"{path} is of an estimator that is gone; train the collection again")
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
             raise ClassifierFileError(f"{path} is gone or no plain file; train the collection again")
@@ -275,8 +275,6 @@ def read_model(folder: Path, version: ClassifierArtifact) -> Model:
         raise ClassifierFileError(f"{path}: {error.strerror}; train the collection again") from error
     if len(content) != version.size or hashlib.sha256(content).hexdigest() != version.sha256:
         raise ClassifierFileError(f"{path} is damaged or another file; train the collection again")
-    if path.suffix == OTHER:
-        return from_skops(content, path, version.dimensionality)
     return _linear(content, path, version.dimensionality)
 
 

@@ -16,10 +16,9 @@ from lmm_classifier.collection.estimators import (
     SEED,
     DoubleArray,
     Estimator,
-    Model,
+    Linear,
     probabilities,
-    scores_of,
-    to_model,
+    to_linear,
 )
 from lmm_classifier.types import BoolArray, FloatArray
 
@@ -29,9 +28,9 @@ NO_PENALTY = 1e10  # C of a logistic regression on one number: Platt's own metho
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibratedModel:
-    """A model, and how its scores become decisions. Fields as `Version` has them."""
+    """A model, and how its scores become decisions. Fields as `ClassifierArtifact` has them."""
 
-    model: Model
+    model: Linear
     slope: float
     offset: float
     threshold: float
@@ -68,7 +67,7 @@ def fit(
         cut = best_f1_cut(probabilities(scores, slope, offset), labels)
     cut = cut if threshold is None else threshold
     band = None if abstain is None else (max(cut - abstain, 0.0), min(cut + abstain, 1.0))
-    return CalibratedModel(to_model(fitted), slope, offset, cut, band)
+    return CalibratedModel(to_linear(fitted), slope, offset, cut, band)
 
 
 def platt(scores: DoubleArray, labels: BoolArray) -> tuple[float, float]:
@@ -107,16 +106,5 @@ def _cross_validated(
 ) -> DoubleArray:
     """The score of each item by a classifier that has not seen it."""
     split = StratifiedKFold(folds, shuffle=True, random_state=SEED)
-    method = "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
-    found = cross_val_predict(estimator, vectors, labels, cv=split, method=method)
-    return scores_of(_Said(found), vectors) if found.ndim == 2 else np.asarray(found, np.float64)
-
-
-@dataclass(frozen=True)
-class _Said:
-    """Probabilities that are there already, for `scores_of`."""
-
-    found: DoubleArray
-
-    def predict_proba(self, _vectors: FloatArray | DoubleArray) -> DoubleArray:
-        return self.found
+    found = cross_val_predict(estimator, vectors, labels, cv=split, method="decision_function")
+    return np.asarray(found, np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lmm_classifier.collection.artifact import ClassifierArtifact, read_model
 from lmm_classifier.collection.encoder_binding import check_encoder, encoder_of
-from lmm_classifier.collection.estimators import DoubleArray, Linear, Model, probabilities
+from lmm_classifier.collection.estimators import DoubleArray, Linear, probabilities
 from lmm_classifier.collection.store import Snapshot, Store
 from lmm_classifier.errors import (
     ClassifierFileError,
@@ -43,8 +43,7 @@ class StackedLinear:
         region: what they look at.
         encoders: of the parts of a vector, in order.
         versions: the c classifiers.
-        weights, intercepts: float64 (c, d) and (c,); zeros for a model that is not linear.
-        others: row -> model, for those.
+        weights, intercepts: float64 (c, d) and (c,).
         slopes, offsets: float64 (c,), of the calibration.
     """
 
@@ -53,33 +52,23 @@ class StackedLinear:
     versions: tuple[ClassifierArtifact, ...]
     weights: DoubleArray
     intercepts: DoubleArray
-    others: Mapping[int, Model]
     slopes: DoubleArray
     offsets: DoubleArray
 
     @classmethod
     def of(
-        cls, versions: Sequence[ClassifierArtifact], models: Sequence[Model], encoders: tuple[ModelSpec, ...]
+        cls, versions: Sequence[ClassifierArtifact], models: Sequence[Linear], encoders: tuple[ModelSpec, ...]
     ) -> StackedLinear:
         """Stack classifiers that share region and encoders."""
-        weights = np.zeros((len(versions), versions[0].dimensionality))
-        intercepts = np.zeros(len(versions))
-        others = {}
-        for row, model in enumerate(models):
-            if isinstance(model, Linear):
-                weights[row], intercepts[row] = model.weights, model.intercept
-            else:
-                others[row] = model
+        weights = np.stack([model.weights for model in models])
+        intercepts = np.asarray([model.intercept for model in models])
         slopes, offsets = (np.asarray([getattr(v, name) for v in versions]) for name in ("slope", "offset"))
         region = versions[0].derivative_type
-        return cls(region, encoders, tuple(versions), weights, intercepts, others, slopes, offsets)
+        return cls(region, encoders, tuple(versions), weights, intercepts, slopes, offsets)
 
     def probabilities(self, vectors: FloatArray) -> DoubleArray:
         """float64 (n, c) for vectors (n, d)."""
-        scores = vectors @ self.weights.T + self.intercepts
-        for row, model in self.others.items():
-            scores[:, row] = model.scores(vectors)
-        return probabilities(scores, self.slopes, self.offsets)
+        return probabilities(vectors @ self.weights.T + self.intercepts, self.slopes, self.offsets)
 
     def vectors(self, embeddings: Sequence[Mapping[str, FloatArray]]) -> FloatArray:
         """float32 (n, d): the parts of each of n samples, joined.
@@ -127,7 +116,7 @@ class StoreCache:
     def __init__(self, folder: Path) -> None:
         self.store = Store(folder)
         self._lock = threading.Lock()
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Linear] = {}
         self._banks: OrderedDict[object, tuple[tuple[int, ...], LoadedClassifiers]] = OrderedDict()
 
     def classifiers(
@@ -172,7 +161,7 @@ class StoreCache:
     ) -> LoadedClassifiers:
         refused: dict[str, Refusal] = {}
         groups: dict[
-            tuple[TargetName, tuple[ModelSpec, ...], int], list[tuple[ClassifierArtifact, Model]]
+            tuple[TargetName, tuple[ModelSpec, ...], int], list[tuple[ClassifierArtifact, Linear]]
         ] = {}
         contracts: dict[object, Refusal | None] = {}
         for collection in snapshot.ids if collections is None else collections:
@@ -196,7 +185,7 @@ class StoreCache:
         ]
         return LoadedClassifiers(tuple(stacks), refused)
 
-    def _model(self, folder: Path, version: ClassifierArtifact) -> Model:
+    def _model(self, folder: Path, version: ClassifierArtifact) -> Linear:
         key = version.sha256
         if key not in self._models:
             self._models[key] = read_model(folder, version)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lmm_classifier.collection.artifact import (
+    FORMER,
+    LINEAR,
     SCHEMA_VERSION,
     ClassifierArtifact,
     stem_of,
@@ -93,12 +95,12 @@ def free_stem(folder: Path, collection: str) -> str:
 
 def _write(folder: Path, data: TrainingSet, candidate: FittedCandidate) -> None:
     fitted, train = candidate.calibrated, ~data.held_out
-    suffix, content = to_bytes(fitted.model)
+    content = to_bytes(fitted.model)
     positive = int(data.labels[train].sum())
     version = ClassifierArtifact(
         collection=data.collection,
         name=data.name,
-        model_file=free_stem(folder, data.collection) + suffix,
+        model_file=free_stem(folder, data.collection) + LINEAR,
         derivative_type=data.derivative_type,
         embedding_type=data.embedding_type,
         dimensionality=data.vectors.shape[1],
@@ -131,7 +133,7 @@ def _remove(folder: Path, collection: str, worse: Sequence[Path]) -> None:
     for path in worse:
         path.unlink(missing_ok=True)
     pattern = f"{stem_of(collection, '')}_classifier_*"
-    for suffix in (".safetensors", ".skops"):
+    for suffix in (LINEAR, FORMER):
         for path in folder.glob(pattern + suffix):
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)

@@ -298,7 +298,7 @@ class TestRegions:
 
 class TestDecisions:
     def test_the_stacked_answer_is_that_of_each_classifier_alone(self, tmp_path: Path) -> None:
-        names = ("logistic-regression", "svc", "lda")
+        names = ("logistic-regression", "linear-svc", "lda")
         for i, name in enumerate(names):
             data = replace(of_colour(str(i)), vectors=of_colour("0", n=90).vectors)
             trained(tmp_path, data, options=TrainOptions((parse_estimator(name),)))

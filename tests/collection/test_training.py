@@ -131,8 +131,8 @@ class TestFit:
     def test_unknown_estimators_and_options_are_refused_with_the_nearest_name(self) -> None:
         with pytest.raises(ConfigError, match="did you mean 'logistic-regression'"):
             parse_estimator("logistic-regresion")
-        with pytest.raises(ConfigError, match="no option 'gama'; did you mean 'gamma'"):
-            parse_estimator("svc:gama=1")
+        with pytest.raises(ConfigError, match="no option 'tool'; did you mean 'tol'"):
+            parse_estimator("linear-svc:tool=1")
 
 
 class TestMetrics:
@@ -215,7 +215,7 @@ class TestSelection:
         assert len(figures) == 3
         assert figures[0] == max(figures)
 
-    @pytest.mark.parametrize("name", ["linear-svc", "lda", "svc", "random-forest"])
+    @pytest.mark.parametrize("name", ["linear-svc", "lda"])
     def test_every_estimator_comes_back_as_it_was_stored(self, tmp_path: Path, name: str) -> None:
         data = training_set()
         [result] = trained(tmp_path, data, options=TrainOptions((parse_estimator(name),)))

@@ -89,9 +89,7 @@ def test_removal_by_path_and_label(index: Path, tmp_path: Path) -> None:
     assert (report.indexed, report.encoded, report.removed) == (11, 0, 7)
     after = open_index(index)
     rows = [row for row, r in enumerate(before.records) if r.label != "blue" and r.path != "red/0.png"]
-    np.testing.assert_array_equal(
-        after.vectors.take(np.arange(11)), before.vectors.take(np.asarray(rows))
-    )
+    np.testing.assert_array_equal(after.vectors.take(np.arange(11)), before.vectors.take(np.asarray(rows)))
     assert list(after.records) == [before.records[row] for row in rows]
     assert problems_of(index) == []
 
@@ -124,9 +122,7 @@ def test_to_a_single_file_and_back(index: Path, tmp_path: Path) -> None:
     assert import_npz(tmp_path / "x.npz", tmp_path / "again").indexed == 18
     one, other = open_index(index), open_index(tmp_path / "again")
     assert list(one.records) == list(other.records)
-    np.testing.assert_array_equal(
-        one.vectors.take(np.arange(18)), other.vectors.take(np.arange(18))
-    )
+    np.testing.assert_array_equal(one.vectors.take(np.arange(18)), other.vectors.take(np.arange(18)))
     assert tree(index).keys() == tree(tmp_path / "again").keys()
     with pytest.raises(IndexFolderError, match="an index already"):
         import_npz(tmp_path / "x.npz", tmp_path / "again")
@@ -145,9 +141,7 @@ def test_several_encoders_in_one_pass(tmp_path: Path, monkeypatch: pytest.Monkey
         alone = open_index(tmp_path / spec.family)
         among = open_index(tmp_path / "both", load_encoder(spec).contract)
         assert among.encoder == alone.encoder
-        np.testing.assert_array_equal(
-            among.vectors.take(np.arange(18)), alone.vectors.take(np.arange(18))
-        )
+        np.testing.assert_array_equal(among.vectors.take(np.arange(18)), alone.vectors.take(np.arange(18)))
     assert [e.name for e in encoders_of(tmp_path / "both")] == ["fake", "descriptor"]
     assert open_index(tmp_path / "both").encoder.name == "fake"
     with pytest.raises(EncoderMismatchError, match="they differ in"):
