@@ -70,9 +70,9 @@ def test_an_abandoned_call_does_not_keep_the_process() -> None:
 import threading
 import time
 from lmm_classifier.errors import OutOfTimeError
-from lmm_classifier.models.runtime.deadline import in_time
+from lmm_classifier.models.runtime.deadline import within_deadline
 try:
-    in_time(threading.Event().wait, time.monotonic() + 0.1, "x")
+    within_deadline(threading.Event().wait, time.monotonic() + 0.1, "x")
 except OutOfTimeError:
     print("late")
 """

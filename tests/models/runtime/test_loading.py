@@ -71,7 +71,8 @@ class TestNotOnThisMachine:
     def test_in_a_process_of_its_own(self, tmp_path: Path) -> None:
         script = (
             "from lmm_classifier.errors import ModelUnavailableError\n"
-            "from lmm_classifier.models.base import ModelSpec, load_encoder\n"
+            "from lmm_classifier.models.loading import load_encoder\n"
+            "from lmm_classifier.models.spec import ModelSpec\n"
             f"try: load_encoder(ModelSpec('siglip', {HUB_ID!r}))\n"
             "except ModelUnavailableError as error: print(error)"
         )
