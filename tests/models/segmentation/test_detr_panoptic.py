@@ -21,7 +21,8 @@ from lmm_classifier.errors import ModelError, ModelUnavailableError
 from lmm_classifier.masks import tight_box
 from lmm_classifier.models import loading
 from lmm_classifier.models.runtime import onnx_session
-from lmm_classifier.models.segmentation.base import detr_panoptic_onnx, load_panoptic, segmented
+from lmm_classifier.models.segmentation import detr_panoptic_onnx
+from lmm_classifier.models.segmentation.base import load_panoptic, segmented
 from lmm_classifier.models.segmentation.coco_panoptic import class_names, coco_panoptic, things
 from lmm_classifier.models.segmentation.detr_panoptic_onnx import divided, input_size
 from lmm_classifier.models.spec import ModelSpec

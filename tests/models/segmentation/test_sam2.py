@@ -17,7 +17,8 @@ from lmm_classifier.errors import ConfigError, ModelError, ModelUnavailableError
 from lmm_classifier.masks import tight_box, to_png
 from lmm_classifier.models import loading
 from lmm_classifier.models.runtime import onnx_session
-from lmm_classifier.models.segmentation.base import PromptedPhoto, load_segmenter, open_photo, sam2_onnx
+from lmm_classifier.models.segmentation import sam2_onnx
+from lmm_classifier.models.segmentation.base import PromptedPhoto, load_segmenter, open_photo
 from lmm_classifier.models.spec import ModelSpec
 from segmentation_graphs import write_decoder, write_echo, write_encoder
 
