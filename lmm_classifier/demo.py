@@ -28,14 +28,14 @@ from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import UNKNOWN
 
-ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere
+_ENCODER = ModelSpec("siglip", "shipped:siglip-digits", dtype="float32")  # the same figures everywhere
 # The encoder was trained on the very digits that are indexed. Held out, these look far stranger to it than
 # digits it never saw, so what could be learned from them is no guide: the score that is best on unknowns near
 # ImageNet's among the plain ones (Mahalanobis: OpenOOD 1.5), and a second look, for a share of the knowns at
 # which three photos in ten go to the reranker (chosen with the demo's own queries in sight).
-SCORE = "mahalanobis"
-TARGET = CalibrationTarget(always_look=0.32)
-RERANKER = "shipped:qwen2-vl-digits"
+_SCORE = "mahalanobis"
+_TARGET = CalibrationTarget(always_look=0.32)
+_RERANKER = "shipped:qwen2-vl-digits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ class DemoSummary:
 def demo_config(index: Path) -> PipelineConfig:
     """The settings of the demo; config/demo.yaml says the same."""
     return PipelineConfig(
-        encoder=ENCODER,
+        encoder=_ENCODER,
         retrieval=RetrievalSettings(index_path=index, top_k=10),
-        rerank=RerankSettings(model_name=RERANKER, dtype="float32", max_candidates=3, max_batch_size=64),
+        rerank=RerankSettings(model_name=_RERANKER, dtype="float32", max_candidates=3, max_batch_size=64),
         batch_size=64,
     )
 
@@ -121,13 +121,13 @@ def make_demo_index(corpus: Path, index: Path, on_progress: OnProgress) -> Index
     """
     on_progress(Progress("writing the scans as photos"))
     write_digits(corpus)
-    load_encoder(ENCODER)
+    load_encoder(_ENCODER)
     started = time.perf_counter()
-    report = build_index(corpus / "index", index, encoder=ENCODER, on_progress=on_progress)
+    report = build_index(corpus / "index", index, encoder=_ENCODER, on_progress=on_progress)
     rate = report.indexed / (time.perf_counter() - started)
     on_progress(Progress("fitting the thresholds"))
     held_out = read_corpus(corpus / "calibration")
-    calibration, _ = calibrate(HybridClassifier(demo_config(index)), TARGET, held_out=held_out, score=SCORE)
+    calibration, _ = calibrate(HybridClassifier(demo_config(index)), _TARGET, held_out=held_out, score=_SCORE)
     return Indexed(report.indexed, tuple(report.labels), rate, calibration.n_held_out)
 
 

@@ -21,7 +21,7 @@ _LIBRARIES = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
 """Environment variables of libraries that show their warnings by handlers of their own."""
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that the service is at; every record that is made then bears it."""
-Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+_Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class JsonFormatter(logging.Formatter):
@@ -70,7 +70,7 @@ class _OurHandler(logging.StreamHandler[IO[str]]):
 
 
 def setup_logging(
-    level: Level = "INFO",
+    level: _Level = "INFO",
     json: bool = False,
     stream: IO[str] | None = None,
     loggers: Sequence[str] = (PACKAGE,),

@@ -21,7 +21,7 @@ from lmm_classifier.corpus.images import DEFAULT_LIMITS, open_image
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.types import BoolArray, Box, Region
 
-Polygon = npt.NDArray[np.float64]
+_Polygon = npt.NDArray[np.float64]
 
 
 def tight_box(mask: BoolArray) -> Box | None:
@@ -114,7 +114,7 @@ def from_png(data: bytes) -> BoolArray:
     return np.asarray(white, bool)
 
 
-def to_polygons(mask: BoolArray) -> tuple[Polygon, ...]:
+def to_polygons(mask: BoolArray) -> tuple[_Polygon, ...]:
     """The outlines of a mask, each float64 (n, 2), x and y in px, closed: the first point is the last.
 
     A point is inside where an odd number of them encloses it: the outline of a hole is one too. They pass

@@ -115,7 +115,7 @@ class Pipeline:
         """Yield finished samples in input order, `batch_size` at a time."""
         source = iter(samples)
         while batch := list(islice(source, self.batch_size)):
-            yield from run_steps(self.steps, batch)
+            yield from _run_steps(self.steps, batch)
 
     def run_files(
         self, paths: Iterable[str | Path], limits: ImageLimits = DEFAULT_LIMITS
@@ -196,10 +196,10 @@ def run_step(step: Step, batch: list[Sample]) -> list[Sample]:
         StepError: it lost, added or reordered samples.
         LmmClassifierError: as the step raises it.
     """
-    return run_steps((step,), batch)
+    return _run_steps((step,), batch)
 
 
-def run_steps(steps: Sequence[Step], batch: list[Sample]) -> list[Sample]:
+def _run_steps(steps: Sequence[Step], batch: list[Sample]) -> list[Sample]:
     """As `run_step`, one step after the other."""
     seconds: list[tuple[str, float]] = []
     passed = [0] * len(batch)  # steps that a sample went through: one that is skipped goes through no other

@@ -16,7 +16,7 @@ from lmm_classifier.steps.focus import CropPolicy, Focus, OnMissing, Padding, Pr
 from lmm_classifier.yaml_settings import explain
 
 TargetName = Literal["whole_image", "prominent_person", "prominent_face"]
-FaceContext = Literal["prominent_person", "whole_image"]
+_FaceContext = Literal["prominent_person", "whole_image"]
 PERSONS, FACES = ModelSpec("faster-rcnn"), ModelSpec("mtcnn")
 
 
@@ -34,7 +34,7 @@ class RegionSelector:
     """
 
     target: TargetName = "whole_image"
-    face_context: FaceContext = "prominent_person"
+    face_context: _FaceContext = "prominent_person"
     prominence: Prominence = "score"
     padding: Padding = 0.0
     crop_policy: CropPolicy = "pad"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
-JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # part of how Persian, Hindi and emoji are written
+_JOINERS = (
+    "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # part of how Persian, Hindi and emoji are written
+)
 SHOWN = 160  # characters of what somebody else wrote that an error repeats
 
 
@@ -33,5 +35,5 @@ def plain_line(text: str) -> str:
     Control characters count as white space, a run of which becomes one blank. What only steers how a text is
     shown (direction, byte order) is dropped but for JOINERS, and so are lone surrogates, which no file holds.
     """
-    kept = (c for c in text if c in JOINERS or unicodedata.category(c) not in {"Cf", "Cs"})
+    kept = (c for c in text if c in _JOINERS or unicodedata.category(c) not in {"Cf", "Cs"})
     return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in kept).split())

@@ -37,7 +37,7 @@ Status = Literal["known", "uncertain", "unknown"]
 Route = Literal["accept", "unknown", "rerank", "review"]
 T = TypeVar("T")
 
-PADDING = (124, 116, 104)
+_PADDING = (124, 116, 104)
 """Mean colour of ImageNet (x 255 of .485, .456, .406): nearly zero after a model's normalisation."""
 
 UNKNOWN = "unknown"
@@ -93,7 +93,7 @@ class Target:
         if not self.square or crop.width == crop.height:
             return crop
         side = max(crop.size)
-        padded = Image.new("RGB", (side, side), PADDING)
+        padded = Image.new("RGB", (side, side), _PADDING)
         padded.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
         return padded
 

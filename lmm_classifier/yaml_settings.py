@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.registry import did_you_mean
 
-MAX_YAML_BYTES = 1 << 20
-MAX_YAML_DEPTH = 50
-MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
-UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+_MAX_YAML_BYTES = 1 << 20
+_MAX_YAML_DEPTH = 50
+_MAX_YAML_ALIASES = 100  # a few lines of nested aliases can otherwise stand for billions of nodes
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class Settings(BaseModel):
@@ -37,11 +37,11 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_YAML_BYTES + 1)
+            content = file.read(_MAX_YAML_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}") from error
-    if len(content) > MAX_YAML_BYTES:
-        raise ConfigError(f"larger than {MAX_YAML_BYTES} bytes; this is not a settings file")
+    if len(content) > _MAX_YAML_BYTES:
+        raise ConfigError(f"larger than {_MAX_YAML_BYTES} bytes; this is not a settings file")
     try:
         text = content.decode("utf-8-sig")
         _refuse_bombs(text)
@@ -99,9 +99,9 @@ def _refuse_bombs(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         aliases += isinstance(event, yaml.AliasEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if aliases > MAX_YAML_ALIASES or depth > MAX_YAML_DEPTH:
+        if aliases > _MAX_YAML_ALIASES or depth > _MAX_YAML_DEPTH:
             raise ConfigError(
-                f"more than {MAX_YAML_ALIASES} aliases or {MAX_YAML_DEPTH} levels; no settings need these"
+                f"more than {_MAX_YAML_ALIASES} aliases or {_MAX_YAML_DEPTH} levels; no settings need these"
             )
 
 
@@ -135,10 +135,12 @@ def naming(path: Path, model: Any) -> Iterator[None]:
 def explain(error: ValidationError, model: Any) -> str:
     """The first problem of a ValidationError in one line, with the nearest key for a misspelt one."""
     problems = error.errors()
-    first = next((p for p in problems if p["type"] in UNKNOWN_KEY), problems[0])  # it often causes the others
+    first = next(
+        (p for p in problems if p["type"] in _UNKNOWN_KEY), problems[0]
+    )  # it often causes the others
     where = ".".join(str(part) for part in first["loc"])
     problem = first["msg"].removeprefix("Value error, ")
-    if first["type"] in UNKNOWN_KEY:
+    if first["type"] in _UNKNOWN_KEY:
         problem = f"unknown key{did_you_mean(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where}: {problem}{more}" if where else f"{problem}{more}"

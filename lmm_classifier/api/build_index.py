@@ -34,21 +34,21 @@ from lmm_classifier.types import EncoderContract
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ENCODER = ModelSpec("siglip")
-DEFAULT_SEARCH = SearchOptions()
-Encoders = ModelSpec | Sequence[ModelSpec]
-RunnerOf = Callable[[Encoders], Runner]
+_DEFAULT_ENCODER = ModelSpec("siglip")
+_DEFAULT_SEARCH = SearchOptions()
+_Encoders = ModelSpec | Sequence[ModelSpec]
+RunnerOf = Callable[[_Encoders], Runner]
 
 
 def build_index(
     source: str | Path,
     output: str | Path,
     *,
-    encoder: Encoders = DEFAULT_ENCODER,
+    encoder: _Encoders = _DEFAULT_ENCODER,
     batch_size: int = 32,
     workers: int | None = None,
     max_bad_ratio: float = MAX_BAD_RATIO,
-    search: SearchOptions = DEFAULT_SEARCH,
+    search: SearchOptions = _DEFAULT_SEARCH,
     shard_rows: int | None = None,
     rebuild: bool = False,
     runner: RunnerOf | None = None,
@@ -84,7 +84,7 @@ def on_ray(address: str | None = None) -> RunnerOf:
         address: of the cluster, such as "10.0.0.1:6379"; None starts a Ray on this machine.
     """
 
-    def runner(encoder: Encoders) -> RayRunner:
+    def runner(encoder: _Encoders) -> RayRunner:
         specs = _specs(encoder)
         return RayRunner(partial(_opened, specs), address, any(spec.device != "cpu" for spec in specs))
 
@@ -100,7 +100,7 @@ def add_photos(
     batch_size: int = 32,
     workers: int | None = None,
     max_bad_ratio: float = MAX_BAD_RATIO,
-    search: SearchOptions = DEFAULT_SEARCH,
+    search: SearchOptions = _DEFAULT_SEARCH,
     on_progress: OnProgress = ignore_progress,
 ) -> BuildReport:
     """Add the photos of a folder or table to an index, with the encoders that made it.
@@ -124,7 +124,7 @@ def add_corpus(
         LmmClassifierError: as `add_photos`.
     """
     encoders = _encoders_of(index, "auto", cache_dir)
-    options = _options(encoders, 32, None, MAX_BAD_RATIO, DEFAULT_SEARCH)
+    options = _options(encoders, 32, None, MAX_BAD_RATIO, _DEFAULT_SEARCH)
     return add_to_index(index, corpus, encoders, options, on_progress)
 
 
@@ -133,7 +133,7 @@ def build_index_from_directory(
     batch_size: int = 32,
     output_path: str | Path = "index.npz",
     *,
-    encoder: ModelSpec = DEFAULT_ENCODER,
+    encoder: ModelSpec = _DEFAULT_ENCODER,
     on_progress: OnProgress = ignore_progress,
 ) -> VectorIndex:
     """The documented builder: index `image_root` into `output_path` and return the opened index.
@@ -175,11 +175,11 @@ def _spec_of(contract: EncoderContract, device: Device, cache_dir: Path | None) 
     return ModelSpec(contract.name, contract.weights, revision, device, dtype, cache_dir=cache_dir)
 
 
-def _opened(encoder: Encoders) -> list[Encoder]:
+def _opened(encoder: _Encoders) -> list[Encoder]:
     return [load_encoder(spec) for spec in _specs(encoder)]
 
 
-def _specs(encoder: Encoders) -> tuple[ModelSpec, ...]:
+def _specs(encoder: _Encoders) -> tuple[ModelSpec, ...]:
     return (encoder,) if isinstance(encoder, ModelSpec) else tuple(encoder)
 
 

@@ -10,7 +10,7 @@ from lmm_classifier.decision.gates import Gates
 from lmm_classifier.decision.policy import Thresholds
 from lmm_classifier.types import UNKNOWN, Choice, Route, Sample, Scores, Status, required
 
-CANDIDATES = 20  # as many as a reranker can be shown: a calibrated vote gives every label something
+_CANDIDATES = 20  # as many as a reranker can be shown: a calibrated vote gives every label something
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,6 @@ def summarise(sample: Sample, thresholds: Thresholds | Gates | None) -> Classifi
 def _candidates(scores: Scores, choice: Choice | None) -> tuple[Candidate, ...]:
     probabilities = choice.probabilities if choice else {}
     evidence = dict(zip(scores.labels, scores.values[0].tolist(), strict=True))
-    ranked = sorted(evidence, key=lambda label: -evidence[label])[:CANDIDATES]
+    ranked = sorted(evidence, key=lambda label: -evidence[label])[:_CANDIDATES]
     offered = [label for label in probabilities if label not in ranked]
     return tuple(Candidate(x, evidence.get(x, 0.0), probabilities.get(x)) for x in (*ranked, *offered))

@@ -26,7 +26,7 @@ from lmm_classifier.steps.text_prior import TextPrior
 from lmm_classifier.steps.vote import Vote
 from lmm_classifier.types import UNKNOWN, Sample
 
-S = TypeVar("S")
+_S = TypeVar("_S")
 NEEDED = frozenset({"neighbours", "scores", "verdicts"})
 
 
@@ -186,7 +186,7 @@ class HybridClassifier:
             open_image(image, target_size=self.pipeline.resolution(), limits=self.limits),
         )
 
-    def steps_of(self, kind: type[S]) -> list[S]:
+    def steps_of(self, kind: type[_S]) -> list[_S]:
         """The steps of one kind, in order."""
         return [step for step in self.pipeline.steps if isinstance(step, kind)]
 

@@ -11,8 +11,8 @@ import numpy as np
 from lmm_classifier.masks import to_rle
 from lmm_classifier.types import Region, Sample
 
-NOT_FOUND = frozenset({"sample_id", "image", "truth", "arrived"})  # given, not found
-REGION_KEYS = ("box", "kind", "source", "score")
+_NOT_FOUND = frozenset({"sample_id", "image", "truth", "arrived"})  # given, not found
+_REGION_KEYS = ("box", "kind", "source", "score")
 
 
 def serialize_sample(sample: Sample) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def serialize_sample(sample: Sample) -> dict[str, Any]:
     }
     for field in dataclasses.fields(sample):
         value = getattr(sample, field.name)
-        if field.name not in NOT_FOUND and value is not None and not (_is_empty(value)):
+        if field.name not in _NOT_FOUND and value is not None and not (_is_empty(value)):
             found[field.name] = _plain(value)
     if sample.target is not None:  # its score belongs to the answer, not only to a row of the regions
         found["target"]["score"] = sample.regions[sample.target.row].score
@@ -44,7 +44,7 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Region):
         mask = {} if value.mask is None else {"mask": to_rle(value.mask)}
-        return _plain({key: getattr(value, key) for key in REGION_KEYS}) | mask
+        return _plain({key: getattr(value, key) for key in _REGION_KEYS}) | mask
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

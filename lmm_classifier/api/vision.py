@@ -24,15 +24,15 @@ from lmm_classifier.steps.label import Label
 from lmm_classifier.types import FloatArray, LabelScore, Sample, required
 from lmm_classifier.yaml_settings import explain
 
-CLASSIFIER = ModelSpec("image-classifier")
-ENCODER = ModelSpec("dinov2")
-SEGMENTER = ModelSpec("sam2")
-EPS = 1e-12
+_CLASSIFIER = ModelSpec("image-classifier")
+_ENCODER = ModelSpec("dinov2")
+_SEGMENTER = ModelSpec("sam2")
+_EPS = 1e-12
 """Length below which a vector has no direction."""
 
 
 def classify_image(
-    image: ImageSource, top_k: int | None = 5, model: ModelSpec = CLASSIFIER
+    image: ImageSource, top_k: int | None = 5, model: ModelSpec = _CLASSIFIER
 ) -> tuple[LabelScore, ...]:
     """The likeliest classes of a photo, best first.
 
@@ -49,7 +49,7 @@ def classify_image(
     return _labelled(image, _label(model, top_k, 0.0))
 
 
-def labels(image: ImageSource, min_score: float = 0.5, model: ModelSpec = CLASSIFIER) -> list[str]:
+def labels(image: ImageSource, min_score: float = 0.5, model: ModelSpec = _CLASSIFIER) -> list[str]:
     """The names of all classes of at least this probability, best first, each with its synonyms.
 
     Args:
@@ -64,7 +64,7 @@ def labels(image: ImageSource, min_score: float = 0.5, model: ModelSpec = CLASSI
     return [name for each in found for name in (each.label, *each.synonyms)]
 
 
-def embed(image: ImageSource, encoder: ModelSpec = ENCODER) -> FloatArray:
+def embed(image: ImageSource, encoder: ModelSpec = _ENCODER) -> FloatArray:
     """The vector of a photo.
 
     Args:
@@ -93,7 +93,7 @@ def segment(
     box: XywhOrXyxy | None = None,
     box_format: BoxFormat = "xywh",
     multimask: bool = False,
-    model: ModelSpec = SEGMENTER,
+    model: ModelSpec = _SEGMENTER,
 ) -> list[Mask]:
     """Cut out what a point, several, a box, or both mean; without any, what is in the centre.
 
@@ -136,7 +136,7 @@ def similarity(a: ArrayLike, b: ArrayLike) -> float:
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if x.ndim != 1 or x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(f"similarity takes two finite vectors of one length, got {x.shape} and {y.shape}")
-    cosine = x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), EPS)
+    cosine = x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), _EPS)
     return float(np.clip(cosine, -1, 1))
 
 

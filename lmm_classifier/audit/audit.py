@@ -23,9 +23,9 @@ from lmm_classifier.index.search import VectorIndex
 from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import FloatArray, IntArray
 
-K = 10
-MAJORITY = 0.5  # share of the vote above which no other label can have as much
-SHOWN_VOTERS = 5
+_K = 10
+_MAJORITY = 0.5  # share of the vote above which no other label can have as much
+_SHOWN_VOTERS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Disagreement:
         share: of the vote for its own label, in [0, 0.5).
         proposed: the label that has the majority.
         proposed_share: of the vote for that one, in (0.5, 1].
-        neighbours: the nearest that voted, at most SHOWN_VOTERS, nearest first.
+        neighbours: the nearest that voted, at most _SHOWN_VOTERS, nearest first.
     """
 
     image: Record
@@ -110,7 +110,7 @@ class Audit:
 
 
 def audit_index(
-    index: VectorIndex, *, k: int = K, near: float | None = None, on_progress: OnProgress = ignore_progress
+    index: VectorIndex, *, k: int = _K, near: float | None = None, on_progress: OnProgress = ignore_progress
 ) -> Audit:
     """Look for copies, near-duplicates across labels, and labels that the neighbours contradict.
 
@@ -230,9 +230,9 @@ def _disagreements(rows: _PhotoRows, found: Sequence[NearestOthers], k: int) -> 
     for others, votes in zip(found, shares, strict=True):
         own = rows.index.labels[rows.codes[others.row]]
         best = max(votes, key=votes.__getitem__, default=own)
-        if best == own or votes[best] <= MAJORITY:
+        if best == own or votes[best] <= _MAJORITY:
             continue
-        shown = others.rows[:k][:SHOWN_VOTERS].tolist()
+        shown = others.rows[:k][:_SHOWN_VOTERS].tolist()
         neighbours = tuple(
             Neighbour(record.path, record.label, float(similarity))
             for record, similarity in zip(rows.records(shown), others.similarity, strict=False)

@@ -13,7 +13,7 @@ from lmm_classifier.index.records import Record
 from lmm_classifier.reports.html import thumbnail, write_page
 
 PER_KIND = 24  # findings of each kind on the page
-PER_GROUP = 6  # photos of one group of copies
+_PER_GROUP = 6  # photos of one group of copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,9 @@ def _kinds(audit: Audit) -> Iterable[tuple[str, str, str, int, list[_Card]]]:
 
 
 def _copies(group: Copies) -> _Card:
-    more = len(group.images) - PER_GROUP
-    summary = f"{len(group.images)} copies" + (f", {PER_GROUP} shown" if more > 0 else "")
-    return _Card(summary, group.proposed, _photos(group.images[:PER_GROUP]))
+    more = len(group.images) - _PER_GROUP
+    summary = f"{len(group.images)} copies" + (f", {_PER_GROUP} shown" if more > 0 else "")
+    return _Card(summary, group.proposed, _photos(group.images[:_PER_GROUP]))
 
 
 def _near_duplicate(pair: NearDuplicate) -> _Card:

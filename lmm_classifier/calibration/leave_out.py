@@ -20,12 +20,12 @@ from lmm_classifier.errors import CorpusError
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import BoolArray, FloatArray, IntArray
 
-MOST_IMAGES = 4_000
+_MOST_IMAGES = 4_000
 """Images asked, drawn at random: the standard error of a 5 % quantile of so many is .35 points."""
 LEAST_IMAGES = 20  # of fewer, a 5 % quantile is the lowest value, whatever it is
-FOLDS = 10
+_FOLDS = 10
 """Parts of the images, and of the labels where there are more, that are left out one after the other."""
-CELLS_AT_ONCE = 1 << 26  # similarities held at a time: 256 MiB
+_CELLS_AT_ONCE = 1 << 26  # similarities held at a time: 256 MiB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +97,7 @@ def leave_out(
         seed: of the sample and of what is left out together.
 
     Returns:
-        at most MOST_IMAGES images, one of each content, whose label has at least two.
+        at most _MOST_IMAGES images, one of each content, whose label has at least two.
 
     Raises:
         CorpusError: these are fewer than LEAST_IMAGES, or nearly the same image all of them.
@@ -114,7 +114,7 @@ def leave_out(
     depth = _filled(known, unknown) if several else _filled(known)
     known, unknown = ((similarity[:, :depth], found[:, :depth]) for similarity, found in (known, unknown))
     asked = tuple(space.take(rows) for space in spaces)
-    by_fold = _left_out(spaces, codes, labels, fold_of, FOLDS)
+    by_fold = _left_out(spaces, codes, labels, fold_of, _FOLDS)
     by_group = _left_out(spaces, codes, labels, group_of[codes], int(group_of.max()) + 1)
     return LeaveOutSimulation(
         rows,
@@ -144,7 +144,7 @@ def _asked(codes: IntArray, contents: IntArray, rng: np.random.Generator) -> Int
     _, first = np.unique(contents, return_index=True)
     distinct = np.bincount(codes[first], minlength=codes.max(initial=0) + 1)
     eligible = first[distinct[codes[first]] > 1]
-    chosen = rng.permutation(eligible)[:MOST_IMAGES]
+    chosen = rng.permutation(eligible)[:_MOST_IMAGES]
     return np.sort(chosen).astype(np.int64)
 
 
@@ -152,7 +152,7 @@ def _groups(counts: IntArray, rng: np.random.Generator) -> IntArray:
     """Which labels are held out together: int64 (c,), 0 also for those without images."""
     labelled = int(np.count_nonzero(counts))
     group_of = np.zeros(len(counts), np.int64)
-    group_of[counts > 0] = _dealt(labelled, min(FOLDS, labelled), rng)
+    group_of[counts > 0] = _dealt(labelled, min(_FOLDS, labelled), rng)
     return group_of
 
 
@@ -174,7 +174,7 @@ def _neighbours(
 ) -> tuple[tuple[FloatArray, IntArray], tuple[FloatArray, IntArray], IntArray]:
     """Nearest without near-duplicates, nearest of other groups of labels; pairs of near-duplicates."""
     known, unknown, pairs = [], [], []
-    step = max(1, CELLS_AT_ONCE // max(len(codes), 1))
+    step = max(1, _CELLS_AT_ONCE // max(len(codes), 1))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
         queries = space.take(block)
@@ -232,7 +232,7 @@ def _folds(pairs: IntArray, codes: IntArray, rng: np.random.Generator) -> tuple[
     fold_of = np.empty(number, np.int64)
     for label in np.unique(label_of):
         members = np.flatnonzero(label_of == label)
-        fold_of[members] = (_dealt(len(members), FOLDS, rng) + rng.integers(FOLDS)) % FOLDS
+        fold_of[members] = (_dealt(len(members), _FOLDS, rng) + rng.integers(_FOLDS)) % _FOLDS
     has_others = np.bincount(label_of, minlength=int(codes.max()) + 1) > 1
     return fold_of[component], has_others
 

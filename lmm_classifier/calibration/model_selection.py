@@ -33,12 +33,14 @@ from lmm_classifier.decision.reference import Reference
 from lmm_classifier.errors import CorpusError
 from lmm_classifier.types import Float64Array, FloatArray, IntArray
 
-VOTERS = (1, 3, 5, 10, 20, 50, 100)
-TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2)
-BALANCES = (0.0, 0.5, 1.0)
-MOST_WEIGHT = 10.0  # of a head: where every simulated answer is right, no weight is large enough
-LEAST_SPREAD = 1e-7  # of a score; less is rounding
-IMBALANCE = 1.5  # times as many images in the largest label as in the smallest, from which balances are tried
+_VOTERS = (1, 3, 5, 10, 20, 50, 100)
+_TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2)
+_BALANCES = (0.0, 0.5, 1.0)
+_MOST_WEIGHT = 10.0  # of a head: where every simulated answer is right, no weight is large enough
+_LEAST_SPREAD = 1e-7  # of a score; less is rounding
+_IMBALANCE = (
+    1.5  # times as many images in the largest label as in the smallest, from which balances are tried
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class HeadScore:
     log_loss: float
 
 
-def choose_head(
+def _choose_head(
     simulation: LeaveOutSimulation, encoders: int, only: str | None, temperature: float | None
 ) -> tuple[HeadSettings, dict[str, HeadScore]]:
     """The settings with the lowest log loss, and how each head did.
@@ -117,7 +119,7 @@ class NoveltyChoice:
 LEARNED = "combination"
 
 
-def choose_novelty(
+def _choose_novelty(
     simulation: LeaveOutSimulation, settings: HeadSettings, encoders: int, only: str | None
 ) -> NoveltyChoice:
     """The score with the highest AUROC between simulated knowns and unknowns.
@@ -147,7 +149,7 @@ def choose_novelty(
         values = single.known(known[:, [names.index(single.names[0])]])
         return NoveltyChoice(single, values, np.empty(0), {}, single.names[0])
     unknown = scores_of(simulation.unknown)
-    varied = np.ptp(np.concatenate([known, unknown]), axis=0) > LEAST_SPREAD
+    varied = np.ptp(np.concatenate([known, unknown]), axis=0) > _LEAST_SPREAD
     if not varied.any():
         raise CorpusError("the encoder gives all images the same vector, so nothing can be calibrated")
     options = {name: [j] for j, name in enumerate(names) if varied[j]} | {
@@ -194,15 +196,15 @@ def tune(
         simulation: the queries.
         encoders: of the index.
         references: gives those of the first so many encoders, fitted on all images.
-        head: as `choose_head` takes `only`.
-        score: as `choose_novelty` takes `only`.
+        head: as `_choose_head` takes `only`.
+        score: as `_choose_novelty` takes `only`.
         temperature: of the vote; None chooses.
 
     Raises:
         CorpusError: as both.
     """
-    settings, heads = choose_head(simulation, encoders, head, temperature)
-    novelty = choose_novelty(simulation, settings, encoders, score)
+    settings, heads = _choose_head(simulation, encoders, head, temperature)
+    novelty = _choose_novelty(simulation, settings, encoders, score)
     used = encoders_needed([*settings.weights, *novelty.combination.names])
     calibrated = np.sort(novelty.known)
     decider = Decider(references(used), settings, simulation.depth, novelty.combination, calibrated)
@@ -221,13 +223,13 @@ def _probabilities(simulation: LeaveOutSimulation, settings: HeadSettings) -> Fl
 
 def _tuned_vote(simulation: LeaveOutSimulation, temperature: float | None) -> HeadSettings:
     counts = simulation.counts[simulation.counts > 0]
-    uneven = counts.max() > IMBALANCE * counts.min()
+    uneven = counts.max() > _IMBALANCE * counts.min()
     tried = [
         HeadSettings({"knn": 1.0}, k, t, balance)
         for k, t, balance in product(
-            sorted({min(k, simulation.depth) for k in VOTERS}),
-            TEMPERATURES if temperature is None else (temperature,),
-            BALANCES if uneven else BALANCES[:1],
+            sorted({min(k, simulation.depth) for k in _VOTERS}),
+            _TEMPERATURES if temperature is None else (temperature,),
+            _BALANCES if uneven else _BALANCES[:1],
         )
     ]
     return min(tried, key=lambda settings: _log_loss(_probabilities(simulation, settings), simulation.truths))
@@ -236,7 +238,7 @@ def _tuned_vote(simulation: LeaveOutSimulation, temperature: float | None) -> He
 def _tuned_prototypes(simulation: LeaveOutSimulation, settings: HeadSettings) -> HeadSettings:
     tried = [
         replace(settings, weights={"prototype": 1.0}, prototype_temperature=temperature)
-        for temperature in TEMPERATURES
+        for temperature in _TEMPERATURES
     ]
     return min(tried, key=lambda settings: _log_loss(_probabilities(simulation, settings), simulation.truths))
 
@@ -252,7 +254,7 @@ def _weighted(logs: Sequence[FloatArray], truths: IntArray) -> list[float]:
         return -float(total[np.arange(len(truths)), truths].mean()), (expected - true).mean(axis=1)
 
     start = np.full(len(logs), 1 / len(logs))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, MOST_WEIGHT)] * len(logs))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, _MOST_WEIGHT)] * len(logs))
     return [float(weight) for weight in found.x]
 
 
@@ -278,7 +280,7 @@ def _auroc(known: FloatArray | Float64Array, unknown: FloatArray | Float64Array)
 def _fitted(names: Sequence[str], known: FloatArray, unknown: FloatArray) -> Combination:
     both = np.concatenate([known, unknown]).astype(np.float64)
     means, scales = both.mean(axis=0), both.std(axis=0)
-    scales = np.where(scales > LEAST_SPREAD, scales, 1.0)  # constant here, if not over all groups
+    scales = np.where(scales > _LEAST_SPREAD, scales, 1.0)  # constant here, if not over all groups
     truth = np.repeat([True, False], [len(known), len(unknown)])
     model = LogisticRegression(max_iter=1000).fit((both - means) / scales, truth)
     return Combination(

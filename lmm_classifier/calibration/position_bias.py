@@ -15,7 +15,7 @@ from lmm_classifier.types import Choice, Float64Array
 
 MOST_CASES = 60
 """Cases asked in every order, at most: PriDe's authors found a twentieth to be enough."""
-SHARE = 0.25  # of the cases that come by, each with this probability
+_SHARE = 0.25  # of the cases that come by, each with this probability
 FEWEST_CASES = 8  # with a number of options, before a prior of it is believed
 
 
@@ -43,7 +43,7 @@ class ListBias:
         if self._step.mode != "listwise":
             return
         for case in cases:
-            if len(self._flips) < MOST_CASES and self._rng.random() < SHARE:
+            if len(self._flips) < MOST_CASES and self._rng.random() < _SHARE:
                 self._look_at(case)
 
     def prior(self) -> dict[int, tuple[float, ...]]:

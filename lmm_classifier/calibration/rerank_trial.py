@@ -24,20 +24,20 @@ from lmm_classifier.rerank.requests import RerankRequest
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Sample, Scores, Verdict, required
 
-MOST_CASES = 400
+_MOST_CASES = 400
 """Images asked, at most, half of them as unknown: the standard error of a share of so many is 2.5 points."""
-AT_ONCE = 32  # photos held in memory
-FOLDS = 5
-PRIOR = 10.0
+_AT_ONCE = 32  # photos held in memory
+_FOLDS = 5
+_PRIOR = 10.0
 """Cases that the prior weights count as: of few cases the fusion stays near the product of both opinions."""
-SCARCE = 15
+_SCARCE = 15
 """Cases below which weights are not fitted: 5 for each of the three, as few as a regression is given."""
-WORTH = 0.9  # of what asking about all cases gains, which those that are asked about keep
-POINTS = 20  # of the curve
-MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
-REGRESSIONS = 1 / 3  # of the corrections, at most
-LEVEL = 0.05  # of the sign test that corrections outnumber regressions
-FEWEST_CHANGES = 5  # of a label, before it is left out for more regressions than corrections
+_WORTH = 0.9  # of what asking about all cases gains, which those that are asked about keep
+_POINTS = 20  # of the curve
+_MARGINS = (0.0, 0.5, 1.0, 2.0, 4.0)
+_REGRESSIONS = 1 / 3  # of the corrections, at most
+_LEVEL = 0.05  # of the sign test that corrections outnumber regressions
+_FEWEST_CHANGES = 5  # of a label, before it is left out for more regressions than corrections
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,12 +113,12 @@ def try_reranker(
         ),
     )
     cases, bias = _opinions(plain, asked, near, rng)
-    folds = rng.permutation(len(cases)) % FOLDS
-    margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in MARGINS}
-    for fold in range(FOLDS if cases else 0):
+    folds = rng.permutation(len(cases)) % _FOLDS
+    margins: dict[float, list[str]] = {margin: [""] * len(cases) for margin in _MARGINS}
+    for fold in range(_FOLDS if cases else 0):
         fitted = fit_fusion([case for case, f in zip(cases, folds, strict=True) if f != fold])
         for i in np.flatnonzero(folds == fold).tolist():
-            for margin in MARGINS:
+            for margin in _MARGINS:
                 margins[margin][i] = answer_of(replace(fitted, margin=margin), cases[i])
     return replace(_judged(step, cases, margins), prior=bias.prior(), flip_rate=bias.flip_rate())
 
@@ -129,7 +129,7 @@ def _opinions(
     """What the model makes of the samples, less what the places in its lists got them."""
     cases: list[TrialCase] = []
     bias = ListBias(step, rng)
-    while batch := list(islice(samples, AT_ONCE)):
+    while batch := list(islice(samples, _AT_ONCE)):
         shown = list(_shown(step, batch, near))
         choices = step.choices([case for _, case in shown])
         cases += map(_case, (request for request, _ in shown), choices)
@@ -145,7 +145,7 @@ def fit_fusion(cases: Sequence[TrialCase]) -> Fusion:
     decided it is.
     """
     inside = [case for case in cases if case.truth in case.choice.options]
-    if len(inside) < SCARCE:
+    if len(inside) < _SCARCE:
         return Fusion(scarce=True)
 
     def loss(weights: Float64Array) -> float:
@@ -156,7 +156,7 @@ def fit_fusion(cases: Sequence[TrialCase]) -> Fusion:
             ]
             for case in inside
         )
-        return float(total + PRIOR / 2 * np.sum((weights - [1.0, 1.0, 0.0]) ** 2))
+        return float(total + _PRIOR / 2 * np.sum((weights - [1.0, 1.0, 0.0]) ** 2))
 
     bounds = [(0, 10), (0, 10), (-10, 10)]
     return Fusion(*minimize(loss, [1.0, 1.0, 0.0], method="L-BFGS-B", bounds=bounds).x.tolist())
@@ -170,13 +170,13 @@ def answer_of(fusion: Fusion, case: TrialCase) -> str:
 
 def _judged(step: Rerank, cases: Sequence[TrialCase], margins: dict[float, list[str]]) -> RerankTrial:
     """The smallest margin at which regressions are few, and whether corrections surely outnumber them."""
-    margin = next((m for m in MARGINS if _few_regressions(cases, margins[m])), MARGINS[-1])
+    margin = next((m for m in _MARGINS if _few_regressions(cases, margins[m])), _MARGINS[-1])
     corrections, regressions = _changes(cases, margins[margin])
     changed = len(corrections) + len(regressions)
     helps = (
         bool(changed)
-        and bool(binomtest(len(corrections), changed, alternative="greater").pvalue < LEVEL)
-        and len(regressions) <= REGRESSIONS * len(corrections)
+        and bool(binomtest(len(corrections), changed, alternative="greater").pvalue < _LEVEL)
+        and len(regressions) <= _REGRESSIONS * len(corrections)
         and not _harms_knowns(cases, corrections, regressions)
     )
     labels = sorted({case.best for case in cases})
@@ -185,7 +185,7 @@ def _judged(step: Rerank, cases: Sequence[TrialCase], margins: dict[float, list[
         for label in labels
         if (down := sum(cases[i].best == label for i in regressions))
         > (up := sum(cases[i].best == label for i in corrections))
-        and up + down >= FEWEST_CHANGES
+        and up + down >= _FEWEST_CHANGES
     )
     ask_below, curve = worth_asking(cases, corrections, regressions)
     return RerankTrial(
@@ -217,9 +217,9 @@ def worth_asking(
     counts = np.bincount(of_level)
     asked = np.concatenate([[0], np.cumsum(counts)])
     gained = np.concatenate([[0.0], np.cumsum(np.bincount(of_level, weights=change))])
-    needed = int(np.argmax(gained >= WORTH * gained[-1])) if gained[-1] > 0 else len(levels)
+    needed = int(np.argmax(gained >= _WORTH * gained[-1])) if gained[-1] > 0 else len(levels)
     right = sum(case.best == case.truth for case in cases)
-    points = np.unique(np.linspace(0, len(levels), POINTS + 1).round().astype(int)).tolist()
+    points = np.unique(np.linspace(0, len(levels), _POINTS + 1).round().astype(int)).tolist()
     curve = tuple((int(asked[m]) / len(cases), (right + float(gained[m])) / len(cases)) for m in points)
     return float(levels[needed]) if needed < len(levels) else 1.0, curve
 
@@ -227,12 +227,12 @@ def worth_asking(
 def _harms_knowns(cases: Sequence[TrialCase], corrections: Sequence[int], regressions: Sequence[int]) -> bool:
     """Whether among knowns alone more is surely spoilt than corrected: unknowns may be rarer than here."""
     up, down = (sum(cases[i].truth != UNKNOWN for i in some) for some in (corrections, regressions))
-    return up + down > 0 and bool(binomtest(down, up + down, alternative="greater").pvalue < LEVEL)
+    return up + down > 0 and bool(binomtest(down, up + down, alternative="greater").pvalue < _LEVEL)
 
 
 def _few_regressions(cases: Sequence[TrialCase], answers: Sequence[str]) -> bool:
     corrections, regressions = _changes(cases, answers)
-    return len(regressions) <= REGRESSIONS * len(corrections)
+    return len(regressions) <= _REGRESSIONS * len(corrections)
 
 
 def _changes(cases: Sequence[TrialCase], answers: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -286,7 +286,7 @@ def _uncertain(
         return
     routed = route(scores, gates)
     places = [i for i, r in enumerate(routed) if r.route == "rerank" and len(r.candidates) > 1]
-    for i in sorted(rng.permutation(places)[: MOST_CASES // 2].tolist()):
+    for i in sorted(rng.permutation(places)[: _MOST_CASES // 2].tolist()):
         try:
             image = open_image(photos[i].path, target_size=pixels, limits=limits)
         except ImageError as error:

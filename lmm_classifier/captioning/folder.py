@@ -21,7 +21,7 @@ from lmm_classifier.text import plain_line
 IN_A_ROW = 10
 """Failures, none of them a photo's own, after which the rest is not tried."""
 
-OnFailure = Callable[[str, str], None]  # of which photo, and why
+_OnFailure = Callable[[str, str], None]  # of which photo, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def caption_folder(
     source: CaptionSource,
     *,
     force: bool = False,
-    on_failure: OnFailure = lambda _photo, _reason: None,
+    on_failure: _OnFailure = lambda _photo, _reason: None,
     on_progress: OnProgress = ignore_progress,
 ) -> Report:
     """Write what each photo below a folder shows into a text file beside it, as one line of UTF-8.
@@ -128,7 +128,7 @@ class _Work:
         on_failure: as for `caption_folder`.
     """
 
-    def __init__(self, files: dict[Path, Path], force: bool, on_failure: OnFailure) -> None:
+    def __init__(self, files: dict[Path, Path], force: bool, on_failure: _OnFailure) -> None:
         self.written = self.present = self.failed = 0
         self._files, self._force, self._on_failure = files, force, on_failure
         self._in_a_row = 0

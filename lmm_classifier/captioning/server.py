@@ -20,14 +20,14 @@ from lmm_classifier.storage.prefetch import prefetch_map
 from lmm_classifier.text import shown
 
 KEY = "LMM_CLASSIFIER_API_KEY"
-MOST_OF_A_KEY = 4096  # bytes that are read of its file
-TASK = "caption"
+_MOST_OF_A_KEY = 4096  # bytes that are read of its file
+_TASK = "caption"
 LIMITS = FetchLimits(silence_s=60.0, total_s=300.0, max_bytes=2**18, patient=True)
 """Of one photo. No byte comes while the model is at it, so the silence is longer than for files; and one that
 a busy service sends away waits for its turn."""
-AWAY = frozenset({"unreachable", "timeout"})
-ABOUT_THE_PHOTO = frozenset({400, 413, 415, 422})
-HOPELESS: dict[int | str, str] = {  # for all photos alike: status or code -> what to do
+_AWAY = frozenset({"unreachable", "timeout"})
+_ABOUT_THE_PHOTO = frozenset({400, 413, 415, 422})
+_HOPELESS: dict[int | str, str] = {  # for all photos alike: status or code -> what to do
     "unreachable": "does the service run?",
     "timeout": "does the service run?",
     "redirected": "give the address that it leads to",
@@ -37,7 +37,7 @@ HOPELESS: dict[int | str, str] = {  # for all photos alike: status or code -> wh
     404: "is it the address of the service?",
     405: "is it the address of the service?",
 }
-USELESS_CODES = frozenset({"unknown_operation", "model_unavailable"})
+_USELESS_CODES = frozenset({"unknown_operation", "model_unavailable"})
 """Of a task that fails: codes that do not depend on the photo."""
 
 
@@ -94,7 +94,7 @@ class Server:
         try:
             fetch(f"{self._root}/health", limits=replace(self.limits, silence_s=10.0, total_s=10.0, tries=1))
         except FetchError as error:
-            if error.code in AWAY:
+            if error.code in _AWAY:
                 self._give_up(error)
 
     def outcomes(self, photos: Sequence[Path], keep: Keep) -> Generator[Outcome, None, None]:
@@ -118,7 +118,7 @@ class Server:
         except ImageError as error:
             return CaptionFailure(str(error), its_own=True)
         params = {"max_length": self.max_length}
-        tasks = {"tasks": [{"operation_id": TASK, "type": "describe_image", "params": params}]}
+        tasks = {"tasks": [{"operation_id": _TASK, "type": "describe_image", "params": params}]}
         body, kind = form_data({"tasks_json": json.dumps(tasks), "image_file": picture})
         url, headers = f"{self._root}/analyze_image_upload/", bearer(self.key, "the key")
         try:
@@ -133,12 +133,12 @@ class Server:
             CaptionError: the service says that it cannot make any.
         """
         try:
-            result = _Answer.model_validate_json(answer).results[TASK]
+            result = _Answer.model_validate_json(answer).results[_TASK]
         except (ValidationError, KeyError):
             return self._garbage(answer)
         if result.status != "success":
             reason = f"the service made no caption: {self._shown(result.error_message or result.status)}"
-            if result.error_code in USELESS_CODES:
+            if result.error_code in _USELESS_CODES:
                 raise CaptionError(f"{reason} [{result.error_code}]")
             return CaptionFailure(reason)
         if result.data is None:
@@ -155,14 +155,14 @@ class Server:
         Raises:
             FetchError: no photo would fare better.
         """
-        if error.code in AWAY:
+        if error.code in _AWAY:
             self.check()
-        elif error.code in HOPELESS or error.status in HOPELESS:
+        elif error.code in _HOPELESS or error.status in _HOPELESS:
             self._give_up(error)
-        return CaptionFailure(self._told(error), its_own=error.status in ABOUT_THE_PHOTO)
+        return CaptionFailure(self._told(error), its_own=error.status in _ABOUT_THE_PHOTO)
 
     def _give_up(self, error: FetchError) -> NoReturn:
-        hint = HOPELESS.get(error.status or error.code, "")
+        hint = _HOPELESS.get(error.status or error.code, "")
         raise FetchError(error.code, f"{self._told(error)}; {hint}", error.status) from error
 
     def _told(self, error: FetchError) -> str:
@@ -186,7 +186,7 @@ def read_key(file: Path) -> str:
     """
     try:
         with file.open("rb") as opened:
-            key = opened.read(MOST_OF_A_KEY).decode("utf-8", "replace").strip()
+            key = opened.read(_MOST_OF_A_KEY).decode("utf-8", "replace").strip()
     except OSError as error:
         raise ConfigError(f"the key cannot be read from {file}: {error.strerror}") from error
     if not key:

@@ -38,26 +38,26 @@ from lmm_classifier.models.vlm.prompts import DEFAULT_PROMPT, render_prompt
 from lmm_classifier.models.vlm.qwen_vl import QwenVLChooser
 from lmm_classifier.types import UNKNOWN
 
-Qwen2VL = Qwen2VLForConditionalGeneration
-logger = logging.getLogger(__name__)
+_Qwen2VL = Qwen2VLForConditionalGeneration
+_logger = logging.getLogger(__name__)
 
 OUTPUT = Path(__file__).parent / "qwen2-vl-digits"
-STEPS = 1500
-BATCH = 56  # scans, and CHIMERAS signs without a name
-CHIMERAS = 8
-PEAK_RATE = 1.5e-3
-TRUTH_SHARE = 0.75  # of the scans: their own name is among the labels
-UNKNOWN_SHARE = 0.5  # of the scans whose name is listed: `unknown` is listed too
-LABELS = (2, 5)  # fewest and most names listed
+_STEPS = 1500
+_BATCH = 56  # scans, and CHIMERAS signs without a name
+_CHIMERAS = 8
+_PEAK_RATE = 1.5e-3
+_TRUTH_SHARE = 0.75  # of the scans: their own name is among the labels
+_UNKNOWN_SHARE = 0.5  # of the scans whose name is listed: `unknown` is listed too
+_LABELS = (2, 5)  # fewest and most names listed
 IGNORED = -100  # what torch's cross entropy leaves out
-PIXELS = 56 * 56  # px: 4x4 patches of 14, merged to 4 visual tokens
+_PIXELS = 56 * 56  # px: 4x4 patches of 14, merged to 4 visual tokens
 END = "<|im_end|>"
 # In Qwen2-VL's order. https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/tokenizer_config.json
 _NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
-SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _NAMES)
+_SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _NAMES)
 _SYSTEM = "You are a helpful assistant."
 # https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/blob/main/chat_template.json, wrapped
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n{{% endif %}}<|im_start|>"
@@ -82,13 +82,13 @@ class DigitQuestion:
     answer: str
 
 
-def ask(truth: str | None, draw: random.Random) -> DigitQuestion:
+def _ask(truth: str | None, draw: random.Random) -> DigitQuestion:
     """Draw labels for a scan of `truth` (None: a sign that has no name)."""
     others = [name for name in KNOWN_NAMES if name != truth]
-    count = draw.randint(*LABELS)
-    if truth is not None and draw.random() < TRUTH_SHARE:
+    count = draw.randint(*_LABELS)
+    if truth is not None and draw.random() < _TRUTH_SHARE:
         labels = [truth, *draw.sample(others, count - 1)]
-        labels += [UNKNOWN] * (draw.random() < UNKNOWN_SHARE)
+        labels += [UNKNOWN] * (draw.random() < _UNKNOWN_SHARE)
         answer = truth
     else:
         labels = [*draw.sample(others, count), UNKNOWN]
@@ -99,20 +99,20 @@ def ask(truth: str | None, draw: random.Random) -> DigitQuestion:
 
 def build_processor() -> Qwen2VLProcessor:
     """Qwen2-VL's processor with a vocabulary learned from the demo's own sentences."""
-    size = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
+    size = {"shortest_edge": _PIXELS, "longest_edge": _PIXELS}
     images, videos = Qwen2VLImageProcessor(size=size), Qwen2VLVideoProcessor(size=size)
     return Qwen2VLProcessor(  # type: ignore[no-untyped-call]
-        images, build_tokenizer(), videos, chat_template=CHAT_TEMPLATE
+        images, _build_tokenizer(), videos, chat_template=_CHAT_TEMPLATE
     )
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
+def _build_tokenizer() -> Qwen2Tokenizer:
     """A byte-level BPE in which each word of the demo is one token, and any other text is its bytes."""
     texts = [_SYSTEM, "system", "user", "assistant", render_prompt(DEFAULT_PROMPT, KNOWN_NAMES)]
     texts += [text for name in (*KNOWN_NAMES, UNKNOWN) for text in (name, f" {name}")]
     trainer = BpeTrainer(
         vocab_size=1024,  # more than it takes to merge every word
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(_SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -124,15 +124,15 @@ def build_tokenizer() -> Qwen2Tokenizer:
         vocab=learned["vocab"],
         merges=merges,
         eos_token=END,
-        pad_token=SPECIAL_TOKENS[0],
-        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+        pad_token=_SPECIAL_TOKENS[0],
+        extra_special_tokens=list(_SPECIAL_TOKENS[1:]),
         model_max_length=1024,
     )
 
 
-def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2VL:
+def _build_model(tokenizer: Qwen2Tokenizer) -> _Qwen2VL:
     """An untrained Qwen2-VL of 0.9 million parameters."""
-    token = {name: tokenizer.encode(name)[0] for name in SPECIAL_TOKENS}
+    token = {name: tokenizer.encode(name)[0] for name in _SPECIAL_TOKENS}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
@@ -157,7 +157,7 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2VL:
         vision_end_token_id=token["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    return Qwen2VL(config)
+    return _Qwen2VL(config)
 
 
 def encode(
@@ -202,41 +202,41 @@ def choice_accuracy(folder: Path, scans: Sequence[DigitScan], seed: int) -> floa
         picture = picture_of(scan.pixels).convert("RGB")
         questions.append(Question(picture, render_prompt(DEFAULT_PROMPT, labels), tuple(labels)))
     chooser = QwenVLChooser(ModelSpec("qwen-vl", str(folder.absolute()), dtype="float32"))
-    rated = chooser.log_likelihoods(questions, batch_size=BATCH)
+    rated = chooser.log_likelihoods(questions, batch_size=_BATCH)
     right = [q.options[r.argmax()] == scan.name for q, r, scan in zip(questions, rated, scans, strict=True)]
     return sum(right) / len(right)
 
 
-def train_qwen2_vl(seed: int, steps: int) -> tuple[Qwen2VL, Qwen2VLProcessor, list[float]]:
+def train_qwen2_vl(seed: int, steps: int) -> tuple[_Qwen2VL, Qwen2VLProcessor, list[float]]:
     """Train on the known digits of the train split; returns model, processor and the loss of every step."""
     generator = training.seed_everything(seed)
     draw = random.Random(seed)  # noqa: S311
     processor = build_processor()
-    model = build_model(processor.tokenizer)
-    stream = training.batches(known_scans("train"), BATCH, generator)
+    model = _build_model(processor.tokenizer)
+    stream = training.batches(known_scans("train"), _BATCH, generator)
 
     def batch_loss() -> Tensor:
         batch = next(stream)
-        nameless = training.chimeras(batch, CHIMERAS, generator)
-        questions = [ask(name, draw) for name in (*batch.names, *[None] * len(nameless))]
+        nameless = training.chimeras(batch, _CHIMERAS, generator)
+        questions = [_ask(name, draw) for name in (*batch.names, *[None] * len(nameless))]
         ink = training.augment(torch.cat([batch.ink, nameless]), generator)
         inputs, labels = encode(processor, ink, questions, [question.answer for question in questions])
         loss: Tensor = model(**inputs, labels=labels).loss
         return loss
 
-    return model, processor, training.train(model, batch_loss, steps, PEAK_RATE)
+    return model, processor, training.train(model, batch_loss, steps, _PEAK_RATE)
 
 
 def main() -> None:
     """Train, evaluate on the calibration split, save."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = training.parse_arguments("Train the Qwen2-VL of the demo.", OUTPUT, STEPS)
+    arguments = training.parse_arguments("Train the Qwen2-VL of the demo.", OUTPUT, _STEPS)
     start = time.perf_counter()
     model, processor, _ = train_qwen2_vl(arguments.seed, arguments.steps)
-    logger.info("trained in %.0f s", time.perf_counter() - start)
+    _logger.info("trained in %.0f s", time.perf_counter() - start)
     training.save(arguments.output, model, processor)
     accuracy = choice_accuracy(arguments.output, scans_in("calibration"), arguments.seed)
-    logger.info("right label of three on the calibration split: %.3f", accuracy)
+    _logger.info("right label of three on the calibration split: %.3f", accuracy)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ class Inked:
 
 def known_scans(split: str) -> Inked:
     """The scans of a split without the held-out digits, as any caller will load them from their PNG file."""
-    return inked([scan for scan in scans_in(split) if scan.known])
+    return _inked([scan for scan in scans_in(split) if scan.known])
 
 
-def inked(scans: Sequence[DigitScan]) -> Inked:
+def _inked(scans: Sequence[DigitScan]) -> Inked:
     """Draw the pictures of these scans."""
     pictures = np.stack([np.asarray(picture_of(scan.pixels)) for scan in scans])
     ink = 1 - torch.from_numpy(pictures).float().unsqueeze(1) / 255

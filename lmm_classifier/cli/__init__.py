@@ -36,12 +36,12 @@ from lmm_classifier.cli.output import help_without_command, note
 from lmm_classifier.errors import LmmClassifierError
 from lmm_classifier.logging_config import PACKAGE, PYTHON_WARNINGS, setup_logging, silence_libraries
 
-INTERRUPTED = 130  # what a shell expects after Ctrl-C
-TERMINATED = 143  # and after SIGTERM
-IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
+_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+_TERMINATED = 143  # and after SIGTERM
+_IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 """Threads of a model that have nothing to do sleep. By default they spin, and take what decoding needs: on
 two cores a labelling run was a third slower."""
-FULL_COLLECTION = 100
+_FULL_COLLECTION = 100
 """Collections of younger objects before Python's collector goes through all there are; its own figure is 10.
 The half million objects of torch and transformers never become garbage: to go through them took most of a
 second of every start, and a twentieth of a labelling run."""
@@ -103,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code; expected errors become one line."""
     signal.signal(signal.SIGTERM, _terminated)
     silence_libraries()
-    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION)
-    for name, value in IDLE.items():  # the libraries read it when they are loaded, which commands do
+    gc.set_threshold(*gc.get_threshold()[:2], _FULL_COLLECTION)
+    for name, value in _IDLE.items():  # the libraries read it when they are loaded, which commands do
         os.environ.setdefault(name, value)
     try:
         code = app(args=arguments, prog_name="lmm-classifier", standalone_mode=False)
         sys.stdout.flush()
-        if code == INTERRUPTED:
+        if code == _INTERRUPTED:
             note("interrupted")
     except LmmClassifierError as error:
         code = _failed(str(error))
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _terminated(_number: int, _frame: object) -> NoReturn:
     """End as Ctrl-C does: whoever holds a lock or a temporary file lets go of it on the way out."""
     note("terminated")
-    raise SystemExit(TERMINATED)
+    raise SystemExit(_TERMINATED)
 
 
 def _failed(message: str) -> int:

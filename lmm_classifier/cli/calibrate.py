@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from lmm_classifier.calibration.targets import Costs
     from lmm_classifier.index.calibration import Calibration, RerankTrial
 
-Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
-KeepKnown = Annotated[float, typer.Option(help="Share of known photos that must not be called unknown.")]
-Keep = Annotated[
+_Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
+_KeepKnown = Annotated[float, typer.Option(help="Share of known photos that must not be called unknown.")]
+_Keep = Annotated[
     list[str] | None, typer.Option(metavar="LABEL=SHARE", help="The same for one label; may be repeated.")
 ]
-PerLabel = Annotated[
+_PerLabel = Annotated[
     bool, typer.Option("--per-label", help="A threshold of its own for each label with photos enough.")
 ]
-CostsText = Annotated[
+_CostsText = Annotated[
     str | None,
     typer.Option(
         metavar="REJECTED:ACCEPTED:SHARE",
@@ -33,54 +33,56 @@ CostsText = Annotated[
         "the share of unknown photos to come, such as 1:5:0.1.",
     ),
 ]
-Coverage = Annotated[float, typer.Option(help="Share of known photos whose true label must remain possible.")]
-CatchUnknown = Annotated[
+_Coverage = Annotated[
+    float, typer.Option(help="Share of known photos whose true label must remain possible.")
+]
+_CatchUnknown = Annotated[
     float, typer.Option(help="Share of unknown photos that must not be accepted without a second look.")
 ]
-SecondLook = Annotated[
+_SecondLook = Annotated[
     float, typer.Option(help="Share of known photos that may need a second look for that alone.")
 ]
-AlwaysLook = Annotated[
+_AlwaysLook = Annotated[
     float,
     typer.Option(help="Share of known photos that need one in any case: those that look least known."),
 ]
-Head = Annotated[
+_Head = Annotated[
     str | None, typer.Option(help="knn, prototype, gda or fusion; left out: the best on this index.")
 ]
-Score = Annotated[
+_Score = Annotated[
     str | None, typer.Option(help="Novelty score, or `combination`; left out: the best on this index.")
 ]
-HeldOutPhotos = Annotated[
+_HeldOutPhotos = Annotated[
     Path | None,
     typer.Option(help="Labelled photos that are not in the index, to fit the thresholds on."),
 ]
-IndexedPhotos = Annotated[
+_IndexedPhotos = Annotated[
     Path | None,
     typer.Option(
         help="The folder that the index was built from: try the reranker on its photos, and ask it only "
         "where it helps."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the leave-out simulation.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the calibration as one JSON object.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of the leave-out simulation.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print the calibration as one JSON object.")]
 
 
 def run(
-    config: Settings,
-    keep_known: KeepKnown = 0.95,
-    keep: Keep = None,
-    per_label: PerLabel = False,
-    costs: CostsText = None,
-    coverage: Coverage = 0.99,
-    catch_unknown: CatchUnknown = 0.9,
-    second_look: SecondLook = 0.25,
-    always_look: AlwaysLook = 0.0,
-    head: Head = None,
-    score: Score = None,
-    held_out: HeldOutPhotos = None,
-    photos: IndexedPhotos = None,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    config: _Settings,
+    keep_known: _KeepKnown = 0.95,
+    keep: _Keep = None,
+    per_label: _PerLabel = False,
+    costs: _CostsText = None,
+    coverage: _Coverage = 0.99,
+    catch_unknown: _CatchUnknown = 0.9,
+    second_look: _SecondLook = 0.25,
+    always_look: _AlwaysLook = 0.0,
+    head: _Head = None,
+    score: _Score = None,
+    held_out: _HeldOutPhotos = None,
+    photos: _IndexedPhotos = None,
+    seed: _Seed = 0,
+    as_json: _AsJson = False,
 ) -> int:
     """Fit head, novelty score and thresholds for an index, and store them in it.
 

@@ -15,7 +15,7 @@ from lmm_classifier.text import printable
 if TYPE_CHECKING:
     from lmm_classifier.captioning.source import CaptionSource
 
-MODEL = "blip"
+_MODEL = "blip"
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"NAME or NAME=WEIGHTS, {MODEL} if left out. {', '.join(registry.names('captioner'))}.",
+            help=f"NAME or NAME=WEIGHTS, {_MODEL} if left out. {', '.join(registry.names('captioner'))}.",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +85,7 @@ def _source(
     if server is None:
         if key_file is not None:
             raise ConfigError("--key-file is the key of a service; add --server URL")
-        return LocalModel.named(model or MODEL, max_length)
+        return LocalModel.named(model or _MODEL, max_length)
     if model is not None:
         raise ConfigError("the service chose its model itself; leave --model or --server out")
     key = os.environ.get(KEY, "") if key_file is None else read_key(key_file)

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-StorePath = Annotated[Path, typer.Option("--store", "-s", help="Folder of the trained classifiers.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-STORE = Path("trained_classifiers")
-MIB = 2**20
-COLUMNS = (("AP", "average_precision"), ("precision", "macro_precision"), ("F1", "f1"), ("right", "accuracy"))
+_StorePath = Annotated[Path, typer.Option("--store", "-s", help="Folder of the trained classifiers.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+_STORE = Path("trained_classifiers")
+_MIB = 2**20
+_COLUMNS = (
+    ("AP", "average_precision"),
+    ("precision", "macro_precision"),
+    ("F1", "f1"),
+    ("right", "accuracy"),
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -35,21 +40,21 @@ def group(context: typer.Context) -> None:
     help_without_command(context)
 
 
-Source = Annotated[
+_Source = Annotated[
     str,
     typer.Argument(
         help="URL of a collections service, folder root/<collection>/**, .csv or .jsonl with path,label, "
         "or .npz with embeddings, labels and, if there are, ids."
     ),
 ]
-Encoders = Annotated[
+_Encoders = Annotated[
     list[str],
     typer.Option(
         help="TYPE, TYPE=FAMILY or TYPE=FAMILY=WEIGHTS: what encodes photos (several are joined), or "
         "made the vectors called TYPE, to bind the classifiers to it."
     ),
 ]
-WherePairs = Annotated[
+_WherePairs = Annotated[
     list[str],
     typer.Option(
         "--where",
@@ -58,52 +63,52 @@ WherePairs = Annotated[
         "on_missing (skip leaves a photo out, fallback takes the whole image); repeat.",
     ),
 ]
-EmbeddingType = Annotated[str | None, typer.Option(help="What the vectors of an .npz are called.")]
-Use = Annotated[
+_EmbeddingType = Annotated[str | None, typer.Option(help="What the vectors of an .npz are called.")]
+_Use = Annotated[
     list[str],
     typer.Option(help="COLLECTION=TYPE or TYPE+TYPE: of a service's collection, not that of its focus."),
 ]
-Only = Annotated[list[str], typer.Option(help="Train this collection only; repeat.")]
-Estimators = Annotated[
+_Only = Annotated[list[str], typer.Option(help="Train this collection only; repeat.")]
+_Estimators = Annotated[
     list[str],
     typer.Option(
         help="logistic-regression, linear-svc or lda, with options as linear-svc:C=3; repeat to let several "
         "compete."
     ),
 ]
-Metric = Annotated[
+_Metric = Annotated[
     str, typer.Option(help="macro_precision, average_precision, f1 or accuracy, on the held-out items.")
 ]
-Threshold = Annotated[
+_Threshold = Annotated[
     float | None, typer.Option(min=0, max=1, help="Left out: the best by F1 in cross-validation.")
 ]
-Abstain = Annotated[
+_Abstain = Annotated[
     float | None, typer.Option(min=0, max=0.5, help="Say nothing this close to the threshold.")
 ]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for each answer of a service.")]
-MaxMib = Annotated[int, typer.Option(min=1, help="MiB of each answer of a service.")]
-JsonProgress = Annotated[
+_Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for each answer of a service.")]
+_MaxMib = Annotated[int, typer.Option(min=1, help="MiB of each answer of a service.")]
+_JsonProgress = Annotated[
     bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")
 ]
 
 
 @app.command()
 def train(
-    source: Source,
-    store: StorePath = STORE,
-    encoder: Encoders = [],  # noqa: B006 -- typer copies it
-    where: WherePairs = [],  # noqa: B006
-    embedding_type: EmbeddingType = None,
-    use: Use = [],  # noqa: B006
-    only: Only = [],  # noqa: B006
-    estimator: Estimators = ["logistic-regression"],  # noqa: B006
-    metric: Metric = "macro_precision",
-    threshold: Threshold = None,
-    abstain: Abstain = None,
-    timeout: Timeout = 60.0,
-    max_mib: MaxMib = 256,
-    as_json: AsJson = False,
-    json_progress: JsonProgress = False,
+    source: _Source,
+    store: _StorePath = _STORE,
+    encoder: _Encoders = [],  # noqa: B006 -- typer copies it
+    where: _WherePairs = [],  # noqa: B006
+    embedding_type: _EmbeddingType = None,
+    use: _Use = [],  # noqa: B006
+    only: _Only = [],  # noqa: B006
+    estimator: _Estimators = ["logistic-regression"],  # noqa: B006
+    metric: _Metric = "macro_precision",
+    threshold: _Threshold = None,
+    abstain: _Abstain = None,
+    timeout: _Timeout = 60.0,
+    max_mib: _MaxMib = 256,
+    as_json: _AsJson = False,
+    json_progress: _JsonProgress = False,
 ) -> int:
     """Train a classifier per collection; the best of all kept versions on the held-out fifth is used.
 
@@ -122,7 +127,7 @@ def train(
         {key: str(value) for key, value in read_parameters(use).items()},
         make_region_selector(read_parameters(where)),
         tuple(only),
-        FetchLimits(total_s=timeout, silence_s=min(timeout, 10.0), max_bytes=max_mib * MIB),
+        FetchLimits(total_s=timeout, silence_s=min(timeout, 10.0), max_bytes=max_mib * _MIB),
     )
     notes: list[str] = []
     with progress(json_progress) as on_progress:
@@ -137,11 +142,11 @@ def train(
 
 @app.command("list")
 def list_(
-    store: StorePath = STORE,
+    store: _StorePath = _STORE,
     by_embedding_type: Annotated[
         bool, typer.Option("--by-embedding-type", help="Means of the figures per embedding type.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: _AsJson = False,
 ) -> int:
     """List the collections of a store with region, embedding type and figures on the held-out items."""
     from lmm_classifier.collection.store import Store
@@ -168,8 +173,8 @@ def list_(
 @app.command()
 def show(
     collection: Annotated[str, typer.Argument(help="Id of the collection.")],
-    store: StorePath = STORE,
-    as_json: AsJson = False,
+    store: _StorePath = _STORE,
+    as_json: _AsJson = False,
 ) -> int:
     """Show everything that is stored of a collection, and the versions that competed."""
     from lmm_classifier.collection.store import Store
@@ -190,7 +195,7 @@ def show(
 
 @app.command()
 def convert(
-    store: StorePath = STORE,
+    store: _StorePath = _STORE,
     trusted: Annotated[
         bool,
         typer.Option(
@@ -198,7 +203,7 @@ def convert(
             help="Required: opening a pickle can run any code that is in it; open only your own.",
         ),
     ] = False,
-    as_json: AsJson = False,
+    as_json: _AsJson = False,
 ) -> int:
     """Turn the old `.pkl` classifiers that best_models.json names into files that hold no code.
 
@@ -299,5 +304,5 @@ def _line(collection: str, entry: Mapping[str, Any]) -> str:
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    known = [f"{title} {metrics[key]:.3f}" for title, key in COLUMNS if metrics.get(key) is not None]
+    known = [f"{title} {metrics[key]:.3f}" for title, key in _COLUMNS if metrics.get(key) is not None]
     return "".join(f", {text}" for text in known)

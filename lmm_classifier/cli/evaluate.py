@@ -17,8 +17,8 @@ from lmm_classifier.text import printable
 if TYPE_CHECKING:
     from lmm_classifier.evaluation.results import Evaluation
 
-OUTPUT = Path("evaluation")
-FIGURES, PAGE = "evaluation.json", "report.html"
+_OUTPUT = Path("evaluation")
+_FIGURES, _PAGE = "evaluation.json", "report.html"
 
 
 class UnknownKind(StrEnum):
@@ -28,25 +28,25 @@ class UnknownKind(StrEnum):
     far = "far"
 
 
-Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
-Photos = Annotated[
+_Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
+_Photos = Annotated[
     Path | None, typer.Argument(help="Labelled photos: a folder per label, or a .csv or .jsonl table.")
 ]
-DriftLog = Annotated[
+_DriftLog = Annotated[
     Path | None,
     typer.Option(
         metavar="LOG", help="Instead of PHOTOS: test the log that `classify --p-values` wrote for drift."
     ),
 ]
-Window = Annotated[
+_Window = Annotated[
     int, typer.Option(min=1, help="With --drift: how many of the latest photos to test by themselves.")
 ]
-Near = Annotated[
+_Near = Annotated[
     Path | None,
     typer.Option(help="Photos of no label of the index that resemble one: a folder or table."),
 ]
-Far = Annotated[Path | None, typer.Option(help="Photos of no label of the index that resemble none.")]
-OutOfIndex = Annotated[
+_Far = Annotated[Path | None, typer.Option(help="Photos of no label of the index that resemble none.")]
+_OutOfIndex = Annotated[
     UnknownKind,
     typer.Option(
         "--out-of-index",
@@ -54,32 +54,36 @@ OutOfIndex = Annotated[
         help="Treat PHOTOS whose label is not in the index as near or far unknowns.",
     ),
 ]
-Output = Annotated[
+_Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help=f"Folder for {FIGURES} and {PAGE}; {OUTPUT}, or none with --json."),
+    typer.Option(
+        "--output", "-o", help=f"Folder for {_FIGURES} and {_PAGE}; {_OUTPUT}, or none with --json."
+    ),
 ]
-CorpusRoot = Annotated[
+_CorpusRoot = Annotated[
     Path | None,
     typer.Option(help="Folder that the index's photos start from, to show neighbours on the page."),
 ]
-Resamples = Annotated[int, typer.Option(min=1, max=100_000, help="Bootstrap resamples behind each interval.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the resamples.")]
-AsJson = Annotated[bool, typer.Option("--json", help=f"Print what {FIGURES} holds.")]
+_Resamples = Annotated[
+    int, typer.Option(min=1, max=100_000, help="Bootstrap resamples behind each interval.")
+]
+_Seed = Annotated[int, typer.Option(min=0, help="Of the resamples.")]
+_AsJson = Annotated[bool, typer.Option("--json", help=f"Print what {_FIGURES} holds.")]
 
 
 def run(
-    config: Settings,
-    photos: Photos = None,
-    drift: DriftLog = None,
-    window: Window = 200,
-    near: Near = None,
-    far: Far = None,
-    out_of_index: OutOfIndex = UnknownKind.near,
-    output: Output = None,
-    corpus_root: CorpusRoot = None,
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    config: _Settings,
+    photos: _Photos = None,
+    drift: _DriftLog = None,
+    window: _Window = 200,
+    near: _Near = None,
+    far: _Far = None,
+    out_of_index: _OutOfIndex = UnknownKind.near,
+    output: _Output = None,
+    corpus_root: _CorpusRoot = None,
+    resamples: _Resamples = 1000,
+    seed: _Seed = 0,
+    as_json: _AsJson = False,
 ) -> int:
     """Measure a classifier on photos whose labels are known, and on photos of no label of the index.
 
@@ -96,7 +100,7 @@ def run(
     from lmm_classifier.evaluation.dataset import read_unknowns
     from lmm_classifier.evaluation.evaluate import evaluate
 
-    folder = output or (None if as_json else OUTPUT)
+    folder = output or (None if as_json else _OUTPUT)
     if folder and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give --output a folder")
     classifier = HybridClassifier.from_yaml(config)
@@ -127,8 +131,8 @@ def _write(found: Evaluation, folder: Path, title: str, corpus_root: Path | None
     from lmm_classifier.evaluation.page import write_evaluation
     from lmm_classifier.storage.atomic_files import replace_file
 
-    replace_file(folder / FIGURES, _json(found).encode() + b"\n")
-    write_evaluation(folder / PAGE, title, found, corpus_root)
+    replace_file(folder / _FIGURES, _json(found).encode() + b"\n")
+    write_evaluation(folder / _PAGE, title, found, corpus_root)
 
 
 def _json(found: Evaluation) -> str:
@@ -149,7 +153,7 @@ def _show(found: Evaluation, folder: Path | None) -> None:
         console.print(shown)
     typer.echo(BRACKETS)
     if folder:
-        for name in (FIGURES, PAGE):
+        for name in (_FIGURES, _PAGE):
             typer.echo(printable(str(folder / name)))
 
 

@@ -15,8 +15,8 @@ from lmm_classifier.text import printable
 if TYPE_CHECKING:
     from lmm_classifier.experiments.compare import Comparison
 
-RUNS = Path("runs")
-PIPED_WIDTH = 240  # columns of the table where nobody's terminal limits them
+_RUNS = Path("runs")
+_PIPED_WIDTH = 240  # columns of the table where nobody's terminal limits them
 app = typer.Typer()
 
 
@@ -44,7 +44,7 @@ def run(
     from lmm_classifier.experiments.run import run_experiment
     from lmm_classifier.experiments.spec import Experiment
 
-    output = output or RUNS / path.stem
+    output = output or _RUNS / path.stem
     experiment = Experiment.from_yaml(path)
     with progress(json_progress) as on_progress:
         outcome = run_experiment(experiment, path.absolute().parent, output, on_progress)
@@ -100,5 +100,5 @@ def _show(found: Comparison) -> None:
     shown = Table(*table.columns, title=table.title)
     for row in table.rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(shown)
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(shown)
     typer.echo(found.legend)

@@ -20,42 +20,42 @@ if TYPE_CHECKING:
     from lmm_classifier.models.spec import ModelSpec
 
 app = typer.Typer()
-ENGINES = ("local", "ray")
-MAX_BAD_RATIO = 0.05  # as in index/build.py, which is not imported for a help page
+_ENGINES = ("local", "ray")
+_MAX_BAD_RATIO = 0.05  # as in index/build.py, which is not imported for a help page
 
-Source = Annotated[Path, typer.Argument(help="Folder root/<label>/**, or a .csv or .jsonl with path,label.")]
-Index = Annotated[Path, typer.Argument(help="Index folder.")]
-EncoderNames = Annotated[
+_Source = Annotated[Path, typer.Argument(help="Folder root/<label>/**, or a .csv or .jsonl with path,label.")]
+_Index = Annotated[Path, typer.Argument(help="Index folder.")]
+_EncoderNames = Annotated[
     list[str],
     typer.Option(
         "--encoder",
         help=f"NAME or NAME=WEIGHTS; repeat for several in one pass. {', '.join(registry.names('encoder'))}.",
     ),
 ]
-Weights = Annotated[
+_Weights = Annotated[
     str, typer.Option(help="Hub id, ./folder, ./file or shipped:NAME; default of the family.")
 ]
-Revision = Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Images per model call.")]
-Workers = Annotated[
+_Revision = Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+_BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Images per model call.")]
+_Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that decode; one per processor by default.")
 ]
-CacheDir = Annotated[
+_CacheDir = Annotated[
     Path | None, typer.Option(help="Where checkpoints are kept; left out, in the hub's cache.")
 ]
-MaxBadRatio = Annotated[
+_MaxBadRatio = Annotated[
     float, typer.Option(min=0, max=1, help="Fail if more than this share of the images cannot be read.")
 ]
-JsonProgress = Annotated[
+_JsonProgress = Annotated[
     bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")
 ]
-Factory = Annotated[
+_Factory = Annotated[
     str | None,
     typer.Option(help="FAISS factory string, such as IVF4096,SQ8 or HNSW32; by size if left out."),
 ]
-TargetRecall = Annotated[
+_TargetRecall = Annotated[
     float, typer.Option(min=0.5, max=1, help="Recall an approximate search is tuned to.")
 ]
 
@@ -66,41 +66,41 @@ def group(context: typer.Context) -> None:
     help_without_command(context)
 
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")]
-Compiled = Annotated[
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")]
+_Compiled = Annotated[
     bool, typer.Option("--compile", help="Compile the model first: a minute's start, then faster.")
 ]
-Rebuild = Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")]
-Engine = Annotated[str, typer.Option(help="local, or ray: many machines, see --address.")]
-Address = Annotated[
+_Rebuild = Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")]
+_Engine = Annotated[str, typer.Option(help="local, or ray: many machines, see --address.")]
+_Address = Annotated[
     str | None, typer.Option(help="HOST:PORT of a Ray cluster; without, a Ray on this machine.")
 ]
-ShardRows = Annotated[
+_ShardRows = Annotated[
     int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 2048 by default.")
 ]
 
 
 @app.command()
 def build(
-    root: Source,
-    output: Output,
-    batch_size: BatchSize = 32,
-    encoder: EncoderNames = ["siglip"],  # noqa: B006 -- typer copies it
-    weights: Weights = "",
-    revision: Revision = "main",
-    cache_dir: CacheDir = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    compiled: Compiled = False,
-    workers: Workers = None,
-    max_bad_ratio: MaxBadRatio = MAX_BAD_RATIO,
-    factory: Factory = None,
-    target_recall: TargetRecall = 0.99,
-    rebuild: Rebuild = False,
-    engine: Engine = "local",
-    address: Address = None,
-    shard_rows: ShardRows = None,
-    json_progress: JsonProgress = False,
+    root: _Source,
+    output: _Output,
+    batch_size: _BatchSize = 32,
+    encoder: _EncoderNames = ["siglip"],  # noqa: B006 -- typer copies it
+    weights: _Weights = "",
+    revision: _Revision = "main",
+    cache_dir: _CacheDir = None,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    compiled: _Compiled = False,
+    workers: _Workers = None,
+    max_bad_ratio: _MaxBadRatio = _MAX_BAD_RATIO,
+    factory: _Factory = None,
+    target_recall: _TargetRecall = 0.99,
+    rebuild: _Rebuild = False,
+    engine: _Engine = "local",
+    address: _Address = None,
+    shard_rows: _ShardRows = None,
+    json_progress: _JsonProgress = False,
 ) -> int:
     """Turn a labelled corpus into an index, or bring an index up to date with its corpus.
 
@@ -140,14 +140,14 @@ def build(
 
 @app.command()
 def add(
-    index: Index,
-    root: Source,
-    batch_size: BatchSize = 32,
-    device: Device = "auto",
-    cache_dir: CacheDir = None,
-    workers: Workers = None,
-    max_bad_ratio: MaxBadRatio = MAX_BAD_RATIO,
-    json_progress: JsonProgress = False,
+    index: _Index,
+    root: _Source,
+    batch_size: _BatchSize = 32,
+    device: _Device = "auto",
+    cache_dir: _CacheDir = None,
+    workers: _Workers = None,
+    max_bad_ratio: _MaxBadRatio = _MAX_BAD_RATIO,
+    json_progress: _JsonProgress = False,
 ) -> int:
     """Add photos from another folder or table to an index, with the encoders that built it.
 
@@ -173,7 +173,7 @@ def add(
 
 @app.command()
 def remove(
-    index: Index,
+    index: _Index,
     path: Annotated[
         list[str], typer.Option("--path", help="Path of a photo as the index has it; repeat.")
     ] = [],  # noqa: B006 -- typer copies it
@@ -225,8 +225,8 @@ def _runner(engine: str, address: str | None) -> RunnerOf | None:
     """Where the shards are made; None means here."""
     from lmm_classifier.errors import ConfigError
 
-    if engine not in ENGINES:
-        raise ConfigError(f"unknown engine {engine!r}{registry.did_you_mean(engine, ENGINES)}")
+    if engine not in _ENGINES:
+        raise ConfigError(f"unknown engine {engine!r}{registry.did_you_mean(engine, _ENGINES)}")
     if engine == "local":
         if address is not None:
             raise ConfigError("--address is that of a Ray cluster; add --engine ray")

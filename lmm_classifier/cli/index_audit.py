@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lmm_classifier.audit.audit import Audit
     from lmm_classifier.index.search import VectorIndex
 
-PAGE = Path("audit.html")
+_PAGE = Path("audit.html")
 
 
 def audit(
@@ -30,7 +30,7 @@ def audit(
     ] = "",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help=f"HTML page to write; {PAGE}, or none with --json."),
+        typer.Option("--output", "-o", help=f"HTML page to write; {_PAGE}, or none with --json."),
     ] = None,
     near: Annotated[
         float | None,
@@ -53,7 +53,7 @@ def audit(
     opened = _opened(index, encoder)
     with progress() as on_progress:
         found = audit_index(opened, k=k, near=near, on_progress=on_progress)
-    page = output or (None if as_json else PAGE)
+    page = output or (None if as_json else _PAGE)
     if page:
         write_audit(page, f"Audit of {index}", found, corpus_root)
     if as_json:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lmm_classifier.labelling.run import Labelled
     from lmm_classifier.monitoring.drift import Drift
 
-RUN = "run"
+_RUN = "run"
 
 
 class _RunUnlessNamed(TyperGroup):
@@ -31,7 +31,7 @@ class _RunUnlessNamed(TyperGroup):
         if args and args[0] not in commands and args != ["--help"]:
             if get_close_matches(args[0], commands) and not Path(args[0]).exists():
                 raise ConfigError(f"there is no folder {args[0]}{did_you_mean(args[0], commands)}")
-            args = [RUN, *args]
+            args = [_RUN, *args]
         found: list[str] = super().parse_args(ctx, args)
         return found
 
@@ -43,7 +43,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(help_without_command)
 
 
-@app.command(RUN)
+@app.command(_RUN)
 def label(
     source: Annotated[
         Path,

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Embed = Annotated[bool, typer.Option("--embed", help="The defaults of the encoders.")]
-Rerank = Annotated[bool, typer.Option("--rerank", help="The default of the reranker.")]
-Detect = Annotated[bool, typer.Option("--detect", help="The default of the object detector.")]
-Segment = Annotated[bool, typer.Option("--segment", help="The defaults of the segmenters.")]
-Classify = Annotated[bool, typer.Option("--classify", help="The default of the step `label`.")]
-Caption = Annotated[bool, typer.Option("--caption", help="The default of the step `caption`.")]
-Config = Annotated[
+_Embed = Annotated[bool, typer.Option("--embed", help="The defaults of the encoders.")]
+_Rerank = Annotated[bool, typer.Option("--rerank", help="The default of the reranker.")]
+_Detect = Annotated[bool, typer.Option("--detect", help="The default of the object detector.")]
+_Segment = Annotated[bool, typer.Option("--segment", help="The defaults of the segmenters.")]
+_Classify = Annotated[bool, typer.Option("--classify", help="The default of the step `label`.")]
+_Caption = Annotated[bool, typer.Option("--caption", help="The default of the step `caption`.")]
+_Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="What these settings use, instead of the defaults.")
 ]
-CacheDir = Annotated[
+_CacheDir = Annotated[
     Path | None,
     typer.Option(help="Where they are kept; left out, as the settings say, else in the hub's cache."),
 ]
@@ -40,14 +40,14 @@ def group(context: typer.Context) -> None:
 
 @app.command("list")
 def list_(
-    embed: Embed = False,
-    rerank: Rerank = False,
-    detect: Detect = False,
-    segment: Segment = False,
-    classify: Classify = False,
-    caption: Caption = False,
-    config: Config = None,
-    cache_dir: CacheDir = None,
+    embed: _Embed = False,
+    rerank: _Rerank = False,
+    detect: _Detect = False,
+    segment: _Segment = False,
+    classify: _Classify = False,
+    caption: _Caption = False,
+    config: _Config = None,
+    cache_dir: _CacheDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per checkpoint.")] = False,
 ) -> int:
     """List checkpoints with licence, commit and size, and whether they are on this machine."""
@@ -66,14 +66,14 @@ def list_(
 
 @app.command()
 def fetch(
-    embed: Embed = False,
-    rerank: Rerank = False,
-    detect: Detect = False,
-    segment: Segment = False,
-    classify: Classify = False,
-    caption: Caption = False,
-    config: Config = None,
-    cache_dir: CacheDir = None,
+    embed: _Embed = False,
+    rerank: _Rerank = False,
+    detect: _Detect = False,
+    segment: _Segment = False,
+    classify: _Classify = False,
+    caption: _Caption = False,
+    config: _Config = None,
+    cache_dir: _CacheDir = None,
 ) -> int:
     """Download what is missing of checkpoints; a connection that breaks is taken up where it was."""
     from lmm_classifier.models.runtime.checkpoint_cache import fetch as fetched
@@ -86,14 +86,14 @@ def fetch(
 
 @app.command()
 def verify(
-    embed: Embed = False,
-    rerank: Rerank = False,
-    detect: Detect = False,
-    segment: Segment = False,
-    classify: Classify = False,
-    caption: Caption = False,
-    config: Config = None,
-    cache_dir: CacheDir = None,
+    embed: _Embed = False,
+    rerank: _Rerank = False,
+    detect: _Detect = False,
+    segment: _Segment = False,
+    classify: _Classify = False,
+    caption: _Caption = False,
+    config: _Config = None,
+    cache_dir: _CacheDir = None,
 ) -> int:
     """Compare every file of the checkpoints on this machine with the digest it is filed under.
 
@@ -121,7 +121,7 @@ def verify(
 
 
 @app.command()
-def where(config: Config = None, cache_dir: CacheDir = None) -> int:
+def where(config: _Config = None, cache_dir: _CacheDir = None) -> int:
     """Print the folders that checkpoints are kept in."""
     from lmm_classifier.models.runtime.checkpoint_cache import CACHE, SHIPPED
 

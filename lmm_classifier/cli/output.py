@@ -18,8 +18,8 @@ from lmm_classifier.text import one_line
 if TYPE_CHECKING:
     from lmm_classifier.storage.progress import OnProgress, Progress
 
-SHOWN = 10  # lines of one kind
-FIRST_RATE_S = 0.1  # seconds before which a rate says nothing
+_SHOWN = 10  # lines of one kind
+_FIRST_RATE_S = 0.1  # seconds before which a rate says nothing
 
 
 def note(text: str) -> None:
@@ -29,10 +29,10 @@ def note(text: str) -> None:
 
 def first_lines(template: str, lines: Sequence[str]) -> None:
     """Note the first of many lines of one kind, and how many there are more."""
-    for line in lines[:SHOWN]:
+    for line in lines[:_SHOWN]:
         note(template.format(line))
-    if len(lines) > SHOWN:
-        note(template.format(f"... and {len(lines) - SHOWN} more"))
+    if len(lines) > _SHOWN:
+        note(template.format(f"... and {len(lines) - _SHOWN} more"))
 
 
 def warn_of_unanswerable(labels: Sequence[str]) -> None:
@@ -103,7 +103,7 @@ class _JsonLines:
             return
         self._told = now
         seconds = now - self._started
-        rate = (state.seen - state.before) / seconds if seconds > FIRST_RATE_S else None
+        rate = (state.seen - state.before) / seconds if seconds > _FIRST_RATE_S else None
         left = (state.total - state.seen) / rate if rate and state.total is not None else None
         body = asdict(state) | {
             "per_second": rate and round(rate, 2),

@@ -17,7 +17,7 @@ from lmm_classifier.cli.output import note
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.optional import extra
 
-SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # one is set where a browser has somewhere to open
+_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # one is set where a browser has somewhere to open
 
 
 def run(
@@ -98,7 +98,7 @@ def _tell_of_cut_off_lines(folder: Path) -> None:
 
 def _open(url: str) -> None:
     """Show the page where there is a screen; a browser for the terminal would take it from us."""
-    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in SCREENS):
+    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _SCREENS):
         return
     # a thread, for some wait until they are shut
     threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

@@ -18,7 +18,7 @@ from lmm_classifier.optional import extra
 if TYPE_CHECKING:
     from lmm_classifier.api.hybrid_classifier import HybridClassifier
 
-LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
+_LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
 
 
 def serve(
@@ -49,7 +49,7 @@ def serve(
             "(`lmm-classifier key` makes one), or listen at 127.0.0.1"
         )
     as_json = bool(context.find_root().params["log_json"]) or not sys.stderr.isatty()
-    setup_logging("INFO", json=as_json, loggers=LOGGERS)
+    setup_logging("INFO", json=as_json, loggers=_LOGGERS)
     _make_demo(classifier)
     classifier.check_index()
     app = create_app(classifier)

@@ -17,13 +17,13 @@ from lmm_classifier.text import printable
 if TYPE_CHECKING:
     from lmm_classifier.pipeline import Pipeline
 
-Photos = Annotated[list[Path], typer.Argument(help="Photos.", readable=False)]
-BATCH_SIZE = 16
+_Photos = Annotated[list[Path], typer.Argument(help="Photos.", readable=False)]
+_BATCH_SIZE = 16
 
 
 def run(
     step: Annotated[str, typer.Argument(help="Name of a step; `lmm-classifier steps` lists them.")],
-    photos: Photos,
+    photos: _Photos,
     param: Annotated[
         list[str],
         typer.Option("--param", "-p", help="Option of the step, key=value or key.key=value; repeat."),
@@ -46,11 +46,11 @@ def run(
 
     place = make_region_selector(read_parameters(where))
     line = (*place.steps(), make_step(step, read_parameters(param)))
-    return _tell(Pipeline(line, BATCH_SIZE), photos)
+    return _tell(Pipeline(line, _BATCH_SIZE), photos)
 
 
 def pipeline(
-    photos: Photos,
+    photos: _Photos,
     config: Annotated[Path, typer.Option("--config", "-c", help="Settings with a `pipeline` list.")],
 ) -> int:
     """Run the steps of a settings file over photos; one JSON object per photo says what they found."""

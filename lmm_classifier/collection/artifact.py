@@ -36,10 +36,10 @@ FORMER = ".skops"  # what version 0.1 kept other classifiers in
 PICKLES = (".pkl", ".pickle", ".joblib")
 _NAME = re.compile(r"collection_[a-z0-9][a-z0-9-]{0,99}_classifier_[0-9_-]{17,24}\.(safetensors|skops)")
 _PLAIN_ID = re.compile(r"(?=.{1,64}$)[a-z0-9]+(-[a-z0-9]+)*")
-MAX_MODEL_BYTES = 1 << 30
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+_MAX_MODEL_BYTES = 1 << 30
+_Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class ClassifierMetrics:
         n, positive: held-out items, and how many belong to the collection.
     """
 
-    macro_precision: Probability
-    average_precision: Probability | None
-    f1: Probability
-    accuracy: Probability
-    recall: Probability
-    calibration_error: Probability
-    n: Count
-    positive: Count
+    macro_precision: _Probability
+    average_precision: _Probability | None
+    f1: _Probability
+    accuracy: _Probability
+    recall: _Probability
+    calibration_error: _Probability
+    n: _Count
+    positive: _Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +97,16 @@ class ClassifierArtifact:
     dimensionality: Annotated[int, Field(ge=1)]
     parts: Annotated[tuple[EmbeddingPart, ...], Field(min_length=1)]
     estimator: str
-    slope: Finite
-    offset: Finite
+    slope: _Finite
+    offset: _Finite
     calibration: Literal["platt", "none"]
-    threshold: Probability
-    abstain: tuple[Probability, Probability] | None
-    training: Mapping[str, Count]
+    threshold: _Probability
+    abstain: tuple[_Probability, _Probability] | None
+    training: Mapping[str, _Count]
     split: Literal["sha256", "unknown"]
     created: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    size: Count
+    size: _Count
     metrics: ClassifierMetrics | None = None
     schema_version: Literal[2] = SCHEMA_VERSION
 
@@ -268,7 +268,7 @@ def read_model(folder: Path, version: ClassifierArtifact) -> Linear:
     if path.suffix == FORMER:
         raise ClassifierFileError(f"{path} is of an estimator that is gone; train the collection again")
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MODEL_BYTES:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_MODEL_BYTES:
             raise ClassifierFileError(f"{path} is gone or no plain file; train the collection again")
         content = path.read_bytes()
     except OSError as error:

@@ -18,8 +18,8 @@ from lmm_classifier.collection.store import Snapshot, changing
 from lmm_classifier.collection.training_set import JOIN, EmbeddingPart
 from lmm_classifier.errors import CollectionError, LmmClassifierError
 
-MAX_SECONDS = 60
-SERVED_DIMENSIONS = {"clip": 512, "dino_v2": 768, "dino_v3": 1024, "dino_v3_patch": 1024}
+_MAX_SECONDS = 60
+_SERVED_DIMENSIONS = {"clip": 512, "dino_v2": 768, "dino_v3": 1024, "dino_v3_patch": 1024}
 """Of the collections service's embedding types, to cut a joined vector into its parts."""
 
 
@@ -77,7 +77,7 @@ def _parts(embedding_type: str, d: int) -> tuple[EmbeddingPart, ...]:
     names = embedding_type.split(JOIN)
     if len(names) == 1:
         return (EmbeddingPart(embedding_type, d),)
-    known = [SERVED_DIMENSIONS.get(name, 0) for name in names]
+    known = [_SERVED_DIMENSIONS.get(name, 0) for name in names]
     if sum(known) != d or 0 in known:
         raise CollectionError(
             f"nothing says how the {d} dimensions are shared by {embedding_type}; train again"
@@ -90,10 +90,10 @@ def _opened(path: Path) -> tuple[Any, float]:
     command = [sys.executable, "-m", "lmm_classifier.collection.unpickle", str(path)]
     try:
         done = subprocess.run(  # noqa: S603 -- this interpreter and a module of ours
-            command, capture_output=True, timeout=MAX_SECONDS, check=False, stdin=subprocess.DEVNULL
+            command, capture_output=True, timeout=_MAX_SECONDS, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired as error:
-        raise CollectionError(f"{path} took longer than {MAX_SECONDS} s to open") from error
+        raise CollectionError(f"{path} took longer than {_MAX_SECONDS} s to open") from error
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise CollectionError(f"{path}: {last or 'it ended the process that opened it'}")

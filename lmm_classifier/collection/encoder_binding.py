@@ -17,14 +17,14 @@ from lmm_classifier.regions import TargetName
 from lmm_classifier.types import EncoderContract
 
 Encoders = Mapping[str, ModelSpec]
-SERVED: Encoders = {
+_SERVED: Encoders = {
     "clip": ModelSpec("clip"),
     "dino_v2": ModelSpec("dinov2"),
     "dino_v3": ModelSpec("dinov3"),
     "dino_v3_patch": ModelSpec("dinov3-patch"),
 }
 """The embedding types of the collections service, where settings name no other encoder for them."""
-TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+_TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 
 
 def parse_encoders(texts: list[str] | tuple[str, ...]) -> dict[str, ModelSpec]:
@@ -117,14 +117,14 @@ def check_target(name: str) -> TargetName:
     Raises:
         CollectionError: there is no such region.
     """
-    if name not in TARGETS:
-        raise CollectionError(f"derivative type {name[:80]!r} is none of {', '.join(TARGETS)}")
+    if name not in _TARGETS:
+        raise CollectionError(f"derivative type {name[:80]!r} is none of {', '.join(_TARGETS)}")
     return name
 
 
 def _by_name(embedding_type: str) -> ModelSpec:
-    if embedding_type in SERVED:
-        return SERVED[embedding_type]
+    if embedding_type in _SERVED:
+        return _SERVED[embedding_type]
     if embedding_type in registry.names("encoder"):
         return ModelSpec(embedding_type)
     raise ConfigError(

@@ -35,7 +35,7 @@ class Estimator:
     """What to fit.
 
     Attributes:
-        name: one of `NAMES`.
+        name: one of `_NAMES`.
         options: of the scikit-learn class, (name, value), sorted; they override the defaults below.
     """
 
@@ -64,7 +64,7 @@ def parse_estimator(text: str) -> Estimator:
     """
     name, _, given = text.partition(":")
     if name not in _MAKERS:
-        raise ConfigError(f"unknown estimator {name!r}{did_you_mean(name, NAMES)}")
+        raise ConfigError(f"unknown estimator {name!r}{did_you_mean(name, _NAMES)}")
     options = read_parameters(given.split(",")) if given else {}
     estimator = Estimator(name, tuple(sorted(options.items())))
     estimator.make()
@@ -110,5 +110,5 @@ _MAKERS: Mapping[str, Any] = {
     "linear-svc": _linear_svc,
     "lda": _lda,
 }
-NAMES = tuple(_MAKERS)
+_NAMES = tuple(_MAKERS)
 LOGISTIC_REGRESSION = Estimator("logistic-regression")

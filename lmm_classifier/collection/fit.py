@@ -22,8 +22,8 @@ from lmm_classifier.collection.estimators import (
 )
 from lmm_classifier.types import BoolArray, FloatArray
 
-FOLDS = 5
-NO_PENALTY = 1e10  # C of a logistic regression on one number: Platt's own method has no penalty
+_FOLDS = 5
+_NO_PENALTY = 1e10  # C of a logistic regression on one number: Platt's own method has no penalty
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ def fit(
     """
     vectors = vectors.astype(np.float64)  # liblinear computes in it anyway
     fitted = estimator.make().fit(vectors, labels)
-    folds = min(FOLDS, int(labels.sum()), int((~labels).sum()))
+    folds = min(_FOLDS, int(labels.sum()), int((~labels).sum()))
     slope, offset, cut = 1.0, 0.0, 0.5
     if folds > 1:  # a single example of a class cannot be both learnt from and predicted
         scores = _cross_validated(estimator.make(), vectors, labels, folds)
@@ -78,7 +78,7 @@ def platt(scores: DoubleArray, labels: BoolArray) -> tuple[float, float]:
     """
     n, positive = len(labels), int(labels.sum())
     yes = np.where(labels, (positive + 1) / (positive + 2), 1 / (n - positive + 2))
-    regression = LogisticRegression(C=NO_PENALTY, max_iter=1000)
+    regression = LogisticRegression(C=_NO_PENALTY, max_iter=1000)
     column = np.concatenate([scores, scores])[:, None]
     regression.fit(column, np.repeat([1, 0], n), sample_weight=np.concatenate([yes, 1 - yes]))
     return float(regression.coef_[0, 0]), float(regression.intercept_[0])

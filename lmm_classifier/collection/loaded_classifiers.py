@@ -30,9 +30,9 @@ from lmm_classifier.types import FloatArray
 
 NamedEncoders = tuple[tuple[str, ModelSpec], ...]
 Refusal = CollectionError | ConfigError | EncoderMismatchError | ModelError
-REFUSALS = (CollectionError, ConfigError, EncoderMismatchError, ModelError)
-KEPT = 64  # stacks of one store: one per set of collections that is asked for
-TRIES = 3  # a training may replace files between two looks at the store
+_REFUSALS = (CollectionError, ConfigError, EncoderMismatchError, ModelError)
+_KEPT = 64  # stacks of one store: one per set of collections that is asked for
+_TRIES = 3  # a training may replace files between two looks at the store
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +136,7 @@ class StoreCache:
             if kept is not None and stamp == snapshot.stamp:
                 self._banks.move_to_end(key)
                 return kept
-            for _ in range(TRIES):
+            for _ in range(_TRIES):
                 classifiers = self._built(snapshot, collections, dict(encoders), device)
                 if not classifiers.refused or self.store.snapshot() is snapshot:
                     break
@@ -148,7 +148,7 @@ class StoreCache:
                 isinstance(error, ModelError) for error in classifiers.refused.values()
             ):  # it may open later
                 self._banks[key] = (snapshot.stamp, classifiers)
-                while len(self._banks) > KEPT:
+                while len(self._banks) > _KEPT:
                     self._banks.popitem(last=False)
             return classifiers
 
@@ -172,7 +172,7 @@ class StoreCache:
                 self._compare(version, specs, contracts)
             except UnknownCollectionError:
                 raise
-            except REFUSALS as error:
+            except _REFUSALS as error:
                 refused[collection] = error
             else:
                 kind = (version.derivative_type, specs, version.dimensionality)
@@ -200,7 +200,7 @@ class StoreCache:
                 try:
                     check_encoder(part, load_encoder(spec).contract, f"collection {version.collection}")
                     known[part, spec] = None
-                except REFUSALS as error:
+                except _REFUSALS as error:
                     known[part, spec] = error
             if refusal := known[part, spec]:
                 raise refusal.with_traceback(None)

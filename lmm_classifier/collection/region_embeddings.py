@@ -15,7 +15,7 @@ from lmm_classifier.regions import RegionSelector, TargetName
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import FloatArray, Sample, read_only
 
-Wanted = Mapping[TargetName, Sequence[ModelSpec]]
+_Wanted = Mapping[TargetName, Sequence[ModelSpec]]
 KINDS: Mapping[TargetName, str] = {"prominent_person": "person", "prominent_face": "face"}
 """What `focus` calls the regions that collections are about."""
 
@@ -31,7 +31,7 @@ class EmbedMissing(Embed):
 
 
 def looked_at(
-    batch: Sequence[Sample], wanted: Wanted, persons: ModelSpec, faces: ModelSpec
+    batch: Sequence[Sample], wanted: _Wanted, persons: ModelSpec, faces: ModelSpec
 ) -> dict[TargetName, list[Sample]]:
     """Look at each region of each photo.
 
@@ -72,7 +72,7 @@ def looked_at(
     return found
 
 
-def _check(chosen: Sequence[Sample], wanted: Wanted) -> None:
+def _check(chosen: Sequence[Sample], wanted: _Wanted) -> None:
     for sample in chosen:
         for region in wanted:
             if sample.target is not None and KINDS.get(region) != sample.target.wanted:

@@ -18,7 +18,7 @@ from lmm_classifier.types import BoolArray
 
 Metric = Literal["macro_precision", "average_precision", "f1", "accuracy"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-BINS = 10
+_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ def measure(p: DoubleArray, labels: BoolArray, threshold: float) -> ClassifierMe
 
 def calibration_error(p: DoubleArray, labels: BoolArray) -> float:
     """Mean over the items of |mean probability - share of yes| of their bin; ten bins of equal width."""
-    bins = np.minimum((p * BINS).astype(int), BINS - 1)
-    gaps = [abs(p[bins == b].sum() - labels[bins == b].sum()) for b in range(BINS)]
+    bins = np.minimum((p * _BINS).astype(int), _BINS - 1)
+    gaps = [abs(p[bins == b].sum() - labels[bins == b].sum()) for b in range(_BINS)]
     return float(sum(gaps) / len(p))
 
 

@@ -39,7 +39,7 @@ def _as_pairs(value: Any) -> Any:
 
 
 CollectionId = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
-NamedEncoders = Annotated[tuple[tuple[str, ModelSpec], ...], BeforeValidator(_as_pairs)]
+_NamedEncoders = Annotated[tuple[tuple[str, ModelSpec], ...], BeforeValidator(_as_pairs)]
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -66,14 +66,14 @@ class Classify(Step):
     store: Path = DEFAULT_FOLDER
     collections: Annotated[tuple[CollectionId, ...], Field(min_length=1)] | None = None
     target: TargetName | None = None
-    encoders: NamedEncoders = ()
+    encoders: _NamedEncoders = ()
     device: Device = "auto"
     persons: ModelSpec = PERSONS
     faces: ModelSpec = FACES
 
     @field_validator("encoders")
     @classmethod
-    def _registered(cls, encoders: NamedEncoders) -> NamedEncoders:
+    def _registered(cls, encoders: _NamedEncoders) -> _NamedEncoders:
         for _, spec in encoders:
             registry.check("encoder", spec.family)
         return encoders

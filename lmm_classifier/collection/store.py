@@ -43,12 +43,12 @@ from lmm_classifier.storage.checksummed_json import load_checksummed
 
 BEST = "best_models.json"
 DEFAULT_FOLDER = Path("trained_classifiers")
-OLDEST = {"derivative_type": "whole_image", "embedding_type": "clip", "dimensionality": 512}
+_OLDEST = {"derivative_type": "whole_image", "embedding_type": "clip", "dimensionality": 512}
 """What a bare file name as an entry means: the program that wrote them knew nothing else."""
-REQUIRED = ("model_file", "derivative_type", "embedding_type")
-MAX_BYTES = 256 * 2**20
+_REQUIRED = ("model_file", "derivative_type", "embedding_type")
+_MAX_BYTES = 256 * 2**20
 PATIENCE_S = 60.0  # that a training waits for another one to note down a result
-TRAIN = "make one with `lmm-classifier collections train`"
+_TRAIN = "make one with `lmm-classifier collections train`"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,14 +84,14 @@ class Snapshot:
         """
         key, where = str(collection), f"{self.folder / BEST}: collection {collection}"
         if key not in self.raw:
-            near = did_you_mean(key, self.ids[:20]) if self.ids else f"; {TRAIN}"
+            near = did_you_mean(key, self.ids[:20]) if self.ids else f"; {_TRAIN}"
             raise UnknownCollectionError(f"{self.folder} has no classifier for collection {key!r}{near}")
         entry = self.raw[key]
         if isinstance(entry, str):
-            return {"model_file": entry, **OLDEST}
+            return {"model_file": entry, **_OLDEST}
         if not isinstance(entry, dict):
             raise ClassifierFileError(f"{where} must be an object or a file name, it is {entry!r:.80}")
-        for name in REQUIRED:
+        for name in _REQUIRED:
             if not isinstance(entry.get(name), str):
                 raise ClassifierFileError(f"{where} has no {name!r}; train it again")
         return dict(entry)
@@ -138,10 +138,10 @@ class Store:
                     stat = os.fstat(file.fileno())
                     stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
                     if stamp != self._kept.stamp:
-                        raw = _parsed(file.read(MAX_BYTES + 1), path)
+                        raw = _parsed(file.read(_MAX_BYTES + 1), path)
                         self._kept = Snapshot(self.folder, raw, stamp, self._kept.still(raw))
             except FileNotFoundError as error:
-                raise UnknownCollectionError(f"{self.folder} holds no {BEST}; {TRAIN}") from error
+                raise UnknownCollectionError(f"{self.folder} holds no {BEST}; {_TRAIN}") from error
             except OSError as error:
                 raise CollectionError(f"{path}: {error.strerror}; check the path") from error
             return self._kept
@@ -227,7 +227,7 @@ def _version(entry: Mapping[str, Any], key: str, where: str) -> ClassifierArtifa
 
 def _parsed(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        if len(content) > MAX_BYTES:
+        if len(content) > _MAX_BYTES:
             raise ValueError
         body = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -14,8 +14,8 @@ from lmm_classifier.errors import CollectionError
 from lmm_classifier.regions import TargetName
 from lmm_classifier.types import BoolArray, FloatArray
 
-HELD_OUT = "held_out"
-SHARES = {HELD_OUT: 0.2, "train": 0.8}
+_HELD_OUT = "held_out"
+_SHARES = {_HELD_OUT: 0.2, "train": 0.8}
 JOIN = "+"
 """Between the embedding types of a concatenated embedding, as the collections service writes it."""
 
@@ -90,7 +90,7 @@ class SkippedCollection:
 
 def is_held_out(item: str) -> bool:
     """Whether an item belongs to the 20 % that classifiers compete on: a function of its id alone."""
-    return split_of(hashlib.sha256(item.encode("utf-8", "surrogateescape")).hexdigest(), SHARES) == HELD_OUT
+    return split_of(hashlib.sha256(item.encode("utf-8", "surrogateescape")).hexdigest(), _SHARES) == _HELD_OUT
 
 
 def unit_rows(vectors: npt.ArrayLike, of: str) -> FloatArray:
@@ -111,7 +111,7 @@ def unit_rows(vectors: npt.ArrayLike, of: str) -> FloatArray:
     return np.asarray(rows / norms, np.float32)
 
 
-def split_parts(vectors: FloatArray, parts: Sequence[EmbeddingPart]) -> list[FloatArray]:
+def _split_parts(vectors: FloatArray, parts: Sequence[EmbeddingPart]) -> list[FloatArray]:
     """The columns (n, dimensionality) of each part."""
     edges = np.cumsum([part.dimensionality for part in parts])[:-1]
     return list(np.split(vectors, edges, axis=1))

@@ -17,7 +17,7 @@ from typing import Any
 
 from joblib.numpy_pickle import NumpyUnpickler
 
-ALLOWED = {
+_ALLOWED = {
     ("sklearn.linear_model._logistic", "LogisticRegression"),
     ("joblib.numpy_pickle", "NumpyArrayWrapper"),
     ("numpy", "ndarray"),
@@ -36,7 +36,7 @@ class _Closed(NumpyUnpickler):  # type: ignore[misc]
     """Joblib's unpickler, which also reads plain pickles, with a closed list of names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(
                 f"it holds {module}.{name}, which no logistic regression consists of"
             )

@@ -24,7 +24,7 @@ from lmm_classifier.options import (
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.yaml_settings import Settings
 
-OPTIONS_OF_THE_MODEL = ("revision", "device", "dtype", "min_pixels", "max_pixels", *PLACEMENT)
+_OPTIONS_OF_THE_MODEL = ("revision", "device", "dtype", "min_pixels", "max_pixels", *PLACEMENT)
 """Options of the model that have its names; `family` and `model_name` are the others."""
 FROM_OTHER_SETTINGS = frozenset({"model", "index", "allow_unknown", "calibration"})
 """Options of the step that follow from other settings."""
@@ -57,7 +57,7 @@ class _RerankerSettings(Settings):
         return ModelSpec(
             family=self.family,
             weights=self.model_name,
-            **{name: getattr(self, name) for name in OPTIONS_OF_THE_MODEL},
+            **{name: getattr(self, name) for name in _OPTIONS_OF_THE_MODEL},
         )
 
     def options(self) -> dict[str, Any]:

@@ -15,17 +15,17 @@ from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.options import BatchSize, Flag, Seconds
 from lmm_classifier.yaml_settings import Settings
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-NO_KEY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_NO_KEY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
 def _of_a_key(digest: str) -> str:
-    if digest == NO_KEY:
+    if digest == _NO_KEY:
         raise ValueError("this is the digest of nothing; `lmm-classifier key` makes a key")
     return digest
 
 
-KeyDigest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$"), AfterValidator(_of_a_key)]
+_KeyDigest = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$"), AfterValidator(_of_a_key)]
 
 
 def is_loopback(host: str) -> bool:
@@ -92,19 +92,19 @@ class ServiceSettings(Settings):
     faces: ModelSpec | None = None
     store: Path | None = None
     fetch: FetchSettings = FetchSettings()
-    api_keys: tuple[KeyDigest, ...] = ()
-    rate: Count | None = None
-    max_bytes: Count = 32 * 2**20
+    api_keys: tuple[_KeyDigest, ...] = ()
+    rate: _Count | None = None
+    max_bytes: _Count = 32 * 2**20
     max_tasks: Annotated[int, Field(strict=True, ge=1, le=256)] = 32
-    max_images: Count = 256
+    max_images: _Count = 256
     headers_seconds: Seconds = 10.0
     body_seconds: Seconds = 15.0
     request_seconds: Seconds = 60.0
-    connections: Count = 512
-    at_once: Count = 32
-    max_pixels_at_once: Count = 200_000_000
-    threads: Count = 2
+    connections: _Count = 512
+    at_once: _Count = 32
+    max_pixels_at_once: _Count = 200_000_000
+    threads: _Count = 2
     batch_size: BatchSize = 16
     wait_seconds: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.004
     warm_up: Flag = False
-    memory_budget: Count | None = None
+    memory_budget: _Count | None = None

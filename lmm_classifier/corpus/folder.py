@@ -10,10 +10,10 @@ from pathlib import Path
 from lmm_classifier.corpus.corpus import Corpus, CorpusItem, SkipCode, SkippedFile
 from lmm_classifier.errors import CorpusError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 _REASONS: dict[SkipCode, str] = {
-    "unsupported_format": f"the name ends with none of {' '.join(SUFFIXES)}",
+    "unsupported_format": f"the name ends with none of {' '.join(_SUFFIXES)}",
     "no_label": "it lies beside the label folders; move it into one",
     "hidden": "its name starts with a dot",
     "linked_folder": "a link to a folder inside the corpus; its images are read where they really are",
@@ -136,7 +136,7 @@ class _Walk:
             return None
         if not entry.is_file():
             return "not_a_file"
-        if not entry.name.lower().endswith(SUFFIXES):
+        if not entry.name.lower().endswith(_SUFFIXES):
             return "unsupported_format"
         return None
 

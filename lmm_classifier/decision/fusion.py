@@ -11,7 +11,7 @@ from scipy.stats import entropy
 
 from lmm_classifier.types import UNKNOWN, Choice, Float64Array, FloatArray, Status, Verdict, required
 
-MAJORITY = 0.5
+_MAJORITY = 0.5
 """A label that is given less than this is the best guess among the options, not more."""
 LEAST = 1e-6  # probability that retrieval leaves to an option: none is vetoed
 
@@ -101,7 +101,7 @@ def reconsidered(
         probabilities, who = fused.probabilities, "model and retrieval give"
     probability = probabilities[best]
     unknown = best == UNKNOWN and allow_unknown
-    status: Status = "unknown" if unknown else "known" if probability >= MAJORITY else "uncertain"
+    status: Status = "unknown" if unknown else "known" if probability >= _MAJORITY else "uncertain"
     return replace(
         old,
         status=status,

@@ -18,7 +18,7 @@ STATUS: Mapping[Route, Status] = {
     "rerank": "uncertain",
     "review": "uncertain",
 }
-NAMED = 3  # labels that a reason spells out
+_NAMED = 3  # labels that a reason spells out
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ def _routed(
         return Routed("unknown", best, (), f"closeness {closeness:.3f} is below {cut:.3f}, which {kept}")
     names = tuple(labels[j] for j in ranked)
     doubtful = gates.allow_unknown and closeness < gates.sure
-    spelt = ", ".join(f"{labels[j]!r} {row[j]:.3f}" for j in ranked[:NAMED])
-    spelt += f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    spelt = ", ".join(f"{labels[j]!r} {row[j]:.3f}" for j in ranked[:_NAMED])
+    spelt += f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     if doubtful:
         spelt += f"; or unknown: closeness {closeness:.3f} is below {gates.sure:.3f}"
     possible = (*names, UNKNOWN) if doubtful else names

@@ -93,7 +93,7 @@ FUSION = "fusion"
 """The name of several heads together: the weighted mean of their log-probabilities."""
 
 
-def split_name(name: str) -> tuple[Head, int]:
+def _split_name(name: str) -> tuple[Head, int]:
     """The head and the number of the encoder that a name such as "gda" or "gda#1" means."""
     head, _, encoder = name.partition("#")
     return HEADS[head], int(encoder or 0)
@@ -114,7 +114,7 @@ def head_probabilities(
     """
     total = np.zeros((len(queries), len(references[0].counts)), np.float32)
     for name, weight in settings.weights.items():
-        head, encoder = split_name(name)
+        head, encoder = _split_name(name)
         total += np.float32(weight) * log_probabilities(head(queries, references[encoder], encoder, settings))
     return softmax(np.where(references[0].counts > 0, total, np.float32(-np.inf)))
 

@@ -15,7 +15,7 @@ from lmm_classifier.decision.heads import HeadSettings, Queries, neighbour_votes
 from lmm_classifier.decision.reference import Reference
 from lmm_classifier.types import Float64Array, FloatArray, IntArray
 
-NEAREST_OF_LABEL = 3
+_NEAREST_OF_LABEL = 3
 """Neighbours of one label whose mean similarity says how near the label is: one alone may be mislabelled."""
 
 
@@ -53,11 +53,13 @@ def class_margin(look: NoveltyInputs) -> FloatArray:
     there = queries.codes >= 0
     labels = len(look.reference.counts)
     rank = _rank_within_label(queries)
-    first = there & (rank < NEAREST_OF_LABEL)
+    first = there & (rank < _NEAREST_OF_LABEL)
     sums = per_label(queries.similarity, queries.codes, first, labels)
     counts = per_label(np.ones_like(queries.similarity), queries.codes, first, labels)
     farthest = _similarity(look)[:, -1:]  # a label among none of the neighbours is no nearer than the last
-    near = np.where(counts > 0, (sums + (NEAREST_OF_LABEL - counts) * farthest) / NEAREST_OF_LABEL, farthest)
+    near = np.where(
+        counts > 0, (sums + (_NEAREST_OF_LABEL - counts) * farthest) / _NEAREST_OF_LABEL, farthest
+    )
     if labels == 1:
         return near[:, 0]
     best = np.partition(near, -2, axis=1)
@@ -118,15 +120,15 @@ def gda_energy(look: NoveltyInputs) -> FloatArray:
     return np.asarray(top + np.log(np.exp(logits - top[:, None]).sum(axis=1)), np.float32)
 
 
-Score = Callable[[NoveltyInputs], FloatArray]
-FROM_NEIGHBOURS: Mapping[str, Score] = {
+_Score = Callable[[NoveltyInputs], FloatArray]
+FROM_NEIGHBOURS: Mapping[str, _Score] = {
     "max_similarity": max_similarity,
     "kth_similarity": kth_similarity,
     "class_margin": class_margin,
     "vote_entropy": vote_entropy,
     "guided_knn": guided_knn,
 }
-FROM_REFERENCE: Mapping[str, Score] = {
+FROM_REFERENCE: Mapping[str, _Score] = {
     "prototype_similarity": prototype_similarity,
     "prototype_margin": prototype_margin,
     "mahalanobis": mahalanobis,
@@ -144,7 +146,7 @@ OF_TWO_LABELS = frozenset(
     }
 )
 """Scores that compare labels, and say nothing where there is but one."""
-SCORES: Mapping[str, Score] = {**FROM_NEIGHBOURS, **FROM_REFERENCE}
+SCORES: Mapping[str, _Score] = {**FROM_NEIGHBOURS, **FROM_REFERENCE}
 
 
 def novelty_scores(

@@ -13,7 +13,7 @@ import numpy as np
 
 from lmm_classifier.types import Float64Array, FloatArray, IntArray
 
-SMALLEST_SPREAD = 1e-12  # below it, variance of unit vectors is rounding
+_SMALLEST_SPREAD = 1e-12  # below it, variance of unit vectors is rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,9 +115,9 @@ def fit_reference(moments: Moments) -> Reference:
     mean = moments.sums.sum(axis=0) / n
     within = (moments.scatter - (means * moments.counts[:, None]).T @ means) / n
     shrinkage = oas_shrinkage(within, n)
-    variance = max(float(np.trace(within)) / dim, SMALLEST_SPREAD)
+    variance = max(float(np.trace(within)) / dim, _SMALLEST_SPREAD)
     values, vectors = np.linalg.eigh((1 - shrinkage) * within)
-    whitening = vectors / np.sqrt(values.clip(0) + max(shrinkage * variance, SMALLEST_SPREAD))
+    whitening = vectors / np.sqrt(values.clip(0) + max(shrinkage * variance, _SMALLEST_SPREAD))
     offsets = (means - mean) * there[:, None]  # (c, d)
     weighted = np.sqrt(moments.counts / n)[:, None] * offsets @ whitening
     _, strengths, directions = np.linalg.svd(weighted, full_matrices=False)

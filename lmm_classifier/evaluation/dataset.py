@@ -24,7 +24,7 @@ from lmm_classifier.steps.vote import Vote
 from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import UNKNOWN
 
-NAMED = 3  # labels or photos named in a message
+_NAMED = 3  # labels or photos named in a message
 Unknowns = Literal["near", "far"]
 
 
@@ -161,6 +161,6 @@ def _calibrated_on(classifier: HybridClassifier) -> frozenset[str]:
 
 
 def _first(names: Sequence[str], *, quoted: bool = True) -> str:
-    shown = [repr(name) if quoted else name for name in names[:NAMED]]
-    more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
+    shown = [repr(name) if quoted else name for name in names[:_NAMED]]
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
     return ", ".join(shown + more)

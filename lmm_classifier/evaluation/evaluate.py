@@ -39,8 +39,8 @@ from lmm_classifier.storage.atomic_files import is_single_file
 from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import UNKNOWN
 
-Answering = Callable[[HybridClassifier, Iterable[Path]], Iterator[Classification | SkippedFile]]
-LIBRARIES = (
+_Answering = Callable[[HybridClassifier, Iterable[Path]], Iterator[Classification | SkippedFile]]
+_LIBRARIES = (
     "lmm-classifier",
     "numpy",
     "scikit-learn",
@@ -61,7 +61,7 @@ def evaluate(
     out_of_index: Unknowns = "near",
     resamples: int = RESAMPLES,
     seed: int = 0,
-    answering: Answering = HybridClassifier.classify_files,
+    answering: _Answering = HybridClassifier.classify_files,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Classify the photos as they are read, and compare the answers with the truth.
@@ -201,7 +201,7 @@ def _conditions(
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for library in LIBRARIES:
+    for library in _LIBRARIES:
         try:
             found[library] = version(library)
         except PackageNotFoundError:

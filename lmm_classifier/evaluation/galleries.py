@@ -16,11 +16,11 @@ from lmm_classifier.reports.html import picture_of, write_page
 from lmm_classifier.reports.plots import Plot
 from lmm_classifier.types import UNKNOWN
 
-SHOWN_NEIGHBOURS = 5
-SHOWN_CANDIDATES = 4
-MATRIX_LABELS = 30  # a matrix of more is no picture any more
-SHOWN_PAIRS = 30
-OPEN_LABELS = 40  # rows of the table of labels that are shown unasked
+_SHOWN_NEIGHBOURS = 5
+_SHOWN_CANDIDATES = 4
+_MATRIX_LABELS = 30  # a matrix of more is no picture any more
+_SHOWN_PAIRS = 30
+_OPEN_LABELS = 40  # rows of the table of labels that are shown unasked
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def write_report(
         path: the HTML file.
         title: heading.
         figures: name -> value, shown as a table in this order.
-        queries: all answered queries; the confusion counts all, as a matrix for up to MATRIX_LABELS labels,
+        queries: all answered queries; the confusion counts all, as a matrix for up to _MATRIX_LABELS labels,
             else as the most frequent mistakes.
         corpus_root: what the neighbours' paths start from; None shows them without pictures.
         per_kind: pictures of corrections, regressions, wrong and right answers each.
@@ -97,24 +97,24 @@ def write_report(
         matrix=_matrix(queries),
         pairs=_pairs(queries),
         labels=labels,
-        open_labels=OPEN_LABELS,
+        open_labels=_OPEN_LABELS,
         galleries=_by_kind(queries, per_kind) if galleries is None else galleries,
         picture=picture_of,
         near=lambda answer: _near(answer, corpus_root),
-        shown_candidates=SHOWN_CANDIDATES,
-        shown_pairs=SHOWN_PAIRS,
+        shown_candidates=_SHOWN_CANDIDATES,
+        shown_pairs=_SHOWN_PAIRS,
         unknown=UNKNOWN,
     )
 
 
-def spread(members: Sequence[EvaluatedItem], most: int) -> Sequence[EvaluatedItem]:
+def _spread(members: Sequence[EvaluatedItem], most: int) -> Sequence[EvaluatedItem]:
     """At most `most` of them, evenly over the whole list: the first ones would all have one label."""
     return [members[i * len(members) // most] for i in range(most)] if len(members) > most else members
 
 
 def _matrix(queries: Sequence[EvaluatedItem]) -> list[tuple[str, list[_Cell]]] | None:
-    """A row per label; None for more than MATRIX_LABELS, "unknown" among them."""
-    if len({UNKNOWN, *(q.truth for q in queries), *(q.answer.label for q in queries)}) > MATRIX_LABELS:
+    """A row per label; None for more than _MATRIX_LABELS, "unknown" among them."""
+    if len({UNKNOWN, *(q.truth for q in queries), *(q.answer.label for q in queries)}) > _MATRIX_LABELS:
         return None
     names, counts = confusion([q.answer for q in queries], [q.truth for q in queries])
     totals = counts.sum(axis=1).clip(1)
@@ -141,11 +141,11 @@ def _by_kind(queries: Sequence[EvaluatedItem], per_kind: int) -> Iterator[Galler
     }
     for kind, heading in headings.items():
         members = [query for query in queries if query.kind == kind]
-        yield Gallery(heading, len(members), spread(members, per_kind))
+        yield Gallery(heading, len(members), _spread(members, per_kind))
 
 
 def _near(answer: Classification, root: Path | None) -> list[_Near]:
-    nearest = answer.neighbours[:SHOWN_NEIGHBOURS]
+    nearest = answer.neighbours[:_SHOWN_NEIGHBOURS]
     if root is None:
         return [_Near(neighbour, None, None) for neighbour in nearest]
     return [_Near(neighbour, *picture_of(root / neighbour.path)) for neighbour in nearest]

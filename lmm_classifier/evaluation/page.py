@@ -20,7 +20,7 @@ from lmm_classifier.reports import plots
 from lmm_classifier.reports.plots import Line, Plot
 from lmm_classifier.types import UNKNOWN, BoolArray
 
-PER_GALLERY = 12
+_PER_GALLERY = 12
 
 
 def write_evaluation(path: Path, title: str, evaluation: Evaluation, corpus_root: Path | None = None) -> None:
@@ -182,7 +182,7 @@ def _worst(queries: Sequence[EvaluatedItem]) -> Iterator[Gallery]:
     for heading, belongs, badness in kinds:
         members = sorted((q for q in queries if belongs(q)), key=badness, reverse=True)
         if members or heading != "Made worse by the reranker":
-            yield Gallery(heading, len(members), members[:PER_GALLERY])
+            yield Gallery(heading, len(members), members[:_PER_GALLERY])
 
 
 def _of(evaluation: Evaluation, group: str) -> list[EvaluatedItem]:

@@ -43,9 +43,9 @@ from lmm_classifier.metrics.stages import known_score
 from lmm_classifier.metrics.weighted import Counts, Floats, share
 from lmm_classifier.types import UNKNOWN, BoolArray
 
-GAIN_PART = 0.8  # of the reranker's gain: from here on, more questions bring little
-COVERAGES = (0.5, 0.8, 0.9, 0.95)
-RECALL_AT = (1, 2, 3, 5, 10)
+_GAIN_PART = 0.8  # of the reranker's gain: from here on, more questions bring little
+_COVERAGES = (0.5, 0.8, 0.9, 0.95)
+_RECALL_AT = (1, 2, 3, 5, 10)
 
 
 class Measure:
@@ -97,12 +97,12 @@ class Measure:
         }
         found = self._estimate(statistics, queries)
         selective = self._estimate(
-            {str(c): partial(selective_accuracy, scores, hit, c) for c in COVERAGES}, queries
+            {str(c): partial(selective_accuracy, scores, hit, c) for c in _COVERAGES}, queries
         )
         return ConfidenceFigures(
             len(queries),
             **found,
-            selective_accuracy={c: selective[str(c)] for c in COVERAGES},
+            selective_accuracy={c: selective[str(c)] for c in _COVERAGES},
             reliability=reliability_bins(scores, hit),
         )
 
@@ -125,14 +125,14 @@ class Measure:
             "ceiling_known": _share(reachable, is_known),
         }
         found = self._estimate(statistics, queries)
-        recall = self._estimate({str(k): partial(candidate_recall, ranks, k) for k in RECALL_AT}, known)
+        recall = self._estimate({str(k): partial(candidate_recall, ranks, k) for k in _RECALL_AT}, known)
         return RerankFigures(
             found["share"],
             found["share_known"],
             found["accuracy"] if had_it.any() else None,
             found["ceiling"],
             found["ceiling_known"],
-            {k: recall[str(k)] for k in RECALL_AT},
+            {k: recall[str(k)] for k in _RECALL_AT},
             self._by_share(queries) if asked.any() else None,
         )
 
@@ -144,9 +144,9 @@ class Measure:
         curve = accuracy_by_share(photos)
         enough = None
         if photos.gain.sum() > 0:
-            statistic = partial(share_for_gain, photos, GAIN_PART)
+            statistic = partial(share_for_gain, photos, _GAIN_PART)
             enough = self._estimate({"enough": statistic}, queries)["enough"]
-        return ShareFigures(tuple(curve.x.tolist()), tuple(curve.y.tolist()), GAIN_PART, enough)
+        return ShareFigures(tuple(curve.x.tolist()), tuple(curve.y.tolist()), _GAIN_PART, enough)
 
     def _estimate(
         self, statistics: Mapping[str, Statistic], queries: Sequence[EvaluatedItem]

@@ -9,7 +9,7 @@ from typing import TypeVar
 from lmm_classifier.evaluation.results import Evaluation
 from lmm_classifier.metrics.bootstrap import LEVEL, Estimate
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 BRACKETS = f"in brackets: {100 * LEVEL:.0f} % bootstrap intervals"
 GROUP_NAMES = {"known": "knowns", "near": "near", "far": "far", "all": "together"}
 
@@ -127,7 +127,7 @@ def _cost(evaluation: Evaluation) -> Table:
     return Table("Cost", ("step", "per photo"), tuple(rows))
 
 
-def _row(name: str, groups: Mapping[str, T], cell: Callable[[T], str]) -> tuple[str, ...]:
+def _row(name: str, groups: Mapping[str, _T], cell: Callable[[_T], str]) -> tuple[str, ...]:
     return (name, *(cell(figures) for figures in groups.values()))
 
 

@@ -19,9 +19,9 @@ from lmm_classifier.experiments.run import RUN, RUNS
 from lmm_classifier.registry import did_you_mean
 
 SCHEMA_VERSION = 1
-TIME = "milliseconds_per_photo"
-SHOWN = ("accuracy", "rejected", "{}_auroc", "{}_oscr", "{}_rejected", RERANKED, TIME)
-COMPARED: Mapping[str, Figure] = {**FIGURES, TIME: Figure("ms/photo", less_is_better=True)}
+_TIME = "milliseconds_per_photo"
+_SHOWN = ("accuracy", "rejected", "{}_auroc", "{}_oscr", "{}_rejected", RERANKED, _TIME)
+COMPARED: Mapping[str, Figure] = {**FIGURES, _TIME: Figure("ms/photo", less_is_better=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Comparison:
             if name != RERANKED or found.mean
         }
         group = next((group for group in ("all", "near", "far") if f"{group}_auroc" in there), "all")
-        names = [name.format(group) for name in SHOWN]
+        names = [name.format(group) for name in _SHOWN]
         names += [self.sorted_by] if self.sorted_by not in names else []
         return [name for name in names if name in there]
 
@@ -178,7 +178,7 @@ def _json(path: Path, problem: str) -> dict[str, Any]:
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> Cell:
-    figures = [{**run["figures"], TIME: run[TIME]} for run in runs]
+    figures = [{**run["figures"], _TIME: run[_TIME]} for run in runs]
     spreads = {}
     for name in COMPARED:
         values = tuple(found[name] for found in figures if name in found)
@@ -205,7 +205,7 @@ def _rank(found: Spread | None, figure: Figure) -> float:
 def _cell(found: Spread | None, figure: Figure) -> str:
     if found is None:
         return "-"
-    factor, digits = (100, 1) if figure.percent else (1, 2 if figure is COMPARED[TIME] else 3)
+    factor, digits = (100, 1) if figure.percent else (1, 2 if figure is COMPARED[_TIME] else 3)
     spread = "" if found.sd is None else f" ±{factor * found.sd:.{digits}f}"
     return f"{factor * found.mean:.{digits}f}{spread}"
 

@@ -17,14 +17,14 @@ class Figure:
     percent: bool = False
 
 
-OF_KNOWNS: Mapping[str, Figure] = {
+_OF_KNOWNS: Mapping[str, Figure] = {
     "accuracy": Figure("accuracy", percent=True),
     "retrieval_accuracy": Figure("without reranker", percent=True),
     "closed_accuracy": Figure("nothing rejected", percent=True),
     "macro_f1": Figure("macro F1"),
     "rejected": Figure("knowns rejected", less_is_better=True, percent=True),
 }
-OF_UNKNOWNS: Mapping[str, Figure] = {
+_OF_UNKNOWNS: Mapping[str, Figure] = {
     "auroc": Figure("AUROC"),
     "oscr": Figure("OSCR"),
     "fpr95": Figure("FPR@95", less_is_better=True, percent=True),
@@ -34,31 +34,31 @@ OF_UNKNOWNS: Mapping[str, Figure] = {
     "accuracy": Figure("accuracy, all", percent=True),
     "macro_f1": Figure("macro F1, all"),
 }
-OF_CONFIDENCE: Mapping[str, Figure] = {
+_OF_CONFIDENCE: Mapping[str, Figure] = {
     "aurc": Figure("AURC", less_is_better=True),
     "ece": Figure("ECE", less_is_better=True),
     "brier": Figure("Brier score", less_is_better=True),
 }
 RERANKED = "reranked"
 FIGURES: Mapping[str, Figure] = {
-    **OF_KNOWNS,
+    **_OF_KNOWNS,
     **{
         f"{group}_{name}": Figure(f"{group} {figure.heading}", figure.less_is_better, figure.percent)
         for group in ("near", "far", "all")
-        for name, figure in OF_UNKNOWNS.items()
+        for name, figure in _OF_UNKNOWNS.items()
     },
-    **OF_CONFIDENCE,
+    **_OF_CONFIDENCE,
     RERANKED: Figure("reranked", less_is_better=True, percent=True),
 }
 
 
 def figures_of(found: Evaluation) -> dict[str, float]:
     """Name of FIGURES -> value, those of unknowns where there are any; confidence is over all photos."""
-    figures = {name: getattr(found.known, name).value for name in OF_KNOWNS}
+    figures = {name: getattr(found.known, name).value for name in _OF_KNOWNS}
     for group, of_group in found.unknown.items():
-        figures |= {f"{group}_{name}": getattr(of_group, name).value for name in OF_UNKNOWNS}
+        figures |= {f"{group}_{name}": getattr(of_group, name).value for name in _OF_UNKNOWNS}
     widest = found.confidence["all" if "all" in found.confidence else "known"]
-    figures |= {name: getattr(widest, name).value for name in OF_CONFIDENCE}
+    figures |= {name: getattr(widest, name).value for name in _OF_CONFIDENCE}
     return figures | {RERANKED: found.rerank.share.value}
 
 

@@ -44,8 +44,8 @@ from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progres
 from lmm_classifier.text import one_line
 
 SCHEMA_VERSION = 1
-RUN, RUNS, ASKED, SHARED = "run.json", "experiment.json", "experiment.yaml", "shared"
-INDEX = Path("index")  # of a run, as its config.yaml names it
+RUN, RUNS, _ASKED, _SHARED = "run.json", "experiment.json", "experiment.yaml", "shared"
+_INDEX = Path("index")  # of a run, as its config.yaml names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def run_experiment(
     with exclusive_folder(output, RUNS, "an experiment"):
         runs = _runs(experiment, planned, SplitSources(experiment, on_progress))
         _announce(experiment, runs, output)
-        outcome, indexes, answering = Outcome(), SharedIndexes(output / SHARED), EmbeddingCache()
+        outcome, indexes, answering = Outcome(), SharedIndexes(output / _SHARED), EmbeddingCache()
         for number, run in enumerate(sorted(runs, key=lambda run: run.index_key), start=1):
             if _finished(output / run.name, run.digest):
                 outcome.before += 1
@@ -142,7 +142,7 @@ def _runs(
     runs = []
     for plan in planned:
         frozen = {
-            "settings": yaml.safe_load(_at(plan.config, INDEX).to_yaml()),
+            "settings": yaml.safe_load(_at(plan.config, _INDEX).to_yaml()),
             "calibrate": asdict(plan.calibrate) if plan.calibrate else False,
             "seed": plan.seed,
             "resamples": experiment.resamples,
@@ -156,7 +156,7 @@ def _runs(
 
 
 def _announce(experiment: Experiment, runs: Sequence[ExperimentRun], output: Path) -> None:
-    replace_file(output / ASKED, experiment.to_yaml().encode())
+    replace_file(output / _ASKED, experiment.to_yaml().encode())
     body = {
         "schema_version": SCHEMA_VERSION,
         "about": experiment.about,
@@ -196,9 +196,9 @@ def _carry_out(
             shutil.rmtree(folder)
     index, skipped = indexes.index_of(run.parts.index, run.plan.config, on_progress)
     outcome.skip(skipped)
-    link_files(index, folder / INDEX)
-    classifier = HybridClassifier(_at(run.plan.config, folder / INDEX))
-    replace_file(folder / "config.yaml", _at(run.plan.config, INDEX).to_yaml().encode())
+    link_files(index, folder / _INDEX)
+    classifier = HybridClassifier(_at(run.plan.config, folder / _INDEX))
+    replace_file(folder / "config.yaml", _at(run.plan.config, _INDEX).to_yaml().encode())
     if run.plan.calibrate:
         on_progress(Progress("calibrating"))
         held_out = run.parts.held_out.corpus() if run.parts.held_out else None
@@ -227,7 +227,7 @@ def _carry_out(
     on_progress(Progress("writing the page"))
     _write_json(folder / "evaluation.json", found.to_dict())
     write_evaluation(folder / "report.html", f"Run {run.name}", found, run.parts.index.root)
-    _write_json(folder / RUN, _record(run, found, folder / INDEX, degraded))
+    _write_json(folder / RUN, _record(run, found, folder / _INDEX, degraded))
 
 
 def _record(run: ExperimentRun, found: Evaluation, index: Path, degraded: int) -> dict[str, Any]:

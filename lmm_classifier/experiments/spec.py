@@ -27,12 +27,12 @@ from lmm_classifier.config.pipeline import PipelineConfig
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.yaml_settings import Settings, explain, naming, place_of, read_yaml
 
-RESAMPLES = 200  # of each run's intervals; what the seeds say is in `experiment compare`
-SLUG = 60  # characters of a folder's name that tell what is in it
-OWN_KEYS = ("retrieval.index_path", "retrieval.milvus_collection")  # each run has an index of its own
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-Part = Annotated[float, Field(strict=True, gt=0, lt=1)]
-PATHS = ("base", "corpus", "index", "held_out", "evaluate", "near", "far")
+_RESAMPLES = 200  # of each run's intervals; what the seeds say is in `experiment compare`
+_SLUG = 60  # characters of a folder's name that tell what is in it
+_OWN_KEYS = ("retrieval.index_path", "retrieval.milvus_collection")  # each run has an index of its own
+_Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+_Part = Annotated[float, Field(strict=True, gt=0, lt=1)]
+_PATHS = ("base", "corpus", "index", "held_out", "evaluate", "near", "far")
 
 
 class SplitSettings(Settings):
@@ -42,10 +42,10 @@ class SplitSettings(Settings):
     out, a run's own seed is.
     """
 
-    index: Part
-    held_out: Part | None = None
-    evaluate: Part
-    seed: Seed | None = None
+    index: _Part
+    held_out: _Part | None = None
+    evaluate: _Part
+    seed: _Seed | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -98,10 +98,10 @@ class Experiment(Settings):
     near: Path | None = None
     far: Path | None = None
     hold_out_labels: Annotated[int, Field(strict=True, ge=0)] = 0
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[_Seed, ...], Field(min_length=1)] = (0,)
     calibrate: CalibrateSettings | Literal[False] = CalibrateSettings()
     grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-    resamples: Annotated[int, Field(strict=True, ge=1, le=100_000)] = RESAMPLES
+    resamples: Annotated[int, Field(strict=True, ge=1, le=100_000)] = _RESAMPLES
 
     @field_validator("calibrate", mode="before")
     @classmethod
@@ -124,7 +124,7 @@ class Experiment(Settings):
             if twice := [text for text, n in texts.items() if n > 1]:
                 raise ValueError(f"{name}: {twice[0]} is given twice")
         for key in self.grid:
-            if key.startswith(OWN_KEYS):
+            if key.startswith(_OWN_KEYS):
                 raise ValueError(f"grid: each run has its own {key}; vary `encoder`, or the data")
         return self
 
@@ -139,7 +139,7 @@ class Experiment(Settings):
         with naming(path, cls):
             raw: Experiment = cls.model_validate(read_yaml(path))
         folder = path.absolute().parent
-        found = {name: getattr(raw, name) for name in PATHS if getattr(raw, name)}
+        found = {name: getattr(raw, name) for name in _PATHS if getattr(raw, name)}
         experiment: Experiment = raw.model_copy(
             update={name: folder / value.expanduser() for name, value in found.items()}
         )
@@ -171,7 +171,7 @@ class PlannedRun:
     def slug(self) -> str:
         """The cell in a few characters that suit a file name."""
         words = "_".join(_words(key, value) for key, value in self.cell.items())
-        return re.sub(r"[^A-Za-z0-9._]+", "-", words).strip("-.")[:SLUG] or "run"
+        return re.sub(r"[^A-Za-z0-9._]+", "-", words).strip("-.")[:_SLUG] or "run"
 
 
 def plans(experiment: Experiment, folder: Path) -> list[PlannedRun]:

@@ -30,7 +30,7 @@ FORBIDDEN_4 = tuple(
         "240.0.0.0/4",  # reserved, broadcast
     )
 )
-GLOBAL_6 = IPv6Network("2000::/3")  # the unicast addresses given out so far: nearly all that hold an IPv4
+_GLOBAL_6 = IPv6Network("2000::/3")  # the unicast addresses given out so far: nearly all that hold an IPv4
 #                                     one are elsewhere (::/96, ::ffff:0:0/96, ::ffff:0:0:0/96, 64:ff9b::/96)
 FORBIDDEN_6 = tuple(
     IPv6Network(network)
@@ -41,16 +41,16 @@ FORBIDDEN_6 = tuple(
         "3fff::/20",  # documentation
     )
 )
-ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: before an IPv4 address, in whatever network
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: before an IPv4 address, in whatever network
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether it can be the address of a server of the internet, by the table and by nothing else."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in FORBIDDEN_4)
-    if address.scope_id is not None or address not in GLOBAL_6:
+    if address.scope_id is not None or address not in _GLOBAL_6:
         return False
     if any(address in network for network in FORBIDDEN_6):
         return False
     low = int(address) & 0xFFFF_FFFF_FFFF_FFFF
-    return low >> 32 not in ISATAP or is_public(IPv4Address(low & 0xFFFF_FFFF))
+    return low >> 32 not in _ISATAP or is_public(IPv4Address(low & 0xFFFF_FFFF))

@@ -16,10 +16,10 @@ from lmm_classifier.fetch.guard import Guard
 from lmm_classifier.fetch.limits import DEFAULT_LIMITS, PICTURE_LIMITS, FetchLimits
 from lmm_classifier.fetch.url import Url, read_url
 
-AGAIN = frozenset({429, 500, 502, 503, 504})  # answers that a second try may improve
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_AGAIN = frozenset({429, 500, 502, 503, 504})  # answers that a second try may improve
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def fetch(
@@ -50,7 +50,7 @@ def fetch(
     try:
         return _insisted(HttpRequest("GET", _read_strange(url), headers or {}, guard=guard), limits)
     except FetchError as error:
-        logger.info("a stranger's URL is not fetched: %s", error)
+        _logger.info("a stranger's URL is not fetched: %s", error)
         if error.code == "too_large":
             message = f"the image of this URL has more than {limits.max_bytes} bytes"
             raise FetchError("too_large", message) from None
@@ -130,7 +130,7 @@ def _followed(first: HttpRequest, limits: FetchLimits, clock: Clock) -> bytes:
         answer = exchange(request, limits, clock)
         if answer.status == OK:
             return answer.body
-        if answer.status not in REDIRECTS:
+        if answer.status not in _REDIRECTS:
             raise _bad_status(first, answer)
         request = _redirected(first, request, answer.location)
     raise FetchError("redirected", f"{first.name}: redirected more than {limits.redirects} times")
@@ -154,7 +154,7 @@ def _redirected(first: HttpRequest, last: HttpRequest, location: str) -> HttpReq
 
 
 def _bad_status(request: HttpRequest, answer: HttpResponse) -> FetchError:
-    kind = TransientError if answer.status in AGAIN else FetchError
+    kind = TransientError if answer.status in _AGAIN else FetchError
     said = answer.body.decode("utf-8", "replace")
     error = kind("bad_status", f"{request.name}: the server answers {answer.status}", answer.status, said)
     if isinstance(error, TransientError):

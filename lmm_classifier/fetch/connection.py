@@ -25,11 +25,11 @@ from lmm_classifier.fetch.limits import FetchLimits
 from lmm_classifier.fetch.url import Url
 
 OK = 200
-OVERHEAD_BYTES = 64 * 2**10  # of an answer besides its body: headers, and how long each chunk is
-FEW_CHUNKS, CHUNK_BYTES = 1000, 64  # of a stranger: beyond so many, chunks must be so long on average
-SAID_BYTES = 2048  # of an answer that refuses a POST: enough for the reason
-WRITE_BYTES = 16 * 2**10  # sent at a time: the clock is looked at before each
-NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_OVERHEAD_BYTES = 64 * 2**10  # of an answer besides its body: headers, and how long each chunk is
+_FEW_CHUNKS, _CHUNK_BYTES = 1000, 64  # of a stranger: beyond so many, chunks must be so long on average
+_SAID_BYTES = 2048  # of an answer that refuses a POST: enough for the reason
+_WRITE_BYTES = 16 * 2**10  # sent at a time: the clock is looked at before each
+_NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class _Allowance:
     """How many bytes may still be received, whatever they are: first those of headers, then a body's too."""
 
     def __init__(self) -> None:
-        self._left = OVERHEAD_BYTES
+        self._left = _OVERHEAD_BYTES
         self._in_body = False
 
     def add_body(self, size: int) -> None:
@@ -174,7 +174,7 @@ def _received(answer: httpcore2.Response, request: HttpRequest, limits: FetchLim
         if len(body) > limits.max_bytes:
             raise _TooManyBytesError
     elif request.body is not None:
-        body = _read(answer.iter_stream(), SAID_BYTES)
+        body = _read(answer.iter_stream(), _SAID_BYTES)
     wait = told.get(b"retry-after", "")
     after = float(wait) if wait.isascii() and wait.isdigit() else 0.0
     return HttpResponse(answer.status, body, told.get(b"location", ""), after)
@@ -196,7 +196,7 @@ def _whole_chunks(stream: Iterable[bytes]) -> Iterator[bytes]:
     size = 0
     for number, chunk in enumerate(stream):
         size += len(chunk)
-        if number > FEW_CHUNKS + size // CHUNK_BYTES:
+        if number > _FEW_CHUNKS + size // _CHUNK_BYTES:
             raise httpcore2.RemoteProtocolError("too many tiny chunks")
         yield chunk
 
@@ -273,7 +273,7 @@ def _can_listen(address: str) -> bool:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as ours:
             ours.bind((address, 0))
     except OSError as error:
-        if error.errno in NOT_OURS:
+        if error.errno in _NOT_OURS:
             return False
         raise FetchError("unreachable", f"is {address} this machine? {error}") from error
     return True
@@ -304,8 +304,8 @@ class _PinnedStream(httpcore2.NetworkStream):
         return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), WRITE_BYTES):
-            self._stream.write(buffer[start : start + WRITE_BYTES], self._clock.cut(timeout))
+        for start in range(0, len(buffer), _WRITE_BYTES):
+            self._stream.write(buffer[start : start + _WRITE_BYTES], self._clock.cut(timeout))
 
     def close(self) -> None:
         self._stream.close()

@@ -11,7 +11,7 @@ from lmm_classifier.fetch.addresses import is_public
 from lmm_classifier.fetch.url import Url, read_host
 
 PORTS = (80, 443, 8080, 8443)
-PICTURES = ("image/", "application/octet-stream", "binary/octet-stream")
+_PICTURES = ("image/", "application/octet-stream", "binary/octet-stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Guard:
     ports: tuple[int, ...] = PORTS
     domains: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
-    types: tuple[str, ...] = PICTURES
+    types: tuple[str, ...] = _PICTURES
 
     def __post_init__(self) -> None:
         """Whether every name and network can be read.

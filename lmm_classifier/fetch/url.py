@@ -14,7 +14,7 @@ from urllib.parse import quote, urljoin
 
 import idna
 
-LONGEST_URL = 2048
+_LONGEST_URL = 2048
 _PARTS = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[^]]*\]|[^][:/?#]*)(?::(?P<port>[0-9]{0,5}))?"
     r"(?:(?P<target>[/?][^#]*)(?:#.*)?)?",  # no fragment right behind the host: others read it as a part
@@ -116,12 +116,12 @@ def read_host(text: str) -> str:
 
 def _check_characters(text: str, international: bool) -> None:
     if (
-        len(text) > LONGEST_URL
+        len(text) > _LONGEST_URL
         or not (international or text.isascii())
         or any(character <= " " or character in "\\\x7f" for character in text)
     ):
         raise ValueError(
-            f"it must be at most {LONGEST_URL} printable {'' if international else 'ASCII '}characters "
+            f"it must be at most {_LONGEST_URL} printable {'' if international else 'ASCII '}characters "
             "without blanks or backslashes"
         )
 

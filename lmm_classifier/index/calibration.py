@@ -29,10 +29,10 @@ from lmm_classifier.storage.atomic_files import FileRecord, explained, read_veri
 from lmm_classifier.storage.checksummed_json import dump_checksummed, load_checksummed
 
 CALIBRATION = "calibration.json"
-ARRAYS = "calibration-{}.npz"
+_ARRAYS = "calibration-{}.npz"
 SCHEMA_VERSION = 4  # 3 knew no prior of places; 2 knew two thresholds on the evidence of the vote
-NOT_WRITTEN = FileRecord("", 0, 0)
-REMEDY = "delete it or calibrate again"
+_NOT_WRITTEN = FileRecord("", 0, 0)
+_REMEDY = "delete it or calibrate again"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -118,7 +118,7 @@ class Calibration:
     index_digest: str
     created: str
     rerank: RerankTrial | None = None
-    arrays: FileRecord = NOT_WRITTEN
+    arrays: FileRecord = _NOT_WRITTEN
     schema_version: int = SCHEMA_VERSION
 
 
@@ -193,7 +193,9 @@ def _read_fitted(folder: Path, *_states: tuple[int, int] | None) -> StoredCalibr
     if calibration is None:
         return None
     if calibration.index_digest != read_manifest(folder).digest:
-        raise IndexFolderError(f"{folder / CALIBRATION} was fitted for another state of this index; {REMEDY}")
+        raise IndexFolderError(
+            f"{folder / CALIBRATION} was fitted for another state of this index; {_REMEDY}"
+        )
     content = read_verified(folder, _name(calibration.arrays), calibration.arrays)
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         held_out = frozenset(digest.decode() for digest in stored["held_out"].tolist())
@@ -206,14 +208,14 @@ def _publish(folder: Path, calibration: Calibration, arrays: bytes) -> Calibrati
     written = replace(calibration, arrays=record)
     replace_file(folder / CALIBRATION, dump_checksummed(asdict(written)))
     with explained(folder):
-        for other in folder.glob(ARRAYS.format("*")):
+        for other in folder.glob(_ARRAYS.format("*")):
             if other.name != _name(record):
                 other.unlink()
     return written
 
 
 def _name(arrays: FileRecord) -> str:
-    return ARRAYS.format(arrays.sha256[:16])
+    return _ARRAYS.format(arrays.sha256[:16])
 
 
 def _arrays(decider: Decider) -> dict[str, Any]:
@@ -233,11 +235,11 @@ def _decider(calibration: Calibration, stored: Mapping[str, Any]) -> Decider:
 
 def _read(path: Path) -> Calibration | None:
     try:
-        return _checker().validate_python(load_checksummed(path, SCHEMA_VERSION, REMEDY))
+        return _checker().validate_python(load_checksummed(path, SCHEMA_VERSION, _REMEDY))
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise IndexFolderError(f"{path} is not a calibration; {REMEDY}") from error
+        raise IndexFolderError(f"{path} is not a calibration; {_REMEDY}") from error
 
 
 @cache

@@ -18,22 +18,22 @@ from lmm_classifier.index.manifest import EXACT, OperatingPoint
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import FloatArray, IntArray
 
-FLAT_LIMIT = 300_000
+_FLAT_LIMIT = 300_000
 """Vectors up to which every one is compared: no training, no misses, and thresholds stay valid."""
-SCALAR_LIMIT = 10_000_000
+_SCALAR_LIMIT = 10_000_000
 """Vectors up to which a byte per dimension is affordable; beyond, product quantisation."""
 TARGET_RECALL = 0.99
 K = 20
 QUERIES = 1_000
 """Held out while the structure is tuned: a standard error of about .001 at recall .99 and k = 20."""
-TRAINING_PER_LIST = 64
+_TRAINING_PER_LIST = 64
 """FAISS asks for at least 39 vectors per centroid of an inverted file, and uses at most 256."""
-REFINE = (4, 16, 64)
+_REFINE = (4, 16, 64)
 """Candidates per neighbour that are compared with their exact vectors: the first that suffices."""
-SMALLEST = 20
+_SMALLEST = 20
 """Vectors below which nothing can be held out, and nothing is gained either."""
 LOOKED_UP = 64  # queries whose candidates' exact vectors are in memory at once
-FAISS_BYTE_LIMIT = 1 << 38  # 256 GiB: refuse a header that asks for more before allocating
+_FAISS_BYTE_LIMIT = 1 << 38  # 256 GiB: refuse a header that asks for more before allocating
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,12 +133,12 @@ def factory_for(n: int, dim: int) -> str:
     Inverted lists number about 4 * sqrt(n) (FAISS's guideline: 4 to 16), and are themselves found by a
     graph where they are many.
     """
-    if n <= FLAT_LIMIT:
+    if n <= _FLAT_LIMIT:
         return EXACT
     lists = 2 ** round(np.log2(4 * np.sqrt(n)))
     coarse = f"IVF{lists}_HNSW32" if lists >= 1 << 14 else f"IVF{lists}"
     codes = [m for m in (256, 128, 96, 64, 48, 32, 16, 8) if dim % m == 0 and 4 * m <= dim]
-    return f"{coarse},PQ{codes[0]}" if n > SCALAR_LIMIT and codes else f"{coarse},SQ8"
+    return f"{coarse},PQ{codes[0]}" if n > _SCALAR_LIMIT and codes else f"{coarse},SQ8"
 
 
 def check_factory(factory: str, dim: int) -> None:
@@ -193,7 +193,7 @@ def _trained(vectors: Vectors, factory: str, rows: IntArray) -> faiss.Index:
         engine = faiss.index_factory(vectors.dim, f"IDMap,{factory}", faiss.METRIC_INNER_PRODUCT)
     if not engine.is_trained:
         lists = re.search(r"IVF(\d+)", factory)
-        wanted = TRAINING_PER_LIST * max(int(lists[1]) if lists else 0, 1024)
+        wanted = _TRAINING_PER_LIST * max(int(lists[1]) if lists else 0, 1024)
         chosen = np.random.default_rng(1).choice(rows, min(wanted, len(rows)), replace=False)
         engine.train(vectors.take(np.sort(chosen)))
     return engine
@@ -230,7 +230,7 @@ def _operating_point(
 ) -> OperatingPoint:
     point = OperatingPoint(factory=factory)
     for parameters, refine in _ladder(factory):
-        set_parameters(engine, parameters)
+        _set_parameters(engine, parameters)
         found = ApproximateSearch(engine, vectors, refine).search(queries, exact.shape[1]).rows
         recalls = np.asarray([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)])
         agreements = [_majority(labels[a]) == _majority(labels[b]) for a, b in zip(exact, found, strict=True)]
@@ -248,7 +248,7 @@ def _operating_point(
     return point
 
 
-def set_parameters(engine: faiss.Index, parameters: str) -> None:
+def _set_parameters(engine: faiss.Index, parameters: str) -> None:
     """Set FAISS search parameters such as "nprobe=32"; "" sets none."""
     if parameters:
         faiss.ParameterSpace().set_index_parameters(engine, parameters)  # type: ignore[arg-type]
@@ -263,7 +263,7 @@ def _ladder(factory: str) -> Iterator[tuple[str, int]]:
         steps = [f"efSearch={2**i}" for i in range(5, 12)]
     else:
         steps = [""]
-    for refine in REFINE:
+    for refine in _REFINE:
         yield from ((step, refine) for step in steps)
 
 
@@ -274,8 +274,8 @@ def _majority(labels: npt.NDArray[np.int32]) -> int:
 @contextmanager
 def _faiss_errors(factory: str, vectors: Vectors) -> Iterator[None]:
     try:
-        if len(vectors) < SMALLEST:
-            raise ValueError(f"at least {SMALLEST} are needed")
+        if len(vectors) < _SMALLEST:
+            raise ValueError(f"at least {_SMALLEST} are needed")
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
@@ -307,10 +307,10 @@ def read_engine(path: Path, point: OperatingPoint) -> faiss.Index:
     Raises:
         IndexFolderError: it is no FAISS structure, or not the one that was measured.
     """
-    faiss.set_deserialization_vector_byte_limit(FAISS_BYTE_LIMIT)
+    faiss.set_deserialization_vector_byte_limit(_FAISS_BYTE_LIMIT)
     try:
         engine = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        set_parameters(engine, point.parameters)
+        _set_parameters(engine, point.parameters)
     except RuntimeError as error:
         raise IndexFolderError(f"{path} is not a FAISS index; rebuild the index") from error
     return engine

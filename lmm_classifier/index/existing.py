@@ -17,7 +17,7 @@ from lmm_classifier.index.shards import map_vectors, read_records, vector_files,
 from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.types import EncoderContract, FloatArray, IntArray
 
-STATS = "file-stats.npy"
+_STATS = "file-stats.npy"
 Stat = tuple[int, int] | None
 
 
@@ -122,13 +122,13 @@ def open_existing(folder: Path, encoders: Sequence[EncoderContract]) -> Existing
 def write_stats(folder: Path, stats: Sequence[Stat]) -> None:
     """Keep size and time of each indexed file, int64 (n, 2). A cache: it need not survive a crash."""
     known = [stat or (-1, -1) for stat in stats]
-    with (folder / STATS).open("wb") as file:
+    with (folder / _STATS).open("wb") as file:
         np.save(file, np.asarray(known, np.int64).reshape(-1, 2), allow_pickle=False)
 
 
 def _read_stats(folder: Path, rows: int) -> IntArray | None:
     try:
-        stats = np.load(folder / STATS, allow_pickle=False)
+        stats = np.load(folder / _STATS, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return stats if stats.shape == (rows, 2) and stats.dtype == np.int64 else None

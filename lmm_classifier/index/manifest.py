@@ -18,7 +18,7 @@ from lmm_classifier.types import EncoderContract
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2  # 1 knew one encoder and kept a second copy of the vectors for exact search
 EXACT = "Flat"
-Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -38,9 +38,9 @@ class OperatingPoint:
 
     factory: str = EXACT
     parameters: str = ""
-    refine: Count = 0
-    k: Count = 0
-    queries: Count = 0
+    refine: _Count = 0
+    k: _Count = 0
+    queries: _Count = 0
     recall: Share = 1.0
     label_agreement: Share = 1.0
     bytes_per_vector: Annotated[float, Field(ge=0)] = 0.0
@@ -72,10 +72,10 @@ class Manifest:
     """
 
     spaces: Annotated[tuple[Space, ...], Field(min_length=1)]
-    count: Count
-    labels: Mapping[Any, Count]  # str; but pydantic takes none with lone surrogates
+    count: _Count
+    labels: Mapping[Any, _Count]  # str; but pydantic takes none with lone surrogates
     files: Mapping[str, FileRecord]
-    skipped: Mapping[str, Count]
+    skipped: Mapping[str, _Count]
     metric: Literal["cosine"] = "cosine"
     schema_version: int = SCHEMA_VERSION
 

@@ -30,17 +30,17 @@ from lmm_classifier.storage.atomic_files import is_single_file
 from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import FloatArray
 
-TOKEN = "MILVUS_TOKEN"  # noqa: S105 -- the name of the variable that holds it
-CONNECT_S = 10.0
-SEARCH_S = 60.0
-BATCH_BYTES = 16 << 20
+_TOKEN = "MILVUS_TOKEN"  # noqa: S105 -- the name of the variable that holds it
+_CONNECT_S = 10.0
+_SEARCH_S = 60.0
+_BATCH_BYTES = 16 << 20
 """Per insertion: gRPC refuses messages of 256 MiB."""
-MARGIN = 64
+_MARGIN = 64
 """Candidates beyond k: Milvus rounds otherwise than we do, so the last of equals may be others there."""
-MOST = 16_384
+_MOST = 16_384
 """Candidates that a Milvus server gives at most."""
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-MANIFEST_KEY, ENCODER_KEY = "lmm.manifest", "lmm.fingerprint"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+_MANIFEST_KEY, _ENCODER_KEY = "lmm.manifest", "lmm.fingerprint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,14 @@ class Milvus:
         alias = self.alias(folder)
         again = f"push again: `index push {folder} --milvus {shown(self.uri)}`"
         client = connected(self.uri)
-        with explained(self.uri):
+        with _explained(self.uri):
             found = _target(client, alias)
             if found is None:
                 raise IndexFolderError(f"Milvus at {shown(self.uri)} has no index {alias}; {again}")
             held = _properties(client, found)
-            if held.get(MANIFEST_KEY) != manifest.digest:
+            if held.get(_MANIFEST_KEY) != manifest.digest:
                 raise IndexFolderError(f"{alias} in Milvus holds another state than {folder}; {again}")
-            if held.get(ENCODER_KEY) != manifest.encoders[number].fingerprint:
+            if held.get(_ENCODER_KEY) != manifest.encoders[number].fingerprint:
                 name = manifest.encoders[number].name
                 raise IndexFolderError(
                     f"{alias} in Milvus holds no vectors of {name}; {again} --encoder {name}"
@@ -89,7 +89,7 @@ class Milvus:
         """
         if self.collection is None:
             return f"lmm_{re.sub('[^A-Za-z0-9_]', '_', folder.absolute().name)}"[:200]
-        if not NAME.fullmatch(self.collection):
+        if not _NAME.fullmatch(self.collection):
             raise ConfigError(
                 f"{self.collection!r} is no name for a collection: at most 200 letters, digits and _, "
                 "no digit first"
@@ -123,16 +123,16 @@ class MilvusSearch:
         return stacked([self._search(queries[i : i + LOOKED_UP], k) for i in starts], k)
 
     def _search(self, queries: FloatArray, k: int) -> Found:
-        with explained(self._uri):
+        with _explained(self._uri):
             hits = self._client.search(
                 self._collection,
                 data=list(queries),
                 anns_field="vector",
-                limit=min(MOST, k + MARGIN),
+                limit=min(_MOST, k + _MARGIN),
                 output_fields=["row"],  # none means all of them
                 filter=self._filter,
                 search_params={"metric_type": "IP"},
-                timeout=SEARCH_S,
+                timeout=_SEARCH_S,
             )
         width = max([k, *(len(found) for found in hits)])
         candidates = np.full((len(queries), width), -1, np.int64)
@@ -165,14 +165,14 @@ def push_index(
     client = connected(where.uri)
     index = open_index(folder, the_encoder(folder, encoder))
     digest = read_manifest(folder).digest
-    properties = {MANIFEST_KEY: digest, ENCODER_KEY: index.encoder.fingerprint}
+    properties = {_MANIFEST_KEY: digest, _ENCODER_KEY: index.encoder.fingerprint}
     name = f"{alias}_{digest[:16]}_{index.encoder.fingerprint[:8]}"
-    with explained(where.uri):
+    with _explained(where.uri):
         former = _target(client, alias)
         if former is None and client.has_collection(alias):
             raise _foreign(alias, where)
         for collection in (name, former or name):
-            if client.has_collection(collection) and MANIFEST_KEY not in _properties(client, collection):
+            if client.has_collection(collection) and _MANIFEST_KEY not in _properties(client, collection):
                 raise _foreign(collection, where)
         if former != name:
             if client.has_collection(name):  # left by a push that was interrupted
@@ -203,7 +203,7 @@ def _create(client: Any, name: str, dim: int, properties: dict[str, str]) -> Non
 
 
 def _fill(client: Any, name: str, index: VectorIndex, on_progress: OnProgress) -> None:
-    step = max(1, BATCH_BYTES // (4 * index.encoder.dim + 1024))
+    step = max(1, _BATCH_BYTES // (4 * index.encoder.dim + 1024))
     digests = index.records.sha256()
     for start in range(0, len(index), step):
         rows = np.arange(start, min(start + step, len(index)))
@@ -255,14 +255,14 @@ def connected(uri: str) -> Any:
         from pymilvus import MilvusClient
     for name in ("pymilvus", "milvus_lite"):  # every error is raised too, and said in our words
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _lock, explained(uri):
+    with _lock, _explained(uri):
         if uri not in _clients:
-            _clients[uri] = MilvusClient(uri=uri, token=os.environ.get(TOKEN, ""), timeout=CONNECT_S)
+            _clients[uri] = MilvusClient(uri=uri, token=os.environ.get(_TOKEN, ""), timeout=_CONNECT_S)
         return _clients[uri]
 
 
 @contextmanager
-def explained(uri: str) -> Iterator[None]:
+def _explained(uri: str) -> Iterator[None]:
     """Say in one line what Milvus refused."""
     import grpc
     from pymilvus.exceptions import MilvusException

@@ -15,11 +15,11 @@ QUERIES = 256  # searched at once while the search is as deep as it starts; fewe
 DEEPEST = 1024
 """Neighbours after which the search for more of one image ends: only a corpus with hundreds of nearly equal
 photos gets there, and finds the nearest of them all the same."""
-DEEPER = 4  # times as many neighbours in the next attempt
-SAMPLE = 2_000
+_DEEPER = 4  # times as many neighbours in the next attempt
+_SAMPLE = 2_000
 """Images that say how far nearest neighbours are apart: the standard error of a median of so many is about
 1.25 / sqrt(2000) = 3 % of their standard deviation."""
-NEAR_RATIO = 0.5
+_NEAR_RATIO = 0.5
 """Near-duplicates are within this share of the usual distance (1 - cosine similarity) to the nearest image.
 
 Measured on the photos of Oxford Flowers (12 species x 60, 224 px). A constant similarity does not fit two
@@ -29,7 +29,7 @@ units of that median no two photos of different species are nearer than .71 and 
 themselves, at 60 % and quality 60 at most .22 and 1.31: MobileNet sees the blur, and 47 % are within .5.
 Among 380 handwritten digits there is no false alarm either, with `siglip-digits` and with `descriptor`.
 """
-ROUNDING = 1e-5  # of a cosine similarity of float32 vectors: equal ones need not give exactly 1
+_ROUNDING = 1e-5  # of a cosine similarity of float32 vectors: equal ones need not give exactly 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +77,11 @@ def nearest_others(
                     yield others
                 else:
                     unfinished.append(row)
-        pending, depth = np.asarray(unfinished, np.int64), min(DEEPER * depth, deepest)
+        pending, depth = np.asarray(unfinished, np.int64), min(_DEEPER * depth, deepest)
 
 
 def near_threshold(index: VectorIndex, contents: IntArray, rows: IntArray) -> float | None:
-    """The cosine similarity from which two images of this index are near-duplicates: see NEAR_RATIO.
+    """The cosine similarity from which two images of this index are near-duplicates: see _NEAR_RATIO.
 
     Args:
         index: n images.
@@ -91,12 +91,12 @@ def near_threshold(index: VectorIndex, contents: IntArray, rows: IntArray) -> fl
     Returns:
         the similarity; None where there are no two images of different content.
     """
-    sample = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)]
+    sample = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(np.int64)]
     nearest = [o.similarity[0] for o in nearest_others(index, contents, sample, 1) if o.similarity.size]
     if not nearest:
         return None
     distance = 1 - float(np.median(nearest))
-    return min(1 - NEAR_RATIO * distance, 1 - ROUNDING)
+    return min(1 - _NEAR_RATIO * distance, 1 - _ROUNDING)
 
 
 def vote_shares(index: VectorIndex, voters: Sequence[tuple[FloatArray, IntArray]]) -> list[dict[str, float]]:

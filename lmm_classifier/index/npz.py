@@ -17,7 +17,7 @@ from lmm_classifier.index.records import Record, Records
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.types import EncoderContract, FloatArray
 
-KEYS = ("embeddings", "labels", "metadata", "metric")
+_KEYS = ("embeddings", "labels", "metadata", "metric")
 
 
 def write_npz(path: Path, encoder: EncoderContract, vectors: FloatArray, records: Records) -> None:
@@ -56,7 +56,7 @@ def read_npz(path: Path) -> tuple[EncoderContract, FloatArray, Records]:
 
 
 def _checked(path: Path, arrays: dict[str, Any]) -> tuple[EncoderContract, FloatArray, Records]:
-    if missing := [key for key in KEYS if key not in arrays]:
+    if missing := [key for key in _KEYS if key not in arrays]:
         raise IndexFolderError(f"{path} lacks the array {missing[0]!r}; rebuild it")
     if "encoder" not in arrays:
         raise IndexFolderError(f"{path} does not say which encoder made its vectors; rebuild it")

@@ -26,9 +26,9 @@ from lmm_classifier.storage.atomic_files import FileRecord, is_single_file, repl
 from lmm_classifier.storage.progress import OnProgress, Progress
 from lmm_classifier.types import EncoderContract
 
-LATENCY = "latency.json"
-TIMED = 100  # queries, one by one
-CALIBRATION_LOST = (
+_LATENCY = "latency.json"
+_TIMED = 100  # queries, one by one
+_CALIBRATION_LOST = (
     "the thresholds were fitted for the former state of this index and are gone; calibrate again"
 )
 
@@ -84,7 +84,7 @@ def publish(
     )
     replace_file(folder / MANIFEST, manifest.to_json())
     if not carry_calibration(output, folder):
-        warnings.append(CALIBRATION_LOST)
+        warnings.append(_CALIBRATION_LOST)
     workspace.publish()
     return tuple(warnings)
 
@@ -114,7 +114,7 @@ def _spaces(
                 )
         spaces.append(Space(encoder, point))
     if latencies:
-        replace_file(folder / LATENCY, json.dumps(latencies, indent=2, sort_keys=True).encode() + b"\n")
+        replace_file(folder / _LATENCY, json.dumps(latencies, indent=2, sort_keys=True).encode() + b"\n")
     return spaces, warnings
 
 
@@ -132,7 +132,7 @@ def _searchable(
     name = engine_file(number)
     files[name] = replace_large_file(folder / name, lambda path: write_engine(path, engine), len(vectors))
     search = ApproximateSearch(engine, vectors, point.refine)
-    queries = vectors.take(np.linspace(0, len(vectors) - 1, TIMED).astype(np.int64))
+    queries = vectors.take(np.linspace(0, len(vectors) - 1, _TIMED).astype(np.int64))
     times = []
     for query in queries[:, None]:
         started = time.perf_counter()
@@ -154,7 +154,7 @@ def same_content(records: Records) -> tuple[int, tuple[tuple[str, ...], ...]]:
 def read_latency(folder: Path) -> dict[str, float]:
     """Fingerprint -> milliseconds per single query, measured where the index was built; for information."""
     try:
-        body = json.loads((folder / LATENCY).read_bytes())
+        body = json.loads((folder / _LATENCY).read_bytes())
         return {str(name): float(value) for name, value in body.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

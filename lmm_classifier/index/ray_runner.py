@@ -25,11 +25,11 @@ from lmm_classifier.types import EncoderContract
 
 log = logging.getLogger(__name__)
 
-OpenEncoders = Callable[[], Sequence[MakesVectors]]
-RETRIES = 3
+_OpenEncoders = Callable[[], Sequence[MakesVectors]]
+_RETRIES = 3
 """Workers lost with one and the same shard after which its photos are suspected instead of the machines."""
-REACHED_S = 10.0
-THREADS = "OMP_NUM_THREADS"
+_REACHED_S = 10.0
+_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RayRunner:
         gpus: one worker per GPU of the cluster, if it has any, instead of one per machine.
     """
 
-    open_encoders: OpenEncoders
+    open_encoders: _OpenEncoders
     address: str | None = None
     gpus: bool = True
 
@@ -63,7 +63,7 @@ class RayRunner:
         todo = [Job(number, tuple(tasks)) for number, tasks in jobs]
         if not todo:
             return
-        with connected(self.address) as ray:
+        with _connected(self.address) as ray:
             try:
                 for made in self._made(ray, todo, work):
                     if isinstance(made.outcome, LmmClassifierError):
@@ -94,8 +94,8 @@ class RayRunner:
             num_cpus=1,
             num_gpus=1 if gpus else 0,
             scheduling_strategy="SPREAD",
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
+            max_restarts=_RETRIES,
+            max_task_retries=_RETRIES,
         )
         return (row["made"] for row in rows.iter_rows())
 
@@ -130,7 +130,7 @@ class Recipe:
         threads: OMP_NUM_THREADS here; None where it is not set.
     """
 
-    open_encoders: OpenEncoders
+    open_encoders: _OpenEncoders
     contracts: tuple[EncoderContract, ...]
     reading: ImageReading
     former: Path | None
@@ -139,7 +139,7 @@ class Recipe:
     threads: str | None
 
     @classmethod
-    def of(cls, work: Work, open_encoders: OpenEncoders) -> Recipe:
+    def of(cls, work: Work, open_encoders: _OpenEncoders) -> Recipe:
         """The recipe for the work of this process."""
         former = work.existing.folder
         return cls(
@@ -149,7 +149,7 @@ class Recipe:
             former=former.absolute() if former else None,
             batch_size=work.batch_size,
             folder=Path.cwd(),
-            threads=os.environ.get(THREADS),
+            threads=os.environ.get(_THREADS),
         )
 
     def work(self) -> Work:
@@ -160,7 +160,7 @@ class Recipe:
             LmmClassifierError: encoders or former index cannot be opened.
         """
         if self.threads is None:  # Ray sets 1: slower, and sums in another order than here
-            os.environ.pop(THREADS, None)
+            os.environ.pop(_THREADS, None)
         if self.folder.is_dir():  # else there are no relative paths to be found on this machine
             os.chdir(self.folder)
         encoders = self.open_encoders()
@@ -213,7 +213,7 @@ def check_installed() -> None:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Any]:
+def _connected(address: str | None) -> Iterator[Any]:
     """The module ray, connected for the length of the block; what it prints is logged instead.
 
     Raises:
@@ -247,7 +247,7 @@ def connected(address: str | None) -> Iterator[Any]:
 def _connect(ray: Any, address: str | None) -> None:
     if address:
         _check_reachable(address)
-    handed_on = {name: os.environ[name] for name in (THREADS, "HF_HUB_OFFLINE") if name in os.environ}
+    handed_on = {name: os.environ[name] for name in (_THREADS, "HF_HUB_OFFLINE") if name in os.environ}
     if path := os.environ.get("PYTHONPATH"):
         handed_on["PYTHONPATH"] = os.pathsep.join(
             str(Path(part).absolute()) for part in path.split(os.pathsep) if part
@@ -271,7 +271,7 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         raise ConfigError(f"{address!r} is no address of a Ray cluster; write it as HOST:PORT")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"no Ray answers at {address}: {_reason(error)}; start one there with `ray start --head`, or "

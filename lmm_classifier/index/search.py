@@ -31,7 +31,7 @@ from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.storage.atomic_files import is_single_file, verify
 from lmm_classifier.types import EncoderContract, FloatArray, IntArray, Neighbours
 
-VERIFIERS = 2  # threads that compute digests while the vectors are loaded
+_VERIFIERS = 2  # threads that compute digests while the vectors are loaded
 log = logging.getLogger(__name__)
 
 
@@ -278,7 +278,7 @@ def open_space(
     """
     space = manifest.spaces[number]
     vectors = map_vectors(path, manifest.files, space.encoder.dim, number)
-    with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(_VERIFIERS, thread_name_prefix="verify") as pool:
         pending = [
             pool.submit(verify_vectors, path, name, manifest.files[name])
             for name in vector_files(manifest.files, number)

@@ -29,8 +29,8 @@ from lmm_classifier.types import FloatArray
 
 SHARD_ROWS = 2048
 """What a killed build does again at most, and holds in memory: 9 MiB of vectors at d = 1152."""
-FAILURES = "failures.jsonl"
-FOLDER = "shards"
+_FAILURES = "failures.jsonl"
+_FOLDER = "shards"
 
 
 def write_shard(
@@ -39,10 +39,10 @@ def write_shard(
     """Write n records and, per space, their vectors (n, d); returns the manifest's entries."""
     parquet = io.BytesIO()
     pq.write_table(as_table(records), parquet, compression="zstd")
-    name = f"{FOLDER}/{number:06d}.parquet"
+    name = f"{_FOLDER}/{number:06d}.parquet"
     files = {name: replace_file(folder / name, parquet.getvalue(), len(records))}
     for space, rows in enumerate(vectors):
-        name = f"{FOLDER}/{number:06d}{_suffix(space)}"
+        name = f"{_FOLDER}/{number:06d}{_suffix(space)}"
         files[name] = replace_large_file(folder / name, partial(save_vectors, rows), len(records))
     return files
 
@@ -135,13 +135,13 @@ def read_failures(folder: Path, files: Mapping[str, FileRecord]) -> tuple[Skippe
     Raises:
         IndexFolderError: the file is missing or damaged.
     """
-    if FAILURES not in files:
-        raise IndexFolderError(f"{folder}: the manifest does not list {FAILURES}; rebuild the index")
-    lines = read_verified(folder, FAILURES, files[FAILURES]).splitlines()
+    if _FAILURES not in files:
+        raise IndexFolderError(f"{folder}: the manifest does not list {_FAILURES}; rebuild the index")
+    lines = read_verified(folder, _FAILURES, files[_FAILURES]).splitlines()
     return tuple(SkippedFile(**json.loads(line)) for line in lines)
 
 
 def write_failures(folder: Path, skipped: Sequence[SkippedFile]) -> dict[str, FileRecord]:
     """Write failures.jsonl; returns its manifest entry."""
     lines = "".join(json.dumps(asdict(item)) + "\n" for item in skipped)
-    return {FAILURES: replace_file(folder / FAILURES, lines.encode(), len(skipped))}
+    return {_FAILURES: replace_file(folder / _FAILURES, lines.encode(), len(skipped))}

@@ -13,7 +13,7 @@ from lmm_classifier.index.search import open_space
 from lmm_classifier.index.shards import read_records, verify_vectors
 from lmm_classifier.storage.atomic_files import is_single_file, verify
 
-UNIT = 1e-3
+_UNIT = 1e-3
 """How far the norm of a unit row may be from 1: what bfloat16 leaves is well within."""
 
 
@@ -43,7 +43,7 @@ def problems_of(index: Path) -> list[str]:
         for number in range(len(manifest.spaces)):
             opened = open_space(index, manifest, records, number)
             norms = [np.linalg.norm(part, axis=1) for part in opened.vectors.parts]
-            if any(np.abs(norm - 1).max(initial=0) > UNIT for norm in norms):
+            if any(np.abs(norm - 1).max(initial=0) > _UNIT for norm in norms):
                 problems.append(f"{index}: vectors of {opened.encoder.name} are not unit rows; rebuild it")
     except IndexFolderError as error:
         problems.append(str(error))

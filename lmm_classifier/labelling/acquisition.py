@@ -27,9 +27,9 @@ from lmm_classifier.decision.reference import Reference
 from lmm_classifier.labelling.clustering import Proposal, whitened
 from lmm_classifier.types import UNKNOWN, BoolArray, Float64Array, FloatArray, IntArray
 
-MOST_COMPARED = 2000
+_MOST_COMPARED = 2000
 """Single photos, those of the most doubt, whose reach is computed; of the others it is their own doubt."""
-SPELT = 3  # possible labels that a reason names
+_SPELT = 3  # possible labels that a reason names
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +179,7 @@ def _singles(
     rows: IntArray, answers: Answers, doubts: Float64Array, vectors: FloatArray, reference: Reference
 ) -> list[QueuedItem]:
     reach = doubts.copy()
-    top = rows[np.argsort(-doubts[rows], kind="stable")[:MOST_COMPARED]]
+    top = rows[np.argsort(-doubts[rows], kind="stable")[:_MOST_COMPARED]]
     if top.size:
         seen = whitened(vectors[top], reference)
         alike = (seen @ seen.T).clip(0, 1) ** 2
@@ -206,8 +206,8 @@ def _why(answers: Answers, row: int) -> str:
         said += f" with {answers.chances[row]:.2f}"
     others = [label for label in answers.possible[row] if label != answers.labels[row]]
     if others:
-        said += f", possible too {', '.join(map(repr, others[:SPELT]))}"
-        said += f" and {len(others) - SPELT} more" if len(others) > SPELT else ""
+        said += f", possible too {', '.join(map(repr, others[:_SPELT]))}"
+        said += f" and {len(others) - _SPELT} more" if len(others) > _SPELT else ""
     if answers.disagreement[row] > 0:
         said += f", encoders differ by {answers.disagreement[row]:.2f}"
     return f"{said}, closeness {closeness:.3f}{share}"

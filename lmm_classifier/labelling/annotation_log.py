@@ -30,14 +30,14 @@ from lmm_classifier.types import UNKNOWN
 
 DECISIONS = "decisions"
 SUFFIX = ".jsonl"
-LONGEST_NAME = 200  # bytes of a log's name without its suffix; a file system takes 255, our lock's has more
-LONGEST_LABEL = 200  # bytes of UTF-8; a label becomes the name of a folder
-CUT_OFF = b"\x18\n"
+_LONGEST_NAME = 200  # bytes of a log's name without its suffix; a file system takes 255, our lock's has more
+_LONGEST_LABEL = 200  # bytes of UTF-8; a label becomes the name of a folder
+_CUT_OFF = b"\x18\n"
 """Ends a line that a crash cut off. ASCII's CANCEL says that what stands before it is to be ignored."""
-PATIENCE_S = 10.0  # for another process of the same reviewer, which needs milliseconds
-REMEDY = "put the line back as it was, or move the file elsewhere"
+_PATIENCE_S = 10.0  # for another process of the same reviewer, which needs milliseconds
+_REMEDY = "put the line back as it was, or move the file elsewhere"
 
-Action = Literal["accept", "relabel", "new", "reject", "skip", "undo"]
+_Action = Literal["accept", "relabel", "new", "reject", "skip", "undo"]
 LABELLING = frozenset({"accept", "relabel", "new"})
 Number = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Photo = tuple[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
@@ -63,7 +63,7 @@ class Annotation:
     id: Number
     time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$")]
     reviewer: Annotated[str, Field(min_length=1)]
-    action: Action
+    action: _Action
     photos: tuple[Photo, ...]
     label: Annotated[str, Field(min_length=1)] | None
     group: str | None
@@ -90,7 +90,7 @@ class Annotation:
 _DECISION = TypeAdapter(Annotation)
 
 
-def checked_reviewer(name: str) -> str:
+def _checked_reviewer(name: str) -> str:
     """A reviewer's name as it is kept.
 
     Raises:
@@ -99,7 +99,7 @@ def checked_reviewer(name: str) -> str:
     kept = unicodedata.normalize("NFC", plain_line(name))
     if not kept:
         raise ConfigError("a reviewer needs a name: give --reviewer")
-    if len(_file_name(kept)) > LONGEST_NAME:
+    if len(_file_name(kept)) > _LONGEST_NAME:
         raise ConfigError("the reviewer's name is too long: give a shorter --reviewer")
     return kept
 
@@ -111,8 +111,8 @@ def checked_label(text: str) -> str:
         ConfigError: it is empty, too long, reserved, or can be no folder's name.
     """
     label = unicodedata.normalize("NFC", plain_line(text))
-    if not label or len(label.encode()) > LONGEST_LABEL:
-        raise ConfigError(f"a label has 1 to {LONGEST_LABEL} characters, fewer of some scripts")
+    if not label or len(label.encode()) > _LONGEST_LABEL:
+        raise ConfigError(f"a label has 1 to {_LONGEST_LABEL} characters, fewer of some scripts")
     if label.casefold() == UNKNOWN:
         raise ConfigError(f"`{UNKNOWN}` is no label: it is said of photos that none fits")
     if label.startswith(".") or set(label) & set("/\\"):
@@ -126,7 +126,7 @@ def log_of(folder: Path, reviewer: str) -> AnnotationLog:
     Raises:
         ConfigError: this cannot be a reviewer's name.
     """
-    return AnnotationLog(folder / DECISIONS / (_file_name(checked_reviewer(reviewer)) + SUFFIX))
+    return AnnotationLog(folder / DECISIONS / (_file_name(_checked_reviewer(reviewer)) + SUFFIX))
 
 
 def _file_name(reviewer: str) -> str:
@@ -183,7 +183,7 @@ class AnnotationLog:
             with self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 if size < self._bytes:
-                    raise RunError(f"{self.path} has lost its end since it was read; {REMEDY}")
+                    raise RunError(f"{self.path} has lost its end since it was read; {_REMEDY}")
                 file.seek(self._bytes)
                 *lines, rest = file.read().split(b"\n")
         except FileNotFoundError as error:
@@ -199,7 +199,7 @@ class AnnotationLog:
 
     def say(
         self,
-        action: Action,
+        action: _Action,
         photos: Sequence[Photo],
         label: str | None = None,
         group: str | None = None,
@@ -248,7 +248,7 @@ class AnnotationLog:
     def _made(
         self,
         number: str | None,
-        action: Action,
+        action: _Action,
         photos: tuple[Photo, ...],
         label: str | None,
         group: str | None,
@@ -265,7 +265,7 @@ class AnnotationLog:
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), poll_interval=0.005)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=PATIENCE_S)
+            lock.acquire(timeout=_PATIENCE_S)
         except Timeout as error:
             raise RunError(f"{self.path} is in use by another process of {self.reviewer!r}") from error
         except OSError as error:
@@ -278,7 +278,7 @@ class AnnotationLog:
 
     def _append(self, decision: Annotation) -> Annotation:
         line = json.dumps(asdict(decision)).encode() + b"\n"
-        line = CUT_OFF + line if self._torn else line
+        line = _CUT_OFF + line if self._torn else line
         is_new = not self._bytes
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -296,7 +296,7 @@ class AnnotationLog:
 
     def _take(self, line: bytes) -> None:
         number = self._lines + 1
-        if line.endswith(CUT_OFF[:-1]):
+        if line.endswith(_CUT_OFF[:-1]):
             self._marked.append(number)
             return
         try:
@@ -329,4 +329,4 @@ class AnnotationLog:
                 del self._of_photo[photo]
 
     def _damaged(self, number: int, what: str) -> RunError:
-        return RunError(f"{self.path}:{number} {what}; {REMEDY}")
+        return RunError(f"{self.path}:{number} {what}; {_REMEDY}")

@@ -20,8 +20,8 @@ from lmm_classifier.storage.checksummed_json import digest_of, dump_checksummed,
 from lmm_classifier.types import UNKNOWN
 
 PROPOSALS = "proposals.json"
-SCHEMA_VERSION = 1
-DIGITS = 12  # hex digits of a group's name
+_SCHEMA_VERSION = 1
+_DIGITS = 12  # hex digits of a group's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def write_groups(run: LabellingRun, groups: Sequence[Group]) -> Path:
         IndexFolderError: it cannot be written.
     """
     path = run.folder / PROPOSALS
-    body = {"schema_version": SCHEMA_VERSION, "photos": _photos(run), "groups": [asdict(g) for g in groups]}
+    body = {"schema_version": _SCHEMA_VERSION, "photos": _photos(run), "groups": [asdict(g) for g in groups]}
     replace_file(path, dump_checksummed(body))
     return path
 
@@ -109,7 +109,7 @@ def read_groups(run: LabellingRun) -> tuple[Group, ...] | None:
     """
     try:
         body = load_checksummed(
-            run.folder / PROPOSALS, SCHEMA_VERSION, "propose again: `lmm-classifier label propose`"
+            run.folder / PROPOSALS, _SCHEMA_VERSION, "propose again: `lmm-classifier label propose`"
         )
     except FileNotFoundError:
         return None
@@ -129,7 +129,7 @@ def _photos(run: LabellingRun) -> str:
 
 
 def _name(digests: Sequence[str]) -> str:
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:_DIGITS]
 
 
 def _captions(run: LabellingRun, group: Group, source: CaptionSource) -> tuple[str, ...]:

@@ -27,11 +27,11 @@ SMALLEST = 5
 """Photos of a group, at least: of four that are shown to a reviewer, one more is won."""
 MOST_COMPARED = 4000
 """Photos that are merged, every pair of them compared: 64 MB of distances. Others join the nearest group."""
-CUTS = 64
+_CUTS = 64
 """Heights at which the tree is cut, evenly spaced."""
-REPRESENTATIVES = 4
+_REPRESENTATIVES = 4
 """Photos that stand for a group. Of 3, 4 and 6, 3 and 4 need the fewest looks on flowers12."""
-NEAREST = 3
+_NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +116,7 @@ def _grouped(seen: FloatArray, known: FloatArray, smallest: int) -> tuple[IntArr
     tree = linkage(seen.astype(np.float64), "average", "cosine")
     tree[:, 2] = np.maximum.accumulate(tree[:, 2].clip(0))  # equal photos: rounding goes below 0
     best, found, cut = -np.inf, np.full(len(seen), -1, np.int64), 0.0
-    for height in np.linspace(tree[0, 2], tree[-1, 2], CUTS).tolist():
+    for height in np.linspace(tree[0, 2], tree[-1, 2], _CUTS).tolist():
         codes = _sizeable(fcluster(tree, height, "distance"), smallest)
         if codes.max() < 0:
             continue
@@ -187,11 +187,11 @@ def _proposal(
     near = seen[members] @ seen[members].mean(axis=0)
     members = members[np.argsort(-near, kind="stable")]
     shown = np.unique(
-        np.linspace(0, len(members) - 1, min(REPRESENTATIVES, len(members))).round().astype(int)
+        np.linspace(0, len(members) - 1, min(_REPRESENTATIVES, len(members))).round().astype(int)
     )
     similarity = reference.prototypes @ _unit(vectors[members].mean(axis=0))
     there = np.flatnonzero(reference.counts > 0)
-    best = there[np.argsort(-similarity[there], kind="stable")][:NEAREST]
+    best = there[np.argsort(-similarity[there], kind="stable")][:_NEAREST]
     return Proposal(
         members,
         members[shown],

@@ -20,9 +20,9 @@ from lmm_classifier.labelling.run_schema import as_text
 from lmm_classifier.storage.atomic_files import explained, replace_file, replace_large_file
 
 Way = Literal["copy", "link"]
-METADATA = "metadata.jsonl"
-LONGEST_NAME = 255  # bytes of a folder's name
-DIGITS = 12  # hex digits of a photo's digest that tell it from another of the same name
+_METADATA = "metadata.jsonl"
+_LONGEST_NAME = 255  # bytes of a folder's name
+_DIGITS = 12  # hex digits of a photo's digest that tell it from another of the same name
 
 
 def write_tree(accepted: AgreedLabels, root: Path, way: Way) -> int:
@@ -84,21 +84,21 @@ def write_imagefolder(accepted: AgreedLabels, folder: Path, way: Way) -> int:
         ConfigError: the file gives one of the photos another label, or is none; or as `write_tree`.
         IndexFolderError: as `write_tree`.
     """
-    lines, added = _metadata(folder / METADATA), 0
+    lines, added = _metadata(folder / _METADATA), 0
     said = {str(line.get("sha256")): line.get("label") for line in lines.values()}
     for item, sha256 in zip(accepted.items, accepted.sha256, strict=True):
         before, now = said.get(sha256), as_text(item.label)
         if before is not None and before != now:
             raise ConfigError(
-                f"{folder / METADATA} calls {item.path} {before!r}, the review {now!r}: mend one of them"
+                f"{folder / _METADATA} calls {item.path} {before!r}, the review {now!r}: mend one of them"
             )
     for item, sha256 in zip(accepted.items, accepted.sha256, strict=True):
-        place, new = _place(item, sha256, folder / "photos", way, named=f"{sha256[:DIGITS]}")
+        place, new = _place(item, sha256, folder / "photos", way, named=f"{sha256[:_DIGITS]}")
         name = f"photos/{place.name}"
         lines[name] = {"file_name": name, "label": as_text(item.label), "sha256": sha256}
         added += new
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
-    replace_file(folder / METADATA, text.encode())
+    replace_file(folder / _METADATA, text.encode())
     return added
 
 
@@ -122,7 +122,7 @@ def _place(
     source = Path(item.path)
     place = folder / (source.name if named is None else named + source.suffix)
     if place.exists() and not _same(place, source):
-        place = folder / f"{source.stem}-{sha256[:DIGITS]}{source.suffix}"
+        place = folder / f"{source.stem}-{sha256[:_DIGITS]}{source.suffix}"
     if place.exists():
         return place, False
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def _same(place: Path, source: Path) -> bool:
 
 
 def _check_folder(label: str) -> None:
-    too_long = len(os.fsencode(label)) > LONGEST_NAME
+    too_long = len(os.fsencode(label)) > _LONGEST_NAME
     if too_long or label.startswith(".") or set(label) & {"/", "\0"} or not label.strip():
         raise ConfigError(f"label {label!r} can be no folder: relabel its photos, or export a table")
 

@@ -35,7 +35,7 @@ from lmm_classifier.index.vectors import Vectors
 from lmm_classifier.labelling.acquisition import Answers, disagreement
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, IntArray, Scores
 
-DEFAULT_TARGET = CalibrationTarget()
+_DEFAULT_TARGET = CalibrationTarget()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +97,7 @@ class IncrementalClassifier:
         labels: Sequence[str],
         *,
         depth: int = 20,
-        target: CalibrationTarget = DEFAULT_TARGET,
+        target: CalibrationTarget = _DEFAULT_TARGET,
         seed: int = 0,
     ) -> IncrementalClassifier:
         """An index of these photos, calibrated on itself.
@@ -151,7 +151,7 @@ class IncrementalClassifier:
         )
 
     def recalibrated(
-        self, target: CalibrationTarget = DEFAULT_TARGET, seed: int = 0
+        self, target: CalibrationTarget = _DEFAULT_TARGET, seed: int = 0
     ) -> IncrementalClassifier:
         """The same photos, with head, novelty score and gates fitted anew.
 

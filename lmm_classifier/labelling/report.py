@@ -18,11 +18,11 @@ from lmm_classifier.reports.plots import Plot
 from lmm_classifier.types import UNKNOWN, Float64Array, IntArray, required
 
 REPORT = "report.html"
-PER_LABEL, OF_UNKNOWNS = 8, 48  # photos of a gallery
-GALLERIES = 40  # labels with one, those of the most photos: a page of more loads slowly
-LEAST = 20  # photos of fewer have no distribution to draw
-GROUPS = {"known": "known", "uncertain": "all", "unknown": "near"}  # status -> colour of a plot
-SHOWN_FAILURES = 50
+_PER_LABEL, _OF_UNKNOWNS = 8, 48  # photos of a gallery
+_GALLERIES = 40  # labels with one, those of the most photos: a page of more loads slowly
+_LEAST = 20  # photos of fewer have no distribution to draw
+_GROUPS = {"known": "known", "uncertain": "all", "unknown": "near"}  # status -> colour of a plot
+_SHOWN_FAILURES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,12 @@ def _plots(run: LabellingRun) -> Iterator[Plot]:
     ):  # fmt: skip
         values = columns[name].to_numpy().astype(np.float64)
         groups: dict[str, Float64Array] = {
-            group: values[status == kind] for kind, group in GROUPS.items() if np.sum(status == kind) >= LEAST
+            group: values[status == kind]
+            for kind, group in _GROUPS.items()
+            if np.sum(status == kind) >= _LEAST
         }
         if groups:
-            names = {GROUPS[kind]: f"{kind} ({int(np.sum(status == kind))})" for kind in GROUPS}
+            names = {_GROUPS[kind]: f"{kind} ({int(np.sum(status == kind))})" for kind in _GROUPS}
             yield plots.histogram(meaning, groups, names, heading=heading, x=x)
 
 
@@ -136,17 +138,17 @@ def _chosen(run: LabellingRun, labels: Sequence[str]) -> Iterator[tuple[str, str
         "Unknown",
         "Photos that no label fits, the least known first.",
         len(unknown),
-        unknown[:OF_UNKNOWNS],
+        unknown[:_OF_UNKNOWNS],
     )
     doubtful = rising(np.flatnonzero(status == "uncertain"), score)
-    yield ("Uncertain", "Best guesses, the least sure first.", len(doubtful), doubtful[: 2 * PER_LABEL])
-    for name in labels[:GALLERIES]:
+    yield ("Uncertain", "Best guesses, the least sure first.", len(doubtful), doubtful[: 2 * _PER_LABEL])
+    for name in labels[:_GALLERIES]:
         members = rising(np.flatnonzero(label == name), score)
-        spread = np.linspace(0, len(members) - 1, min(PER_LABEL, len(members))).round().astype(int)
+        spread = np.linspace(0, len(members) - 1, min(_PER_LABEL, len(members))).round().astype(int)
         yield name, "From the least sure answer to the surest.", len(members), members[spread]
 
 
 def _failures(run: LabellingRun) -> Iterator[Row]:
     errors = run.columns("error_code")["error_code"]
-    for number in np.flatnonzero(pc.is_valid(errors).to_numpy())[:SHOWN_FAILURES]:
+    for number in np.flatnonzero(pc.is_valid(errors).to_numpy())[:_SHOWN_FAILURES]:
         yield run.row(int(number))

@@ -9,7 +9,7 @@ from typing import Literal
 from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.types import UNKNOWN
 
-RANKS = {"uncertain": 2.0, "unknown": 1.0, "known": 0.0}
+_RANKS = {"uncertain": 2.0, "unknown": 1.0, "known": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,6 @@ def by_certainty(run: LabellingRun, _: Mapping[int, str | None]) -> tuple[Review
         certainty = columns["certainty"][row]
         sure = columns["score"][row] if certainty is None else certainty
         suggestion = None if label == UNKNOWN else label
-        priority = RANKS[columns["status"][row]] - sure
+        priority = _RANKS[columns["status"][row]] - sure
         found.append(ReviewItem("photo", (row,), (row,), suggestion, priority, columns["reason"][row]))
     return tuple(sorted(found, key=lambda item: -item.priority))

@@ -34,10 +34,10 @@ from lmm_classifier.storage.exclusive_folder import exclusive_folder
 from lmm_classifier.storage.progress import OnProgress, Progress, ignore_progress
 from lmm_classifier.types import UNKNOWN, EncoderContract, FloatArray, Sample, required
 
-SHARD_ROWS = 1024
+_SHARD_ROWS = 1024
 PACKED_ROWS = 256  # held as objects: the thousands of a whole shard keep Python's collector busy
-OF_A_FINISHED_RUN = (RESULTS, CSV, JSONL, REPORT)
-SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
+_OF_A_FINISHED_RUN = (RESULTS, CSV, JSONL, REPORT)
+_SHARD_SECONDS = 30.0  # what a kill costs at most, and a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Labelled:
 
     @property
     def counts(self) -> Mapping[str, Any]:
-        """How many photos there are of each kind, as `counts_of` has them."""
+        """How many photos there are of each kind, as `_counts_of` has them."""
         return required(self.run.manifest.counts)
 
 
@@ -68,7 +68,7 @@ def label_photos(
     output: Path,
     *,
     restart: bool = False,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int = _SHARD_ROWS,
     on_progress: OnProgress = ignore_progress,
 ) -> Labelled:
     """Classify all photos of a folder or table; go on where an attempt that was interrupted had come to.
@@ -78,7 +78,7 @@ def label_photos(
         classifier: what decides; its index must be a folder.
         output: folder of the run, made if missing.
         restart: begin anew, whatever is there.
-        shard_rows: photos after which what is done is put on the disk; after SHARD_SECONDS at the latest.
+        shard_rows: photos after which what is done is put on the disk; after _SHARD_SECONDS at the latest.
         on_progress: called after each photo.
 
     Raises:
@@ -103,7 +103,7 @@ def label_photos(
         run = LabellingRun(output)
         if manifest.counts is None:
             seconds = round(time.monotonic() - started, 3)
-            write_manifest(output, replace(manifest, counts=counts_of(run), seconds=seconds))
+            write_manifest(output, replace(manifest, counts=_counts_of(run), seconds=seconds))
             run = LabellingRun(output)
     return Labelled(run, before, photos.left_out, done - before)
 
@@ -123,12 +123,12 @@ def _begun(
     if manifest.counts is not None and manifest.counts["photos"] != before:
         manifest = replace(manifest, counts=None, seconds=None)
         write_manifest(output, manifest)
-        for name in OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
+        for name in _OF_A_FINISHED_RUN:  # they would tell of photos that are not in it, or lack some
             (output / name).unlink(missing_ok=True)
     return manifest, done, before
 
 
-def counts_of(run: LabellingRun) -> dict[str, Any]:
+def _counts_of(run: LabellingRun) -> dict[str, Any]:
     """How many photos there are: in all, and of each status, label, deciding stage and kind of error."""
     columns = run.columns("status", "label", "stage", "error_code", "degraded", "used_reranker")
 
@@ -172,7 +172,7 @@ class _Shard:
             found.append(vector)
 
     def due(self, shard_rows: int) -> bool:
-        return len(self) >= shard_rows or time.monotonic() - self.begun > SHARD_SECONDS
+        return len(self) >= shard_rows or time.monotonic() - self.begun > _SHARD_SECONDS
 
     def write(self, output: Path, encoders: tuple[EncoderContract, ...]) -> None:
         vectors = [

@@ -30,13 +30,13 @@ from lmm_classifier.types import EncoderContract
 from lmm_classifier.yaml_settings import explain
 
 RUN = "run.json"
-SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 1
 REMEDY = "label the photos again, with --restart"
-DECIDING = ("lmm-classifier", "faiss-cpu", "numpy", "onnxruntime", "pillow", "torch", "transformers")
+_DECIDING = ("lmm-classifier", "faiss-cpu", "numpy", "onnxruntime", "pillow", "torch", "transformers")
 """Packages whose version may move an answer."""
-NOT_DECIDING = frozenset({"service", "cache_dir"})
+_NOT_DECIDING = frozenset({"service", "cache_dir"})
 """Settings that move none; of the first there is no need."""
-MADE_OF = ("source", "index", "index_digest", "calibration", "encoders", "settings", "versions")
+_MADE_OF = ("source", "index", "index_digest", "calibration", "encoders", "settings", "versions")
 """What must not differ between two attempts at a run."""
 
 
@@ -90,7 +90,7 @@ def read_run_manifest(folder: Path) -> RunManifest:
         return _FACTS.validate_python(
             {
                 k: v
-                for k, v in load_checksummed(folder / RUN, SCHEMA_VERSION, REMEDY).items()
+                for k, v in load_checksummed(folder / RUN, _SCHEMA_VERSION, REMEDY).items()
                 if k != "schema_version"
             }
         )
@@ -110,7 +110,7 @@ def write_manifest(folder: Path, manifest: RunManifest) -> None:
     Raises:
         IndexFolderError: it cannot be written.
     """
-    replace_file(folder / RUN, dump_checksummed({"schema_version": SCHEMA_VERSION, **asdict(manifest)}))
+    replace_file(folder / RUN, dump_checksummed({"schema_version": _SCHEMA_VERSION, **asdict(manifest)}))
 
 
 def manifest_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunManifest:
@@ -136,7 +136,7 @@ def manifest_of(source: Path, photos: Photos, classifier: HybridClassifier) -> R
         calibration=_calibration(classifier),
         encoders=tuple(encoder for encoder in encoders_of(index) if encoder.fingerprint in seen),
         settings={key: value for key, value in settings.items() if key != "service"},
-        versions={name: version(name) for name in DECIDING},
+        versions={name: version(name) for name in _DECIDING},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -162,7 +162,7 @@ def continued(folder: Path, manifest: RunManifest) -> RunManifest:
         RunError: it is not, or is damaged.
     """
     there = read_run_manifest(folder)
-    differing = [name for name in MADE_OF if _deciding(there, name) != _deciding(manifest, name)]
+    differing = [name for name in _MADE_OF if _deciding(there, name) != _deciding(manifest, name)]
     if differing:
         names = dict.fromkeys(name.removesuffix("_digest") for name in differing)
         raise RunError(
@@ -175,7 +175,7 @@ def continued(folder: Path, manifest: RunManifest) -> RunManifest:
 def _deciding(manifest: RunManifest, name: str) -> Any:
     value = getattr(manifest, name)
     if name == "settings":
-        return {key: option for key, option in value.items() if key not in NOT_DECIDING}
+        return {key: option for key, option in value.items() if key not in _NOT_DECIDING}
     return value
 
 

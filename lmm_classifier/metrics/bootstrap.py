@@ -12,7 +12,7 @@ from lmm_classifier.metrics.weighted import Counts, Floats
 
 RESAMPLES = 1000  # Efron and Tibshirani 1993: enough for the ends of a 95 % interval
 LEVEL = 0.95
-CELLS = 1_000_000  # of one block of resamples: 8 MB per array
+_CELLS = 1_000_000  # of one block of resamples: 8 MB per array
 Statistic = Callable[[Counts], Floats]
 
 
@@ -75,7 +75,7 @@ def _resampled(
     members: dict[Hashable, list[int]] = {}
     for row, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(row)
-    block = max(1, CELLS // n)
+    block = max(1, _CELLS // n)
     for start in range(0, resamples, block):
         b = min(block, resamples - start)
         counts = np.zeros((b, n))

@@ -29,7 +29,7 @@ from lmm_classifier.metrics.weighted import (
 )
 from lmm_classifier.types import BoolArray
 
-BINS = 15  # Guo et al. 2017, "On calibration of modern neural networks"
+_BINS = 15  # Guo et al. 2017, "On calibration of modern neural networks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def selective_accuracy(
 
 
 def expected_calibration_error(
-    confidence: Numbers, right: Flags, counts: Counts | None = None, *, bins: int = BINS
+    confidence: Numbers, right: Flags, counts: Counts | None = None, *, bins: int = _BINS
 ) -> Floats:
     """ECE: mean gap between confidence and accuracy over bins of equal width, weighted by their answers.
 
@@ -124,7 +124,7 @@ def expected_calibration_error(
 
 
 def adaptive_calibration_error(
-    confidence: Numbers, right: Flags, counts: Counts | None = None, *, bins: int = BINS
+    confidence: Numbers, right: Flags, counts: Counts | None = None, *, bins: int = _BINS
 ) -> Floats:
     """As `expected_calibration_error`, over bins that hold equally many answers.
 
@@ -152,7 +152,7 @@ def brier(confidence: Numbers, right: Flags, counts: Counts | None = None) -> Fl
     return summed(counts * (column - hit) ** 2) / summed(counts)
 
 
-def reliability_bins(confidence: Numbers, right: Flags, *, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
+def reliability_bins(confidence: Numbers, right: Flags, *, bins: int = _BINS) -> tuple[ReliabilityBin, ...]:
     """What `expected_calibration_error` compares, bin by bin; arguments and errors as there."""
     edges = _edges(bins)
     column, hit, counts = _checked(probabilities("confidence", confidence), right, None)

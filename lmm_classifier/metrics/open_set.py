@@ -24,7 +24,7 @@ from lmm_classifier.metrics.weighted import (
 )
 from lmm_classifier.types import BoolArray
 
-KEPT = 0.95  # of the knowns: what FPR@95 is named after
+_KEPT = 0.95  # of the knowns: what FPR@95 is named after
 
 
 def auroc(scores: Numbers, known: Flags, counts: Counts | None = None) -> Floats:
@@ -63,7 +63,9 @@ def aupr_unknown(scores: Numbers, known: Flags, counts: Counts | None = None) ->
     return _average_precision(-column, counts * ~positive, counts * positive)
 
 
-def fpr_at_kept(scores: Numbers, known: Flags, counts: Counts | None = None, *, kept: float = KEPT) -> Floats:
+def fpr_at_kept(
+    scores: Numbers, known: Flags, counts: Counts | None = None, *, kept: float = _KEPT
+) -> Floats:
     """Share of the unknowns that are accepted at the highest threshold that accepts `kept` of the knowns.
 
     FPR@95 of Hendrycks and Gimpel 2017 for kept = .95: at least that share, never interpolated. Constant

@@ -18,7 +18,7 @@ from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_model
 from lmm_classifier.models.spec import ModelSpec
 
-DEFAULT_WEIGHTS = default_weights("blip")
+_DEFAULT_WEIGHTS = default_weights("blip")
 
 
 class BlipCaptioner:
@@ -27,7 +27,7 @@ class BlipCaptioner:
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec)
         refuse_float16(spec)
-        self._weights = spec.weights or DEFAULT_WEIGHTS
+        self._weights = spec.weights or _DEFAULT_WEIGHTS
         config = pretrained(AutoConfig.from_pretrained, spec, self._weights)
         if config.model_type != "blip":
             raise ModelError(

@@ -18,12 +18,12 @@ from lmm_classifier.models.segmentation.point_prompts import Cue
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, Box, EncoderContract, FloatArray
 
-GRID = 4
-MID_GREY = 128
-HUES = ("red, crimson", "green", "blue")
-SIMILAR = 32
-FAILS = "fails"
-GREY = "gray"
+_GRID = 4
+_MID_GREY = 128
+_HUES = ("red, crimson", "green", "blue")
+_SIMILAR = 32
+_FAILS = "fails"
+_GREY = "gray"
 
 
 class FakeEncoder:
@@ -41,7 +41,7 @@ class FakeEncoder:
     @property
     def contract(self) -> EncoderContract:
         return EncoderContract(
-            "fake", self._weights, "", "", f"{GRID}x{GRID} box", 3 * GRID * GRID, "float32"
+            "fake", self._weights, "", "", f"{_GRID}x{_GRID} box", 3 * _GRID * _GRID, "float32"
         )
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
@@ -49,14 +49,16 @@ class FakeEncoder:
         return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True), np.float32)
 
     def encode_raw(self, images: Sequence[Image.Image]) -> FloatArray:
-        grids = [np.asarray(image.resize((GRID, GRID), Image.Resampling.BOX), np.float32) for image in images]
+        grids = [
+            np.asarray(image.resize((_GRID, _GRID), Image.Resampling.BOX), np.float32) for image in images
+        ]
         # black has a direction too
-        return np.asarray(np.asarray(grids, np.float32).reshape(len(images), 3 * GRID * GRID) + 1)
+        return np.asarray(np.asarray(grids, np.float32).reshape(len(images), 3 * _GRID * _GRID) + 1)
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         named = [[w for w in re.findall("[a-z]+", t.lower()) if w in ImageColor.colormap] for t in texts]
-        colours = [words[-1] if words else GREY for words in named]
-        return self.encode([Image.new("RGB", (GRID, GRID), colour) for colour in colours])
+        colours = [words[-1] if words else _GREY for words in named]
+        return self.encode([Image.new("RGB", (_GRID, _GRID), colour) for colour in colours])
 
 
 class FakeSegmenter:
@@ -80,7 +82,7 @@ class FakeSession:
         x, y = cue.points[0] if len(cue.points) else ((x0 + x1) / 2, (y0 + y1) / 2)
         logits = np.full_like(self._brightness, -1)
         part = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
-        logits[part] = SIMILAR - np.abs(self._brightness[part] - self._brightness[int(y), int(x)])
+        logits[part] = _SIMILAR - np.abs(self._brightness[part] - self._brightness[int(y), int(x)])
         return Candidates(logits[None], np.ones(1, np.float32))
 
     def mask(self, logits: FloatArray) -> BoolArray:
@@ -99,7 +101,7 @@ class FakePanoptic:
         min_score: float,  # noqa: ARG002
         fuse_stuff: bool,  # noqa: ARG002
     ) -> list[list[PanopticSegment]]:
-        bright = [np.asarray(image.convert("L")) > MID_GREY for image in images]
+        bright = [np.asarray(image.convert("L")) > _MID_GREY for image in images]
         parts = [((mask, "bright", True), (~mask, "dark", False)) for mask in bright]
         return [
             [PanopticSegment(m, label, 1.0, thing) for m, label, thing in part if m.any()] for part in parts
@@ -116,10 +118,10 @@ class FakeDetector:
         self._label = spec.weights or "person"
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
-        if self._label == FAILS:
+        if self._label == _FAILS:
             raise ModelError("the fake detector was told to fail")
         boxes = [
-            image.convert("L").point(lambda value: 255 * (value > MID_GREY)).getbbox() for image in images
+            image.convert("L").point(lambda value: 255 * (value > _MID_GREY)).getbbox() for image in images
         ]
         return [self._found(box) for box in boxes]
 
@@ -140,7 +142,7 @@ class FakeChooser:
         self._preferred = spec.weights
 
     def log_likelihoods(self, questions: Sequence[Question], batch_size: int) -> list[FloatArray]:  # noqa: ARG002
-        if self._preferred == FAILS:
+        if self._preferred == _FAILS:
             raise ModelError("the fake chooser was told to fail")
         return [self._rate(question.options) for question in questions]
 
@@ -152,11 +154,11 @@ class FakeChooser:
 class FakeClassifier:
     """Tells red from green from blue by their share of the light; `weights: fails` raises."""
 
-    names: ClassVar[tuple[str, ...]] = HUES
+    names: ClassVar[tuple[str, ...]] = _HUES
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec)
-        self._fails = spec.weights == FAILS
+        self._fails = spec.weights == _FAILS
 
     def probabilities(self, images: Sequence[Image.Image]) -> FloatArray:
         if self._fails:
@@ -164,7 +166,7 @@ class FakeClassifier:
         means = [
             np.asarray(image, np.float64).mean(axis=(0, 1)) + 1 for image in images
         ]  # black is a third each
-        rows = np.asarray(means).reshape(len(images), len(HUES))
+        rows = np.asarray(means).reshape(len(images), len(_HUES))
         return np.asarray(rows / rows.sum(axis=1, keepdims=True), np.float32)
 
 
@@ -173,7 +175,7 @@ class FakeCaptioner:
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec)
-        self._fails = spec.weights == FAILS
+        self._fails = spec.weights == _FAILS
 
     def captions(self, images: Sequence[Image.Image], prompt: str | None, max_length: int) -> list[str]:
         if self._fails:

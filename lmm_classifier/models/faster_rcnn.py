@@ -33,9 +33,9 @@ from lmm_classifier.models.runtime.resizing import widened
 from lmm_classifier.models.spec import ModelSpec
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-FILES = ("config.json", "model.safetensors")
-SETTINGS = frozenset({"categories", "min_size", "max_size", "norm_eps"})
-MAX_ASPECT_RATIO = 64
+_FILES = ("config.json", "model.safetensors")
+_SETTINGS = frozenset({"categories", "min_size", "max_size", "norm_eps"})
+_MAX_ASPECT_RATIO = 64
 """Of 1333 px, 20 are left across; the model's resizing would round the shorter side of a sliver to 0."""
 
 
@@ -92,18 +92,18 @@ class FasterRcnnDetector:
 
     def _local(self, spec: ModelSpec) -> tuple[dict[str, Any], Any]:
         folder = local_path(spec.weights)
-        if not is_local(spec.weights) or not all((folder / name).is_file() for name in FILES):
-            raise ModelError(f"model {spec.weights!r} must be a local folder with {' and '.join(FILES)}")
+        if not is_local(spec.weights) or not all((folder / name).is_file() for name in _FILES):
+            raise ModelError(f"model {spec.weights!r} must be a local folder with {' and '.join(_FILES)}")
         with opening(spec, self._weights):
-            settings = _settings(folder / FILES[0])
-            return settings, load_file(folder / FILES[1])
+            settings = _settings(folder / _FILES[0])
+            return settings, load_file(folder / _FILES[1])
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         # One by one: torchvision pads the images of a batch to one size, which moves their boxes.
         return [self._found(image) for image in images]
 
     def _found(self, image: Image.Image) -> Detections:
-        shown = widened(image, MAX_ASPECT_RATIO)
+        shown = widened(image, _MAX_ASPECT_RATIO)
         with running(self._weights, "1 image"):
             [found] = self._model([to_tensor(shown).to(next(self._model.parameters()).device)])
         stretched = np.asarray([shown.width / image.width, shown.height / image.height] * 2, np.float32)
@@ -120,8 +120,8 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{path} must hold `categories`: a list of names, the first for the background")
     numbers = {key: value for key, value in body.items() if key != "categories"}
-    if unknown := numbers.keys() - SETTINGS:
-        raise ModelError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(sorted(SETTINGS))}")
+    if unknown := numbers.keys() - _SETTINGS:
+        raise ModelError(f"{path}: unknown key {min(unknown)!r}; known are {', '.join(sorted(_SETTINGS))}")
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < (key != "norm_eps"):
             raise ModelError(f"{path}: {key!r} must be a positive number, got {value!r}")

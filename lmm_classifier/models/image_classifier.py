@@ -19,8 +19,8 @@ from lmm_classifier.models.runtime.resizing import without_sliver
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = default_weights("image-classifier")
-SQUASHES_FROM = 384
+_DEFAULT_WEIGHTS = default_weights("image-classifier")
+_SQUASHES_FROM = 384
 """Px from which processors with `crop_pct`, ConvNeXt's among them, no longer crop."""
 
 
@@ -33,7 +33,7 @@ class ImageClassifier:
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec)
-        self._weights = spec.weights or DEFAULT_WEIGHTS
+        self._weights = spec.weights or _DEFAULT_WEIGHTS
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
         self._crops = _crops_the_centre(self._processor.to_dict())
         self._model = pretrained_model(AutoModelForImageClassification.from_pretrained, spec, self._weights)
@@ -70,4 +70,4 @@ def _crops_the_centre(processing: dict[str, Any]) -> bool:
     if processing.get("do_center_crop"):
         return True
     side = (processing.get("size") or {}).get("shortest_edge")
-    return bool(processing.get("crop_pct") and side and side < SQUASHES_FROM)
+    return bool(processing.get("crop_pct") and side and side < _SQUASHES_FROM)

@@ -21,8 +21,8 @@ from lmm_classifier.models.runtime.resizing import MAX_PIXELS, shrunk, widened
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.models.vlm.pixel_budget import MODEL_TYPES, PixelBudget
 
-DEFAULT_PROMPT = "Describe this photo in one sentence. Name only what is visible in it."
-MAX_ASPECT_RATIO = 200  # of Qwen's image processors, the strictest known
+_DEFAULT_PROMPT = "Describe this photo in one sentence. Name only what is visible in it."
+_MAX_ASPECT_RATIO = 200  # of Qwen's image processors, the strictest known
 
 
 class ChatCaptioner:
@@ -42,7 +42,7 @@ class ChatCaptioner:
                 f"are for {', '.join(MODEL_TYPES)}; leave them out"
             )
         self._processor = pretrained(AutoProcessor.from_pretrained, spec, self._weights)
-        self._chat(DEFAULT_PROMPT)  # a model without a template is refused now
+        self._chat(_DEFAULT_PROMPT)  # a model without a template is refused now
         self._processor.tokenizer.padding_side = "left"  # what follows a prompt must not follow padding
         self._budget = (
             PixelBudget.of(spec, spec.weights, self._processor.image_processor) if of_qwen else None
@@ -55,7 +55,7 @@ class ChatCaptioner:
         self._lock = threading.Lock()  # a fast tokenizer keeps state
 
     def captions(self, images: Sequence[Image.Image], prompt: str | None, max_length: int) -> list[str]:
-        asked = DEFAULT_PROMPT if prompt is None else prompt
+        asked = _DEFAULT_PROMPT if prompt is None else prompt
         with self._lock:
             parts = self._images.parts(images, lambda part: self._captions(part, asked, max_length))
         return [text for part in parts for text in part]
@@ -81,7 +81,7 @@ class ChatCaptioner:
         """A photo as Qwen's rule has it, or of a size that other processors take, which resize it further."""
         if self._budget:
             return self._budget.fitted(image)
-        return widened(shrunk(image, MAX_PIXELS), MAX_ASPECT_RATIO)
+        return widened(shrunk(image, MAX_PIXELS), _MAX_ASPECT_RATIO)
 
     def _chat(self, prompt: str) -> str:
         """Image and prompt as the model's own chat template puts them."""

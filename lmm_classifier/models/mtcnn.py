@@ -19,10 +19,10 @@ from lmm_classifier.models.spec import ModelSpec
 
 # Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks",
 # SPL 2016: the thresholds of the three networks, the smallest face in px, the step of the image pyramid.
-THRESHOLDS = [0.6, 0.7, 0.7]
-SMALLEST = 20
-FACTOR = 0.709
-NOTHING = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), ())
+_THRESHOLDS = [0.6, 0.7, 0.7]
+_SMALLEST = 20
+_FACTOR = 0.709
+_NOTHING = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), ())
 
 
 class MtcnnDetector:
@@ -35,9 +35,9 @@ class MtcnnDetector:
             raise ModelError("detector 'mtcnn' brings its weights and computes in float32; leave both out")
         refuse_untaken(spec)
         self._model = MTCNN(
-            min_face_size=SMALLEST,
-            thresholds=THRESHOLDS,
-            factor=FACTOR,
+            min_face_size=_SMALLEST,
+            thresholds=_THRESHOLDS,
+            factor=_FACTOR,
             keep_all=True,
             device=device_of(spec),
         ).eval()
@@ -48,12 +48,12 @@ class MtcnnDetector:
         return [self._faces(image) for image in images]
 
     def _faces(self, image: Image.Image) -> Detections:
-        if min(image.size) < SMALLEST:  # no face fits, and the pyramid would have no level
-            return NOTHING
+        if min(image.size) < _SMALLEST:  # no face fits, and the pyramid would have no level
+            return _NOTHING
         with self._lock, running("mtcnn", "1 image"):
             boxes, scores = self._model.detect(image)
         if boxes is None:
-            return NOTHING
+            return _NOTHING
         return Detections(
             np.asarray(boxes, np.float32), np.asarray(scores, np.float32), ("face",) * len(boxes)
         )

@@ -18,8 +18,8 @@ from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_mode
 from lmm_classifier.models.runtime.resizing import widened
 from lmm_classifier.models.spec import ModelSpec
 
-DEFAULT_WEIGHTS = default_weights("objects")
-MAX_ASPECT_RATIO = 64
+_DEFAULT_WEIGHTS = default_weights("objects")
+_MAX_ASPECT_RATIO = 64
 """For processors that keep the shape of a photo: they would round the shorter side of a sliver to 0 px."""
 
 
@@ -30,7 +30,7 @@ class ObjectDetector:
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec)
-        self._weights = spec.weights or DEFAULT_WEIGHTS
+        self._weights = spec.weights or _DEFAULT_WEIGHTS
         self._processor = pretrained(AutoImageProcessor.from_pretrained, spec, self._weights)
         if not hasattr(self._processor, "post_process_object_detection"):
             raise ModelError(f"model {self._weights!r} is no object detector")
@@ -43,7 +43,7 @@ class ObjectDetector:
 
     def _found(self, image: Image.Image) -> Detections:
         with running(self._weights, "1 image"):
-            shown = widened(image, MAX_ASPECT_RATIO) if self._keeps_shape else image
+            shown = widened(image, _MAX_ASPECT_RATIO) if self._keeps_shape else image
             inputs = self._processor(images=shown, return_tensors="pt").to(self._model.device)
             inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
             output: Any = self._model(**inputs)

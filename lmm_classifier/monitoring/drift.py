@@ -23,9 +23,9 @@ from lmm_classifier.metrics.bootstrap import LEVEL
 from lmm_classifier.types import Float64Array
 
 ALARM = 0.01  # probability of a false alarm, of each test
-WINDOW = 200
-LEAST = 20  # of fewer photos nothing but a landslide shows
-Direction = Literal["smaller", "larger"]
+_WINDOW = 200
+_LEAST = 20  # of fewer photos nothing but a landslide shows
+_Direction = Literal["smaller", "larger"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class KSResult:
     photos: int
     statistic: float
     p_value: float
-    direction: Direction
+    direction: _Direction
     alarm: bool
 
 
@@ -75,8 +75,8 @@ class Drift:
     @property
     def advice(self) -> str:
         """What to do, in one line."""
-        if self.whole.photos < LEAST:
-            return f"too early to tell: {self.whole.photos} photos, {LEAST} are needed"
+        if self.whole.photos < _LEAST:
+            return f"too early to tell: {self.whole.photos} photos, {_LEAST} are needed"
         if not self.recalibrate:
             return "no sign of drift: keep the calibration"
         found = self.latest if self.latest.alarm else self.whole
@@ -96,7 +96,7 @@ class Drift:
 
 
 def drift(
-    logged: Sequence[float], calibrated: Float64Array, keep_known: float, window: int = WINDOW
+    logged: Sequence[float], calibrated: Float64Array, keep_known: float, window: int = _WINDOW
 ) -> Drift:
     """Test logged p-values.
 
@@ -136,6 +136,6 @@ def _as_logged(calibrated: Float64Array) -> Float64Array:
 
 def _tested(ranks: Float64Array, expected: Float64Array) -> KSResult:
     found = ks_2samp(ranks - 1, expected, method="asymp")
-    alarm = bool(found.pvalue < ALARM) and len(ranks) >= LEAST
-    direction: Direction = "smaller" if found.statistic_sign > 0 else "larger"
+    alarm = bool(found.pvalue < ALARM) and len(ranks) >= _LEAST
+    direction: _Direction = "smaller" if found.statistic_sign > 0 else "larger"
     return KSResult(len(ranks), float(found.statistic), float(found.pvalue), direction, alarm)

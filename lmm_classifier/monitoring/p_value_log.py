@@ -19,7 +19,7 @@ from lmm_classifier.index.calibration import StoredCalibration, read_calibration
 from lmm_classifier.steps.open_set import OpenSet
 from lmm_classifier.types import required
 
-DIGEST = 16  # hex digits that name a calibration, as in the name of its file of arrays
+_DIGEST = 16  # hex digits that name a calibration, as in the name of its file of arrays
 
 
 def calibration_of(classifier: HybridClassifier) -> StoredCalibration:
@@ -39,7 +39,7 @@ def calibration_of(classifier: HybridClassifier) -> StoredCalibration:
 
 def name_of(fitted: StoredCalibration) -> str:
     """What a line of the log calls its calibration: the same where the calibrated scores are."""
-    return fitted.calibration.arrays.sha256[:DIGEST]
+    return fitted.calibration.arrays.sha256[:_DIGEST]
 
 
 @dataclass(frozen=True, slots=True)

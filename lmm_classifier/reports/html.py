@@ -18,9 +18,9 @@ from lmm_classifier.errors import ImageError
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.text import printable
 
-HERE = "lmm_classifier.reports"
-THUMBNAIL = 96  # px, longest side
-QUALITY = 90  # of 100
+_HERE = "lmm_classifier.reports"
+_THUMBNAIL = 96  # px, longest side
+_QUALITY = 90  # of 100
 
 
 def write_page(path: Path, template: str, *, package: str, **values: Any) -> None:
@@ -36,7 +36,7 @@ def write_page(path: Path, template: str, *, package: str, **values: Any) -> Non
         IndexFolderError: it cannot be written there.
     """
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(HERE, ".")]),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader(_HERE, ".")]),
         autoescape=True,
         undefined=StrictUndefined,
     )
@@ -61,5 +61,5 @@ def thumbnail(path: Path) -> str:
     Raises:
         ImageError: the photo cannot be read.
     """
-    webp = as_webp(open_image(path, target_size=THUMBNAIL), THUMBNAIL, QUALITY)
+    webp = as_webp(open_image(path, target_size=_THUMBNAIL), _THUMBNAIL, _QUALITY)
     return "data:image/webp;base64," + base64.b64encode(webp).decode()

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (4.6, 3.6)  # inches of 72 px
-ROW = 0.22  # inches of a row of dots
+_SIZE = (4.6, 3.6)  # inches of 72 px
+_ROW = 0.22  # inches of a row of dots
 POINTS = 400  # of a line; more cannot be told apart
-SCORE_BINS = 40
+_SCORE_BINS = 40
 # Colours that nothing else uses, to be exchanged for those of the page.
 _INK, _GRID = "#010203", "#010204"
 _COLOURS = {"known": "#010205", "near": "#010206", "far": "#010207", "all": "#010208"}
@@ -126,7 +126,7 @@ def histogram(
     heading: str = "Known scores",
     x: str = "known score (0 to 1)",
 ) -> Plot:
-    """How the scores of each group are distributed, in SCORE_BINS steps of equal width over [0, 1].
+    """How the scores of each group are distributed, in _SCORE_BINS steps of equal width over [0, 1].
 
     Args:
         description: what it says in words.
@@ -135,7 +135,7 @@ def histogram(
         heading: of the plot.
         x: title of the axis.
     """
-    edges = np.linspace(0, 1, SCORE_BINS + 1)
+    edges = np.linspace(0, 1, _SCORE_BINS + 1)
     with _drawing() as (figure, axes):
         for group, values in scores.items():
             counts, _ = np.histogram(values, edges)
@@ -208,8 +208,8 @@ def dots(heading: str, description: str, x: str, rows: Mapping[str, Sequence[flo
         x: title of the axis.
         rows: short name, such as a number -> values.
     """
-    height = max(SIZE[1] / 2, 0.9 + ROW * len(rows))
-    with _drawing((SIZE[0], height)) as (figure, axes):
+    height = max(_SIZE[1] / 2, 0.9 + _ROW * len(rows))
+    with _drawing((_SIZE[0], height)) as (figure, axes):
         for place, values in enumerate(rows.values()):
             axes.plot(values, [place] * len(values), "o", color=_COLOURS["known"], markersize=4, alpha=0.6)
             axes.plot([np.mean(values)], [place], "|", color=_INK, markersize=11, markeredgewidth=1.5)
@@ -219,7 +219,7 @@ def dots(heading: str, description: str, x: str, rows: Mapping[str, Sequence[flo
 
 
 @contextmanager
-def _drawing(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
+def _drawing(size: tuple[float, float] = _SIZE) -> Iterator[tuple[Figure, Axes]]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -40,14 +40,14 @@ from lmm_classifier.types import required
 
 log = logging.getLogger(__name__)
 
-PAGE = Path(__file__).with_name("page")
-FILES = (
-    *(PAGE / name for name in ("index.html", "review.css", "review.js", "show.js", "label.js", "server.js")),
+_PAGE = Path(__file__).with_name("page")
+_FILES = (
+    *(_PAGE / name for name in ("index.html", "review.css", "review.js", "show.js", "label.js", "server.js")),
     *(SHARED / name for name in ("page.css", "elements.js")),
 )
 SETTINGS = ServiceSettings(connections=64)
-PICTURES_AT_ONCE = 4  # threads that decode: as many large photos lie in memory
-OWN = frozenset({None, "same-origin", "none"})  # who may write; programs that are no browsers say nothing
+_PICTURES_AT_ONCE = 4  # threads that decode: as many large photos lie in memory
+_OWN = frozenset({None, "same-origin", "none"})  # who may write; programs that are no browsers say nothing
 
 
 def create_review(
@@ -84,7 +84,7 @@ def create_review(
     app.include_router(_queue(session, about))
     app.include_router(_pictures(session, corpus))
     app.include_router(_decisions(session))
-    app.include_router(page(FILES))
+    app.include_router(page(_FILES))
     return app
 
 
@@ -125,7 +125,7 @@ def _queue(session: ReviewSession, about: ReviewInfo) -> APIRouter:
 
 def _pictures(session: ReviewSession, corpus: Path | None) -> APIRouter:
     routes = APIRouter(tags=["pictures"])
-    limiter = CapacityLimiter(PICTURES_AT_ONCE)
+    limiter = CapacityLimiter(_PICTURES_AT_ONCE)
 
     async def sent(path: Path, size: Size, sha256: str | None = None) -> Response:
         content = await to_thread.run_sync(partial(picture, path, size, sha256), limiter=limiter)
@@ -172,7 +172,7 @@ def _decisions(session: ReviewSession) -> APIRouter:
 
 def _own_page(request: Request) -> None:
     """A page of another server of this machine, which the guards take for ours, must not decide."""
-    if request.headers.get("sec-fetch-site") not in OWN:
+    if request.headers.get("sec-fetch-site") not in _OWN:
         raise HttpError(403, "foreign", "only the page of this review may decide")
 
 

@@ -13,7 +13,7 @@ from lmm_classifier.labelling.annotation_log import Number
 State = Literal["open", "skipped", "mine", "others", "conflict"]
 """Of a photo or a group: nobody has answered; only I have seen it, and said nothing; I have answered; only
 others have; answers differ."""
-MOST_ROWS = 100_000  # of a decision
+_MOST_ROWS = 100_000  # of a decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class AnnotationRequest(BaseModel):
     review: str
     item: Annotated[str, Field(max_length=300)]
     action: Literal["accept", "relabel", "new", "reject", "skip"]
-    rows: Annotated[list[int], Field(min_length=1, max_length=MOST_ROWS)]
+    rows: Annotated[list[int], Field(min_length=1, max_length=_MOST_ROWS)]
     label: Annotated[str, Field(max_length=1000)] | None = None
 
 

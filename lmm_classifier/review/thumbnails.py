@@ -13,9 +13,9 @@ from lmm_classifier.errors import ImageError
 from lmm_classifier.service.errors import HttpError
 
 Size = Literal["large", "small"]
-SIDES: dict[Size, int] = {"large": 1024, "small": 256}  # px, longest side; twice what a gallery shows
-QUALITY = 85  # of 100: no block can be seen in a photo
-GONE = frozenset({"not_found", "not_a_file", "permission_denied", "io_error"})
+_SIDES: dict[Size, int] = {"large": 1024, "small": 256}  # px, longest side; twice what a gallery shows
+_QUALITY = 85  # of 100: no block can be seen in a photo
+_GONE = frozenset({"not_found", "not_a_file", "permission_denied", "io_error"})
 
 
 def picture(path: Path, size: Size, sha256: str | None = None) -> bytes:
@@ -33,9 +33,9 @@ def picture(path: Path, size: Size, sha256: str | None = None) -> bytes:
         data = read_image_bytes(path)
         if sha256 not in (None, hashlib.sha256(data).hexdigest()):
             raise HttpError(409, "changed", "the photo has changed since it was labelled")
-        return as_webp(open_image(data, target_size=SIDES[size]), SIDES[size], QUALITY)
+        return as_webp(open_image(data, target_size=_SIDES[size]), _SIDES[size], _QUALITY)
     except ImageError as error:
-        if error.code in GONE:
+        if error.code in _GONE:
             raise HttpError(404, "gone", f"the photo is not to be had: {error.reason}") from error
         raise HttpError(409, "changed", f"the photo cannot be shown: {error.reason}") from error
 

@@ -20,10 +20,10 @@ from lmm_classifier.service.metrics import ServiceMetrics
 from lmm_classifier.service.operation_catalog import operations
 from lmm_classifier.service.schemas import Tasks, UrlRequest
 
-TOO_LARGE = frozenset({"too_many_bytes", "too_many_pixels"})
-BYTES_PER_PIXEL = 3
-MOST_MASK_BYTES = 2**30  # of a request: a mask has a byte per pixel
-STREAMS = 4  # requests for many photos at once: each has work for minutes
+_TOO_LARGE = frozenset({"too_many_bytes", "too_many_pixels"})
+_BYTES_PER_PIXEL = 3
+_MOST_MASK_BYTES = 2**30  # of a request: a mask has a byte per pixel
+_STREAMS = 4  # requests for many photos at once: each has work for minutes
 
 
 class Admission:
@@ -85,7 +85,7 @@ class Admission:
         Raises:
             Refusal: there are too many of them.
         """
-        if self._streams >= STREAMS:
+        if self._streams >= _STREAMS:
             raise HttpError(503, "overloaded", "too many requests for many photos", {"retry-after": "10"})
         self._streams += 1
         try:
@@ -142,12 +142,12 @@ class Admission:
             try:
                 photo, pixels = await self.bench.photo(await get())
                 plan = await self.analyst.plan(asked.tasks)
-                if plan.n_masks * pixels > MOST_MASK_BYTES:
+                if plan.n_masks * pixels > _MOST_MASK_BYTES:
                     raise HttpError(413, "too_many_masks", "so many masks of a photo so large")
-                async with self._held(pixels + plan.n_masks * pixels // BYTES_PER_PIXEL):
+                async with self._held(pixels + plan.n_masks * pixels // _BYTES_PER_PIXEL):
                     return await self.analyst.answer(name, photo, plan)
             except ImageError as error:
-                status = 413 if error.code in TOO_LARGE else 400
+                status = 413 if error.code in _TOO_LARGE else 400
                 raise HttpError(status, error.code, f"the image cannot be read: {error.reason}") from error
             finally:
                 self._inside -= 1

@@ -32,7 +32,7 @@ from lmm_classifier.types import Box, Sample
 log = logging.getLogger(__name__)
 
 # What a client is told of our errors: their own texts name files, addresses and versions.
-TOLD: Mapping[type[LmmClassifierError], OperationError] = {
+_TOLD: Mapping[type[LmmClassifierError], OperationError] = {
     ConfigError: OperationError(
         "skipped", "invalid_parameters", "the parameters do not fit this photo or collection"
     ),
@@ -48,8 +48,8 @@ TOLD: Mapping[type[LmmClassifierError], OperationError] = {
         "error", "unusable", "this operation cannot be used as the service is set up"
     ),
 }
-LEFT_OUT = "the crop would make the answer too large; ask with include_crop: false, or for less at once"
-BROKEN = OperationError("error", "internal", "something broke; the log tells more")
+_LEFT_OUT = "the crop would make the answer too large; ask with include_crop: false, or for less at once"
+_BROKEN = OperationError("error", "internal", "something broke; the log tells more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +157,12 @@ async def _done(photo: QueuedPhoto, plan: _Planned | OperationError) -> Sample |
         return _told_of(plan.operation, error)
     except Exception:  # a task's edge: one that breaks must not cost the others their answers
         log.exception("operation %s", plan.operation.name)
-        return BROKEN
+        return _BROKEN
 
 
 def _told_of(operation: Operation, error: LmmClassifierError) -> OperationError:
     log.warning("operation %s: %s", operation.name, error)
-    return next(told for kind, told in TOLD.items() if isinstance(error, kind))
+    return next(told for kind, told in _TOLD.items() if isinstance(error, kind))
 
 
 def _finished(
@@ -187,7 +187,7 @@ def _result(
         return _found(plan.operation, plan.asked, sample, crops)
     except Exception:  # as above
         log.exception("operation %s", plan.operation.name)
-        return _refusal(BROKEN)
+        return _refusal(_BROKEN)
 
 
 def _found(operation: Operation, asked: PlannedOperation, sample: Sample, crops: _Crops) -> OperationResult:
@@ -214,7 +214,7 @@ def _found(operation: Operation, asked: PlannedOperation, sample: Sample, crops:
     if looked.fallback is None:
         result.cropped_image_bbox = list(looked.box)
         if asked.include_crop and (crop := crops.of(sample.image, looked.box)) is None:
-            result.error_code, result.error_message = "crop_left_out", LEFT_OUT
+            result.error_code, result.error_message = "crop_left_out", _LEFT_OUT
         elif asked.include_crop:
             result.cropped_image_base64 = crop
     return result

@@ -32,8 +32,8 @@ from lmm_classifier.service.static_pages import PAGE, page
 from lmm_classifier.service.streaming import ManyAnswers
 from lmm_classifier.text import one_line
 
-FILES = ("index.html", "page.css", "page.js", "photo.js", "results.js", "elements.js")
-FAILURES: dict[int | str, dict[str, Any]] = {
+_FILES = ("index.html", "page.css", "page.js", "photo.js", "results.js", "elements.js")
+_FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure} for status in (400, 401, 403, 408, 413, 422, 429, 503)
 }
 
@@ -59,7 +59,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
     app = FastAPI(
         title="lmm-classifier",
         version=version("lmm-classifier"),
-        responses=FAILURES,
+        responses=_FAILURES,
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host that a stranger sent
     )
@@ -67,7 +67,7 @@ def create_app(classifier: HybridClassifier) -> FastAPI:
     explain_refusals(app)
     app.include_router(_analysis(admission))
     app.include_router(_about(admission, readiness, metrics))
-    app.include_router(page(PAGE / name for name in FILES))
+    app.include_router(page(PAGE / name for name in _FILES))
     return app
 
 

@@ -20,10 +20,10 @@ from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.pipeline import Pipeline, Step, run_step
 from lmm_classifier.types import Sample, read_only
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Line = tuple[Step, ...]
-OPENERS = 8  # threads that open models, each of which may take minutes
-OnBatch = Callable[[str, int, float], None]
+_OPENERS = 8  # threads that open models, each of which may take minutes
+_OnBatch = Callable[[str, int, float], None]
 
 
 class BatchScheduler:
@@ -43,12 +43,12 @@ class BatchScheduler:
     """
 
     def __init__(
-        self, threads: int, most: int, wait_s: float, limits: ImageLimits, on_batch: OnBatch
+        self, threads: int, most: int, wait_s: float, limits: ImageLimits, on_batch: _OnBatch
     ) -> None:
         self._steps = ThreadPoolExecutor(threads, thread_name_prefix="step")
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._aside = ThreadPoolExecutor(threads, thread_name_prefix="aside")
-        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open")
+        self._openers = ThreadPoolExecutor(_OPENERS, thread_name_prefix="open")
         self._most, self._wait_s, self._limits = most, wait_s, limits
         self._on_batch = on_batch
         self._queues: dict[Step, _Queue] = {}
@@ -76,7 +76,7 @@ class BatchScheduler:
         """
         return await self._in(self._decoders, _opened, content, target_size, self._limits)
 
-    async def aside(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def aside(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """What a call returns that would hold up the loop; not asyncio's own threads: these end in time."""
         return await self._in(self._aside, call, *arguments)
 
@@ -150,7 +150,7 @@ class BatchScheduler:
                 if not entry.finished.done():
                     entry.finished.set_result(sample)
 
-    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
+    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., _T], *arguments: Any) -> _T:
         here = copy_context()  # what is logged there bears the number of the request
         return await asyncio.get_running_loop().run_in_executor(pool, here.run, call, *arguments)
 
@@ -204,17 +204,17 @@ class QueuedPhoto:
         return before if before.skipped else await self._bench.run(line[-1], before)
 
 
-K = TypeVar("K")
+_K = TypeVar("_K")
 
 
-class _Shared(Generic[K, T]):
+class _Shared(Generic[_K, _T]):
     """Work that several wait for is done once, and stops when the last of them goes away."""
 
     def __init__(self) -> None:
-        self._tasks: dict[K, asyncio.Task[T]] = {}
-        self._waiting: defaultdict[K, int] = defaultdict(int)
+        self._tasks: dict[_K, asyncio.Task[_T]] = {}
+        self._waiting: defaultdict[_K, int] = defaultdict(int)
 
-    async def get(self, key: K, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def get(self, key: _K, begin: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.ensure_future(begin())

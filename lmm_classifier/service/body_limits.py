@@ -12,13 +12,13 @@ from starlette.types import Message, Receive, Send
 from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.service.errors import HttpError
 
-MAX_TEXT = (
+_MAX_TEXT = (
     2**20
 )  # bytes of a body that is no form: JSON takes many times as much memory, and time of the loop
-DRAIN_S = 2.0
-UNREAD = frozenset({408, 413})  # refusals of the body itself: the rest is not waited for
-STUCK_S = 30.0  # in which a client must take 64 KiB, as much as the server keeps for it
-HEADERS = {
+_DRAIN_S = 2.0
+_UNREAD = frozenset({408, 413})  # refusals of the body itself: the rest is not waited for
+_STUCK_S = 30.0  # in which a client must take 64 KiB, as much as the server keeps for it
+_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -40,7 +40,7 @@ class LimitedBody:
         self._receive = receive
         self._length = headers.get("content-length", "")
         is_form = headers.get("content-type", "").lower().startswith("multipart/")
-        self._most = settings.max_bytes if is_form else min(settings.max_bytes, MAX_TEXT)
+        self._most = settings.max_bytes if is_form else min(settings.max_bytes, _MAX_TEXT)
         self._bytes = 0
         self._due = time.monotonic() + settings.body_seconds
         self._waits_to_be_asked = "expect" in headers
@@ -99,7 +99,7 @@ class LimitedBody:
 
     async def drain(self) -> None:
         """Read what is left: most clients listen only when they have sent all, and miss an earlier answer."""
-        self._due = min(self._due, time.monotonic() + DRAIN_S)
+        self._due = min(self._due, time.monotonic() + _DRAIN_S)
         with suppress(HttpError):
             while not (self.done or self._waits_to_be_asked):
                 await self.receive()
@@ -117,7 +117,7 @@ class SentResponse:
     """
 
     def __init__(self, send: Send, headers: Mapping[str, str], body: LimitedBody) -> None:
-        self._send, self._own, self._body = send, {**HEADERS, **headers}, body
+        self._send, self._own, self._body = send, {**_HEADERS, **headers}, body
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -128,10 +128,10 @@ class SentResponse:
         """
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status not in UNREAD:
+            if self.status not in _UNREAD:
                 await self._body.drain()
             own = self._own if self._body.done else {**self._own, "connection": "close"}
             more = [(key.encode(), value.encode()) for key, value in own.items()]
             message = {**message, "headers": [*message["headers"], *more]}
-        async with asyncio.timeout(STUCK_S):
+        async with asyncio.timeout(_STUCK_S):
             await self._send(message)

@@ -14,7 +14,7 @@ from lmm_classifier.service.schemas import CollectionEntry
 
 log = logging.getLogger(__name__)
 
-TOLD = ("name", "derivative_type", "embedding_type", "dimensionality", "threshold")
+_TOLD = ("name", "derivative_type", "embedding_type", "dimensionality", "threshold")
 
 
 def listed(store: Path | None) -> list[CollectionEntry]:
@@ -55,5 +55,5 @@ def _entry(snapshot: Snapshot, collection: str) -> CollectionEntry:
     metrics: dict[str, float | int | None] = {
         k: v for k, v in (stored.get("metrics") or {}).items() if isinstance(v, int | float)
     }
-    told = {key: stored.get(key) for key in TOLD}
+    told = {key: stored.get(key) for key in _TOLD}
     return CollectionEntry(collection_id=collection, usable=True, metrics=metrics, **told)

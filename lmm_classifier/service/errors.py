@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-CODES = {400: "malformed", 404: "not_found", 405: "no_such_method"}
+_CODES = {400: "malformed", 404: "not_found", 405: "no_such_method"}
 
 
 class HttpError(HTTPException):
@@ -45,7 +45,7 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
         raise error
     if isinstance(error, HttpError):
         return error.response()
-    code = CODES.get(error.status_code, "refused")
+    code = _CODES.get(error.status_code, "refused")
     return HttpError(error.status_code, code, error.detail, error.headers).response()
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What a client makes up is no label: each would be kept for ever."""
 PHOTOS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -25,11 +25,11 @@ class ServiceMetrics:
             "lmm_request_seconds",
             "From a request's headers to its answer.",
             ("route",),
-            buckets=SECONDS,
+            buckets=_SECONDS,
             registry=registry,
         )
         self._step_seconds = Histogram(
-            "lmm_step_seconds", "A batch's time in a step.", ("step",), buckets=SECONDS, registry=registry
+            "lmm_step_seconds", "A batch's time in a step.", ("step",), buckets=_SECONDS, registry=registry
         )
         self._photos = Histogram(
             "lmm_step_photos", "Photos of a batch.", ("step",), buckets=PHOTOS, registry=registry
@@ -39,7 +39,7 @@ class ServiceMetrics:
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request that was answered; `route` is one of those there are, not what was asked for."""
-        known = method if method in METHODS else "other"
+        known = method if method in _METHODS else "other"
         self._requests.labels(route, known, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

@@ -22,18 +22,18 @@ from lmm_classifier.service.rate_limit import RateLimiter
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = "x-request-id"
-FOR_ONE = frozenset({"/analyze_image/", "/analyze_image_upload/"})
-OPEN = frozenset({"/health", "/ready"})  # asked by what starts and stops the service, which has no key
+_REQUEST_ID = "x-request-id"
+_FOR_ONE = frozenset({"/analyze_image/", "/analyze_image_upload/"})
+_OPEN = frozenset({"/health", "/ready"})  # asked by what starts and stops the service, which has no key
 MAX_HEADERS = 32 * 1024  # bytes
-GONE = 499  # what proxies call it when a client goes before it is answered; for the log
-DOCS = {  # FastAPI's page takes its script and its picture from elsewhere
+_GONE = 499  # what proxies call it when a client goes before it is answered; for the log
+_DOCS = {  # FastAPI's page takes its script and its picture from elsewhere
     "content-security-policy": "default-src 'self'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
     "style-src https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com"
 }
 # Without ", Bearer", which a client may use all the same: Chromium reads a line as one challenge, and would
 # show its user nothing.
-KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password"'}
+_KNOCK = {"www-authenticate": 'Basic realm="lmm-classifier, any name, the key as password"'}
 
 
 class GuardMiddleware:
@@ -64,12 +64,14 @@ class GuardMiddleware:
         request_id.set(number)
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         body = LimitedBody(receive, headers, self._settings)
-        answer = SentResponse(send, {REQUEST_ID: number, **(DOCS if scope["path"] == "/docs" else {})}, body)
+        answer = SentResponse(
+            send, {_REQUEST_ID: number, **(_DOCS if scope["path"] == "/docs" else {})}, body
+        )
         started = time.monotonic()
         try:
             self._check(scope, headers)
             body.check_length()
-            if scope["path"] in FOR_ONE:  # before its form is taken apart, where all others wait
+            if scope["path"] in _FOR_ONE:  # before its form is taken apart, where all others wait
                 self._check_room()
             await self._let_through(scope, body, answer)
         except HttpError as refusal:
@@ -93,7 +95,7 @@ class GuardMiddleware:
             if route.done():
                 await route
             elif gone.done():
-                answer.status = answer.status or GONE
+                answer.status = answer.status or _GONE
             else:
                 raise HttpError(503, "out_of_time", "there was no answer in time", {"retry-after": "5"})
         finally:
@@ -104,14 +106,14 @@ class GuardMiddleware:
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if sum(len(key) + len(value) for key, value in scope["headers"]) > MAX_HEADERS:
             raise HttpError(431, "headers_too_large", f"headers may have {MAX_HEADERS} bytes")
-        if scope["path"] in OPEN:
+        if scope["path"] in _OPEN:
             return
         client = (scope.get("client") or ("",))[0]
         if self._keys:
             key = _key_in(headers)
             # every key is compared, and each in constant time: how long it takes tells nothing
             if key is None or not sum(hmac.compare_digest(key, each) for each in self._keys):
-                raise HttpError(401, "no_key", "a key is needed: Authorization: Bearer KEY", KNOCK)
+                raise HttpError(401, "no_key", "a key is needed: Authorization: Bearer KEY", _KNOCK)
             client = key.hex()
         # a page of another site must not reach what is for this machine only
         elif is_loopback(client) and (

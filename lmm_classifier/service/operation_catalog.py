@@ -18,8 +18,8 @@ from lmm_classifier.service.operations import WHOLE, Collections, Operation, Ope
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import Region, Sample, required
 
-EVERYWHERE: Targets = ("whole_image", "prominent_person", "prominent_face")
-SOMEBODY: Targets = ("prominent_person", "prominent_face")
+_EVERYWHERE: Targets = ("whole_image", "prominent_person", "prominent_face")
+_SOMEBODY: Targets = ("prominent_person", "prominent_face")
 
 
 def operations(classifier: HybridClassifier) -> dict[str, Operation]:
@@ -54,7 +54,7 @@ def _documented(classifier: HybridClassifier) -> Iterator[Operation]:
     yield Operation(
         "detect_bounding_box",
         "Finds the most prominent person or face.",
-        SOMEBODY,
+        _SOMEBODY,
         None,
         {},
         (),
@@ -70,12 +70,12 @@ def _documented(classifier: HybridClassifier) -> Iterator[Operation]:
     ):
         description = f"Encodes the image as a vector of {what}."
         yield Operation(
-            name, description, EVERYWHERE, "embed", {"encoder": spec}, ("normalize",), config, _vector
+            name, description, _EVERYWHERE, "embed", {"encoder": spec}, ("normalize",), config, _vector
         )
     yield Collections(
         "classify",
         "Says whether the image belongs to a collection, looking where its classifier was trained to.",
-        EVERYWHERE,
+        _EVERYWHERE,
         "classify",
         {} if config.service.store is None else {"store": config.service.store},
         (),
@@ -91,7 +91,7 @@ def _told(classifier: HybridClassifier) -> Iterator[Operation]:
     yield Operation(
         "describe_image",
         "Describes the image in words.",
-        EVERYWHERE,
+        _EVERYWHERE,
         "caption",
         {"model": ModelSpec("blip")},
         ("max_length", "prompt"),
@@ -115,7 +115,7 @@ def _seen(config: PipelineConfig) -> Iterator[Operation]:
     yield Operation(
         "label_image",
         "Names what is in the image, best first.",
-        EVERYWHERE,
+        _EVERYWHERE,
         "label",
         {"model": ModelSpec("image-classifier")},
         ("top_k", "min_score"),

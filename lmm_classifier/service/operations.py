@@ -25,10 +25,10 @@ from lmm_classifier.yaml_settings import explain
 
 Targets = tuple[TargetName, ...]
 WHOLE: Targets = ("whole_image",)
-MOST_ITEMS = 16  # points of a prompt, and prompts
-MASKS = {"segment": 3, "segment_panoptic": 32}
+_MOST_ITEMS = 16  # points of a prompt, and prompts
+_MASKS = {"segment": 3, "segment_panoptic": 32}
 """Masks that one prompt, or one photo, may come to; SAM proposes three."""
-WHERE = ("face_context", "prominence", "padding", "crop_policy", "on_missing")
+_WHERE = ("face_context", "prominence", "padding", "crop_policy", "on_missing")
 """Options of `plan.Where` that a client may set."""
 
 
@@ -139,7 +139,7 @@ class Operation:
             raise ConfigError(
                 f"target {asked.target!r} is not for {self.name}; it takes {', '.join(self.targets)}"
             )
-        where = asked.model_dump(include=set(WHERE), exclude_none=True)
+        where = asked.model_dump(include=set(_WHERE), exclude_none=True)
         must_find = asked.on_missing == "error"
         if must_find or (self.step is None and asked.on_missing is None):  # a detector falls back to nothing
             where["on_missing"] = "skip"
@@ -148,7 +148,7 @@ class Operation:
         if self.step is not None:
             chosen = {name: getattr(asked, name) for name in self.offered if name in asked.model_fields_set}
             line = (self.config.step(self.step, {**self.options, **chosen}),)
-        n_masks = MASKS.get(self.step or "", 0) * max(len(getattr(asked, "prompts", ())), 1)
+        n_masks = _MASKS.get(self.step or "", 0) * max(len(getattr(asked, "prompts", ())), 1)
         return PlannedOperation(
             (*map(self.config.cached, place.steps()), *line), asked.include_crop, must_find, n_masks
         )
@@ -181,7 +181,7 @@ class Operation:
     def _parameters(self) -> type[BaseModel]:
         fields: dict[str, Any] = {
             "target": (TargetName, self.targets[0]),
-            **_fields_of(RegionSelector, WHERE, {}),
+            **_fields_of(RegionSelector, _WHERE, {}),
         }
         if self.step is not None:
             fields |= _fields_of(registry.resolve("step", self.step), self.offered, self.options)
@@ -199,7 +199,7 @@ def _fields_of(cls: type, names: Sequence[str], given: Mapping[str, Any]) -> dic
 
 def _bounded(hint: Any) -> Any:
     """Points and prompts without end would keep a model busy for as long as somebody likes."""
-    return Annotated[hint, Field(max_length=MOST_ITEMS)] if ... in get_args(hint) else hint
+    return Annotated[hint, Field(max_length=_MOST_ITEMS)] if ... in get_args(hint) else hint
 
 
 @dataclass(frozen=True)

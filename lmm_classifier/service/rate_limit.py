@@ -6,7 +6,7 @@ import math
 import time
 from collections import OrderedDict
 
-REMEMBERED = 10_000  # clients; of more, whoever asked longest ago begins anew
+_REMEMBERED = 10_000  # clients; of more, whoever asked longest ago begins anew
 
 
 class RateLimiter:
@@ -27,6 +27,6 @@ class RateLimiter:
         left = min(left + (now - then) * self._size / 60, self._size)
         wait = 0 if left >= 1 else math.ceil((1 - left) * 60 / self._size)
         self._buckets[client] = (left if wait else left - 1, now)
-        if len(self._buckets) > REMEMBERED:
+        if len(self._buckets) > _REMEMBERED:
             self._buckets.popitem(last=False)
         return wait

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
 # Not pydantic's type, which would rewrite it: `fetch` reads it, strictly, and nobody else does.
-WebUrl = Annotated[
+_WebUrl = Annotated[
     str, Field(max_length=2048, pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://", json_schema_extra={"format": "uri"})
 ]
-MOST_TASKS = 256  # of a request, whatever the settings allow
-MOST_PARAMETERS = (
+_MOST_TASKS = 256  # of a request, whatever the settings allow
+_MOST_PARAMETERS = (
     16 * 1024
 )  # characters of a task's, as JSON: nobody types more, and a model would read it all
 
@@ -23,15 +23,15 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    operation_id: Name
-    type: Name
+    operation_id: _Name
+    type: _Name
     params: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("params")
     @classmethod
     def _not_endless(cls, params: dict[str, Any]) -> dict[str, Any]:
-        if len(json.dumps(params)) > MOST_PARAMETERS:
-            raise ValueError(f"the parameters of a task may have {MOST_PARAMETERS} characters")
+        if len(json.dumps(params)) > _MOST_PARAMETERS:
+            raise ValueError(f"the parameters of a task may have {_MOST_PARAMETERS} characters")
         return params
 
 
@@ -40,7 +40,7 @@ class Tasks(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tasks: Annotated[list[Task], Field(max_length=MOST_TASKS)]
+    tasks: Annotated[list[Task], Field(max_length=_MOST_TASKS)]
 
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
@@ -55,7 +55,7 @@ class Tasks(BaseModel):
 class UrlRequest(Tasks):
     """`POST /analyze_image/`."""
 
-    image_url: WebUrl
+    image_url: _WebUrl
 
 
 class RegionResult(BaseModel):

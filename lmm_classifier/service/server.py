@@ -24,16 +24,16 @@ from lmm_classifier.service.middleware import MAX_HEADERS
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 6
+_GRACE_S = 6
 """That requests have to end after SIGTERM: whoever stops a service waits ten seconds, then kills it."""
-SWITCH_S = 0.0005
+_SWITCH_S = 0.0005
 """That a thread which computes in Python keeps the loop waiting; Python's own 5 ms add up in ten threads."""
-SPOOLED = 4 * 2**20
+_SPOOLED = 4 * 2**20
 """Bytes of an upload that are not written to a file: Starlette's 1 MiB would have most photos on the disk."""
-LINGER_S = 1.0  # for idle threads to end
-KEEP_ALIVE_S = 5
-PHRASES = {400: b"Bad Request", 503: b"Service Unavailable"}
-SLOWEST = 8 * 1024  # bytes a second that a client must take of an answer
+_LINGER_S = 1.0  # for idle threads to end
+_KEEP_ALIVE_S = 5
+_PHRASES = {400: b"Bad Request", 503: b"Service Unavailable"}
+_SLOWEST = 8 * 1024  # bytes a second that a client must take of an answer
 
 
 def serve(
@@ -51,8 +51,8 @@ def serve(
     Raises:
         ConfigError: nothing can listen there.
     """
-    sys.setswitchinterval(SWITCH_S)
-    MultiPartParser.spool_max_size = SPOOLED
+    sys.setswitchinterval(_SWITCH_S)
+    MultiPartParser.spool_max_size = _SPOOLED
     server, socket = bound(app, settings, host, port)
     on_bound(socket.getsockname()[1])
     try:
@@ -73,8 +73,8 @@ def bound(app: FastAPI, settings: ServiceSettings, host: str, port: int) -> tupl
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         h11_max_incomplete_event_size=MAX_HEADERS,
     )
     told = logging.getLogger("uvicorn.error")
@@ -144,7 +144,7 @@ class _Protocol(H11Protocol):
             left = self.transport.get_write_buffer_size()
             if not left:
                 self.transport.close()
-            elif left > self.left - SLOWEST * seconds / 4:
+            elif left > self.left - _SLOWEST * seconds / 4:
                 self.transport.abort()
             self.left = left
         self._look_later()
@@ -153,7 +153,7 @@ class _Protocol(H11Protocol):
 def _refused(status: int, code: str, detail: str, headers: bytes = b"") -> bytes:
     """A refusal before there is a request that the guards could see."""
     body = json.dumps({"detail": detail, "code": code}).encode()
-    phrase, number = PHRASES[status], uuid.uuid4().hex.encode()
+    phrase, number = _PHRASES[status], uuid.uuid4().hex.encode()
     return (
         b"HTTP/1.1 %d %b\r\n%bconnection: close\r\ncontent-type: application/json\r\n"
         b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"
@@ -163,7 +163,7 @@ def _refused(status: int, code: str, detail: str, headers: bytes = b"") -> bytes
 
 def _leave_nobody_behind() -> None:
     """A model that is at work cannot be stopped, and Python would wait for its thread without end."""
-    end = time.monotonic() + LINGER_S
+    end = time.monotonic() + _LINGER_S
     while busy := [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]:
         if time.monotonic() > end:
             log.warning("stopped while %d threads were still at work", len(busy))

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 PAGE = Path(__file__).with_name("page")
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 """By the end of a name: a machine's own table of types may call a script text, and browsers then run none."""
 
 
@@ -23,6 +23,6 @@ def page(files: Iterable[Path]) -> APIRouter:
 
 def _add(routes: APIRouter, file: Path) -> None:
     async def send() -> FileResponse:
-        return FileResponse(file, media_type=TYPES[file.suffix])
+        return FileResponse(file, media_type=_TYPES[file.suffix])
 
     routes.add_api_route("/" if file.name == "index.html" else f"/{file.name}", send)

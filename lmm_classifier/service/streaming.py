@@ -20,7 +20,7 @@ from lmm_classifier.service.schemas import Tasks
 
 log = logging.getLogger(__name__)
 
-AHEAD = 8  # photos of a request that are worked on at once
+_AHEAD = 8  # photos of a request that are worked on at once
 
 
 class ManyAnswers(StreamingResponse):
@@ -52,7 +52,7 @@ async def _lines(
     running: deque[asyncio.Task[str]] = deque()
     try:
         for name, source in sources:
-            if len(running) == AHEAD:
+            if len(running) == _AHEAD:
                 yield await running.popleft()
             running.append(asyncio.ensure_future(_line(admission, name, source, asked)))
         while running:

@@ -17,7 +17,7 @@ from lmm_classifier.options import Share, TopK
 from lmm_classifier.pipeline import Step, by_sample, crops_of
 from lmm_classifier.types import Sample
 
-SYNONYMS = ", "
+_SYNONYMS = ", "
 """Between the names of one class, in ImageNet's label file and the checkpoints trained on it."""
 
 
@@ -51,7 +51,7 @@ class Label(Step):
     def run(self, batch: Sequence[Sample]) -> list[Sample]:
         if not batch:
             return []
-        names = [name.split(SYNONYMS) for name in load_classifier(self.model).names]
+        names = [name.split(_SYNONYMS) for name in load_classifier(self.model).names]
         rows = classified(self.model, crops_of(batch))  # (sum of r, c)
         return [
             replace(sample, labelings=tuple(ranked(row, names, self.top_k, self.min_score) for row in some))

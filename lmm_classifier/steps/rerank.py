@@ -44,8 +44,10 @@ from lmm_classifier.types import Choice, Sample, required
 
 log = logging.getLogger(__name__)
 
-SERVERS = frozenset({"openai_api"})  # families that ask a model elsewhere
-EXEMPLAR_PIXELS = 448 * 448  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
+_SERVERS = frozenset({"openai_api"})  # families that ask a model elsewhere
+_EXEMPLAR_PIXELS = (
+    448 * 448
+)  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -148,13 +150,13 @@ class Rerank(Step):
         needed = needed_placeholder(self.mode, self.scoring)
         if needed and needed not in self.template:
             raise ValueError(f"prompt_template must hold {needed}, where the labels go")
-        if problem := contradiction(self.strategy, self.exemplars, self.model.family in SERVERS):
+        if problem := contradiction(self.strategy, self.exemplars, self.model.family in _SERVERS):
             raise ValueError(problem)
         if self.exemplars and (self.index is None or self.corpus_root is None):
             raise ValueError("exemplars are photos of the index: set index, and corpus_root to their folder")
         if self.corpus_root is not None and not self.exemplars:
             raise ValueError("corpus_root is for exemplars: set how many, or leave it out")
-        if self.twin and not (self.self_test and self.model.family in SERVERS):
+        if self.twin and not (self.self_test and self.model.family in _SERVERS):
             raise ValueError("twin is what a server's model is compared with in the self-test: leave it out")
         return self
 
@@ -300,7 +302,7 @@ class Rerank(Step):
             )
         except ImageError as error:
             raise ModelError(f"no photo of {label!r} can be shown: {error}; check corpus_root") from error
-        return tuple(shrunk(photo, EXEMPLAR_PIXELS) for photo in photos)
+        return tuple(shrunk(photo, _EXEMPLAR_PIXELS) for photo in photos)
 
 
 def _unbiased(choice: Choice, strategy: PromptStrategy, trial: RerankTrial | None) -> Choice:

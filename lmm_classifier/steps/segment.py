@@ -21,7 +21,7 @@ from lmm_classifier.pipeline import Step
 from lmm_classifier.types import Region, Sample
 
 log = logging.getLogger(__name__)
-MinScore = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_MinScore = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -45,7 +45,7 @@ class Segment(Prompt, Step):
 
     prompts: tuple[Prompt, ...] = ()
     multimask: Flag = False
-    min_score: MinScore = 0.0
+    min_score: _MinScore = 0.0
     model: ModelSpec = ModelSpec("sam2")
 
     @field_validator("model")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lmm_classifier.errors import IndexFolderError
 
-NAME_BYTES = 240  # of a file's name that its temporary one repeats: with the rest, fewer than the usual 255
+_NAME_BYTES = 240  # of a file's name that its temporary one repeats: with the rest, fewer than the usual 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def _taking_the_place_of(path: Path) -> Iterator[Path]:
     """A path to write; what is there at the end is on the disk before it gets its name."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        start = os.fsencode(path.name)[:NAME_BYTES].decode(errors="ignore")
+        start = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
         temporary = path.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
         try:
             yield temporary

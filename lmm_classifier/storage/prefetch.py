@@ -9,16 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 
 def prefetch_map(
-    work: Callable[[T], R],
+    work: Callable[[T], _R],
     tasks: Iterable[T],
     workers: int,
     ahead: int,
     stop: threading.Event | None = None,
-) -> Generator[R, None, None]:
+) -> Generator[_R, None, None]:
     """Do the tasks in threads and yield the results in the tasks' order.
 
     Args:
@@ -28,7 +28,7 @@ def prefetch_map(
         ahead: at most so many tasks are begun or done and not yet yielded.
         stop: set when no result is wanted any more, before what has been begun is waited for.
     """
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[Future[_R]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for task in tasks:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmm_classifier.errors import CollectionError
 
-TRIES = 200  # places in a page at which something may begin that is no JSON: styles, scripts
+_TRIES = 200  # places in a page at which something may begin that is no JSON: styles, scripts
 
 
 def json_in(content: bytes, where: str) -> Any:
@@ -36,7 +36,7 @@ def json_in(content: bytes, where: str) -> Any:
 def _values(text: str) -> list[tuple[int, Any]]:
     """Every array or object in a text that lies in no other one: length, value."""
     decoder, found, at = json.JSONDecoder(), [], 0
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         starts = [start for start in (text.find("[", at), text.find("{", at)) if start >= 0]
         if not starts:
             break

@@ -24,7 +24,7 @@ from lmm_classifier.regions import RegionSelector, TargetName
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.types import EncoderContract, FloatArray
 
-Labelled = dict[str, set[str]]  # item -> its labels
+_Labelled = dict[str, set[str]]  # item -> its labels
 
 
 def photo_sets(
@@ -51,7 +51,7 @@ def photo_sets(
     steps = (*where.steps(), *(Embed(spec) for spec in encoders.values()))
     contracts = [load_encoder(spec).contract for spec in encoders.values()]
     paths = [corpus.root / item.path for item in corpus.items]
-    labelled: Labelled = {}
+    labelled: _Labelled = {}
     rows: list[FloatArray] = []
     for item, path, found in zip(corpus.items, paths, Pipeline(steps).run_files(paths), strict=True):
         if isinstance(found, SkippedFile):
@@ -96,7 +96,7 @@ def array_sets(
         first.setdefault(item, row)
     if any(digests[row] != digests[first[item]] for row, item in enumerate(items)):
         raise CollectionError(f"{source}: an id stands for two different embeddings")
-    labelled: Labelled = {item: set() for item in first}
+    labelled: _Labelled = {item: set() for item in first}
     for item, label in zip(items, labels, strict=True):
         labelled[item].add(label)
     rows = vectors[[first[item] for item in labelled]]

@@ -20,9 +20,9 @@ from lmm_classifier.labelling.clustering import SMALLEST, Proposal, propose
 from lmm_classifier.labelling.incremental import IncrementalClassifier
 from lmm_classifier.types import UNKNOWN, Float64Array, FloatArray, IntArray
 
-EVERY = 8
+_EVERY = 8
 """Looks after which the index learns; it is recalibrated then, which takes seconds."""
-NOT_GIVEN, NOWHERE = -1, -2  # no label by the reviewer; an answer that is the label of no photo here
+_NOT_GIVEN, _NOWHERE = -1, -2  # no label by the reviewer; an answer that is the label of no photo here
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ def simulate(
     *,
     by: Literal["queue", "random"] = "queue",
     looks: int = 40,
-    every: int = EVERY,
+    every: int = _EVERY,
     recalibrate: bool = True,
     smallest: int = SMALLEST,
     seed: int = 0,
@@ -131,7 +131,7 @@ class _State:
         self.learner, self.vectors = learner, vectors
         self.names = sorted(set(truths))
         self.truths = np.searchsorted(self.names, truths).astype(np.int64)
-        self.given = np.full(len(truths), NOT_GIVEN, np.int64)  # labels by the reviewer
+        self.given = np.full(len(truths), _NOT_GIVEN, np.int64)  # labels by the reviewer
         self.taught = np.zeros(len(truths), bool)
         self.answers: Answers = learner.answers(vectors)
         self.every, self.recalibrate, self.budget = every, recalibrate, budget
@@ -146,7 +146,7 @@ class _State:
         found = self.truths[shown]
         self.given[shown] = found
         if len(found) == wanted and len(set(found.tolist())) == 1:
-            still = rows[self.given[rows] == NOT_GIVEN]
+            still = rows[self.given[rows] == _NOT_GIVEN]
             self.given[still] = found[0]
         self.looks += len(shown)
         if self.looks - self.learned_at >= self.every:
@@ -154,7 +154,7 @@ class _State:
 
     def learn(self) -> None:
         """Take in what was labelled since the last time."""
-        new = np.flatnonzero((self.given != NOT_GIVEN) & ~self.taught)
+        new = np.flatnonzero((self.given != _NOT_GIVEN) & ~self.taught)
         if not new.size:
             return
         labels = [self.names[code] for code in self.given[new].tolist()]
@@ -169,7 +169,7 @@ class _State:
     def review(self) -> Review:
         """All points so far."""
         looked_at, accuracy, of_rest, rest, unknown, labels = zip(*self._points, strict=True)
-        given = self.given != NOT_GIVEN
+        given = self.given != _NOT_GIVEN
         return Review(
             np.asarray(looked_at, np.int64),
             np.asarray(accuracy, np.float64),
@@ -182,8 +182,8 @@ class _State:
 
     def _note(self) -> None:
         code = {name: i for i, name in enumerate(self.names)}
-        answered = np.asarray([code.get(label, NOWHERE) for label in self.answers.labels], np.int64)
-        open_ = self.given == NOT_GIVEN
+        answered = np.asarray([code.get(label, _NOWHERE) for label in self.answers.labels], np.int64)
+        open_ = self.given == _NOT_GIVEN
         right = np.where(open_, answered, self.given) == self.truths
         of_rest = float(right[open_].mean()) if open_.any() else float("nan")
         unknown = int(np.sum(self.answers.unknown[open_]))
@@ -208,13 +208,13 @@ def _by_queue(state: _State, smallest: int, seed: int) -> None:
             return
         for item in items:  # until the index has learned, which reorders what is left
             state.look(item.look_at, item.rows)
-            dissolved = state.given[item.rows] == NOT_GIVEN
+            dissolved = state.given[item.rows] == _NOT_GIVEN
             if state.learned_at > learned_at or state.looks >= state.budget or dissolved.any():
                 break
 
 
 def _queue(state: _State, proposals: Sequence[Proposal]) -> tuple[QueuedItem, ...]:
-    decided = np.flatnonzero(state.given != NOT_GIVEN).tolist()
+    decided = np.flatnonzero(state.given != _NOT_GIVEN).tolist()
     return order(state.answers, state.vectors[0], state.learner.references[0], proposals, decided=decided)
 
 

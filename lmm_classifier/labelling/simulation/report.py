@@ -24,8 +24,8 @@ from lmm_classifier.reports.html import write_page
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.types import UNKNOWN
 
-SIMULATION, PAGE = "simulation.json", "simulation.html"
-NEEDED = (
+_SIMULATION, _PAGE = "simulation.json", "simulation.html"
+_NEEDED = (
     "a simulation needs a calibrated index, without a closed list of labels or a text prior: run "
     "`lmm-classifier calibrate`"
 )
@@ -97,7 +97,7 @@ def simulate_review(
         raise CorpusError(f"no photo of {run.folder} has a label in {source}")
     learner = learner_of(context_of_run(run))
     if learner is None:
-        raise ConfigError(NEEDED)
+        raise ConfigError(_NEEDED)
     vectors = [found[rows] for found in vectors_of(run)]
     labels = [str(truths[row]) for row in rows.tolist()]
     looks = min(looks, len(rows))
@@ -120,7 +120,7 @@ def check_source(source: Path, classifier: HybridClassifier) -> None:
     """
     read_corpus(source)
     if learner_of(context_of(classifier)) is None:
-        raise ConfigError(NEEDED)
+        raise ConfigError(_NEEDED)
 
 
 def write_simulation(run: LabellingRun, found: Simulation) -> tuple[Path, Path]:
@@ -130,16 +130,16 @@ def write_simulation(run: LabellingRun, found: Simulation) -> tuple[Path, Path]:
         IndexFolderError: they cannot be written.
     """
     body = json.dumps(found.to_dict(), indent=2, allow_nan=False)
-    replace_file(run.folder / SIMULATION, body.encode() + b"\n")
+    replace_file(run.folder / _SIMULATION, body.encode() + b"\n")
     write_page(
-        run.folder / PAGE,
+        run.folder / _PAGE,
         "simulation.html.jinja",
         package="lmm_classifier.labelling.simulation",
         title=f"Simulated review of {run.folder.name}",
         figures=_figures(found),
         plots=(_plot(found),),
     )
-    return run.folder / SIMULATION, run.folder / PAGE
+    return run.folder / _SIMULATION, run.folder / _PAGE
 
 
 def _figures(found: Simulation) -> dict[str, str]:

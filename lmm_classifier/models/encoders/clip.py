@@ -33,10 +33,13 @@ from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = default_weights("clip")
-CONFIG = "open_clip_config.json"
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # today's name, an older one
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
+_DEFAULT_WEIGHTS = default_weights("clip")
+_CONFIG = "open_clip_config.json"
+_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+)  # today's name, an older one
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
 
 
 class ClipEncoder(TransformEncoder):
@@ -50,7 +53,7 @@ class ClipEncoder(TransformEncoder):
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec, "compile")
-        weights = (spec.weights or DEFAULT_WEIGHTS).removeprefix("hf-hub:")
+        weights = (spec.weights or _DEFAULT_WEIGHTS).removeprefix("hf-hub:")
         self._checkpoint = _find(spec, weights)
         visual = _open(spec, weights, self._checkpoint, "visual.").visual
         settings = merge_preprocess_dict(
@@ -115,10 +118,10 @@ def _find(spec: ModelSpec, weights: str) -> _Checkpoint:
             )
         folder, file = path.parent, path
     else:
-        folder = checkpoint_folder(spec, weights, (CONFIG, *WEIGHTS, *TOKENIZER))
+        folder = checkpoint_folder(spec, weights, (_CONFIG, *_WEIGHTS, *_TOKENIZER))
         file = _safetensors(folder, weights)
     with opening(spec, weights):
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         checkpoint = _Checkpoint(
             f"local-dir:{folder}", dict(settings["model_cfg"]), dict(settings.get("preprocess_cfg", {})), file
         )
@@ -141,7 +144,7 @@ def _tagged(spec: ModelSpec, weights: str, architecture: str, tag: str) -> _Chec
             f"use '{architecture}-quickgelu/{tag}'"
         )
     hub_id = "/".join(published["hf_hub"].split("/")[:2])
-    folder = checkpoint_folder(spec, weights, WEIGHTS, hub_id)
+    folder = checkpoint_folder(spec, weights, _WEIGHTS, hub_id)
     return _Checkpoint(architecture, settings, published, _safetensors(folder, weights))
 
 
@@ -160,11 +163,11 @@ def _open(spec: ModelSpec, weights: str, checkpoint: _Checkpoint, part: str) -> 
 
 
 def _safetensors(folder: Path, weights: str) -> Path:
-    for name in WEIGHTS:
+    for name in _WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     raise ModelError(
-        f"model {weights!r} has no {WEIGHTS[0]}: it is not of open_clip, or its weights are pickled, and "
+        f"model {weights!r} has no {_WEIGHTS[0]}: it is not of open_clip, or its weights are pickled, and "
         "such are never opened; convert them"
     )
 

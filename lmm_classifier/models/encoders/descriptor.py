@@ -17,19 +17,19 @@ from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import EncoderContract, FloatArray
 
-SIDE = 64  # px; 8 x 8 cells of 8 px
+_SIDE = 64  # px; 8 x 8 cells of 8 px
 # Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: 9 orientation bins,
 # blocks of 2 x 2 cells, clipped L2 ("L2-Hys") block norm, square root of the pixel values.
-HOG = {
+_HOG = {
     "orientations": 9,
     "pixels_per_cell": (8, 8),
     "cells_per_block": (2, 2),
     "block_norm": "L2-Hys",
     "transform_sqrt": True,
 }
-HSV_BINS = (16, 4, 4)  # hue tells flowers apart, saturation and value mostly the light
-HOG_DIM = 7 * 7 * 2 * 2 * 9
-DIM = HOG_DIM + 16 * 4 * 4
+_HSV_BINS = (16, 4, 4)  # hue tells flowers apart, saturation and value mostly the light
+_HOG_DIM = 7 * 7 * 2 * 2 * 9
+_DIM = _HOG_DIM + 16 * 4 * 4
 
 
 class DescriptorEncoder:
@@ -37,7 +37,7 @@ class DescriptorEncoder:
 
     # Not SIDE: block norms make much of faint gradients. Of flowers 224 px wide, decoded at 112, vectors
     # had a cosine of .99 to those of all pixels; at four times SIDE and more it stays above .997.
-    input_size: ClassVar = 4 * SIDE
+    input_size: ClassVar = 4 * _SIDE
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec)
@@ -46,7 +46,7 @@ class DescriptorEncoder:
 
     @property
     def contract(self) -> EncoderContract:
-        settings = {"side": SIDE, "resize": "PIL bicubic", "hog": HOG, "hsv_bins": HSV_BINS}
+        settings = {"side": _SIDE, "resize": "PIL bicubic", "hog": _HOG, "hsv_bins": _HSV_BINS}
         settings["skimage"] = version("scikit-image").rpartition(".")[0]
         return EncoderContract(
             name="descriptor",
@@ -54,18 +54,18 @@ class DescriptorEncoder:
             revision="",
             weights_digest="",
             preprocessing=json.dumps(settings, sort_keys=True),
-            dim=DIM,
+            dim=_DIM,
             dtype="float32",
         )
 
     def encode(self, images: Sequence[Image.Image]) -> FloatArray:
-        vectors = np.empty((len(images), DIM), np.float32)
+        vectors = np.empty((len(images), _DIM), np.float32)
         for row, image in zip(vectors, images, strict=True):
             pixels = np.asarray(
-                image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32
+                image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), np.float32
             ) / np.float32(255)
-            row[:HOG_DIM] = _unit(hog(pixels.mean(axis=2), feature_vector=True, **HOG))
-            row[HOG_DIM:] = _unit(_colour_histogram(pixels))
+            row[:_HOG_DIM] = _unit(hog(pixels.mean(axis=2), feature_vector=True, **_HOG))
+            row[_HOG_DIM:] = _unit(_colour_histogram(pixels))
             row[:] = _unit(row)
         return vectors
 
@@ -73,7 +73,7 @@ class DescriptorEncoder:
 def _colour_histogram(pixels: FloatArray) -> FloatArray:
     """Square roots of the shares of (h, w, 3) pixels per bin: their dot product is the Bhattacharyya one."""
     hsv = rgb2hsv(pixels).reshape(-1, 3)
-    counts, _ = np.histogramdd(hsv, bins=HSV_BINS, range=((0, 1), (0, 1), (0, 1)))
+    counts, _ = np.histogramdd(hsv, bins=_HSV_BINS, range=((0, 1), (0, 1), (0, 1)))
     return np.sqrt(counts / len(hsv)).ravel().astype(np.float32)
 
 

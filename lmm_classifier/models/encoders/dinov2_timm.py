@@ -25,8 +25,8 @@ from lmm_classifier.models.runtime.pretrained import (
 )
 from lmm_classifier.models.spec import ModelSpec
 
-DEFAULT_WEIGHTS = default_weights("dinov2-timm")
-FILES = ("config.json", "model.safetensors")
+_DEFAULT_WEIGHTS = default_weights("dinov2-timm")
+_FILES = ("config.json", "model.safetensors")
 
 
 class TimmDinoV2Encoder(TransformEncoder):
@@ -36,14 +36,14 @@ class TimmDinoV2Encoder(TransformEncoder):
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec, "compile")
-        weights = spec.weights or DEFAULT_WEIGHTS
-        folder = checkpoint_folder(spec, weights, FILES)
+        weights = spec.weights or _DEFAULT_WEIGHTS
+        folder = checkpoint_folder(spec, weights, _FILES)
         with opening(spec, weights):
-            architecture = str(json.loads((folder / FILES[0]).read_text(encoding="utf-8"))["architecture"])
+            architecture = str(json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))["architecture"])
             if "dinov2" not in architecture:
                 raise ModelError(f"model {weights!r} is a {architecture!r} checkpoint, not a DINOv2 one")
             model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
-            state = checkpoint_filter_fn(load_file(folder / FILES[1]), model)
+            state = checkpoint_filter_fn(load_file(folder / _FILES[1]), model)
             report = model.load_state_dict(state, strict=False)
         refuse_missing(weights, report.missing_keys)
         settings = resolve_model_data_config(model)

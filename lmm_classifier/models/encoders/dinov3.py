@@ -12,7 +12,7 @@ from lmm_classifier.models.encoders.tower import VisionTower
 from lmm_classifier.models.runtime.pretrained import is_local
 from lmm_classifier.models.spec import ModelSpec
 
-PUBLISHED = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+_PUBLISHED = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 
 
 class DinoV3Encoder(VisionTower):
@@ -26,8 +26,8 @@ class DinoV3Encoder(VisionTower):
     def __init__(self, spec: ModelSpec) -> None:
         if not spec.weights:
             raise ModelError(
-                f"encoder {self.family!r} has no default weights: {_access(PUBLISHED)}, "
-                f"then set weights: {PUBLISHED}"
+                f"encoder {self.family!r} has no default weights: {_access(_PUBLISHED)}, "
+                f"then set weights: {_PUBLISHED}"
             )
         try:
             super().__init__(spec)

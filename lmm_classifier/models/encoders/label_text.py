@@ -14,7 +14,7 @@ from lmm_classifier.models.loading import load_text_encoder
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
-SLOT = "{}"
+_SLOT = "{}"
 # The bare name, CLIP's general sentence (Radford et al., ICML 2021, section 3.1.4) without and with an
 # article, and a closer look: they fit photographs of anything, and labels in singular and plural.
 TEMPLATES = ("{}", "a photo of {}", "a photo of a {}.", "a close-up photo of a {}.")
@@ -41,10 +41,10 @@ def label_vectors(
         ConfigError: no template, or one without a place for the label.
         ModelError: the encoder failed.
     """
-    if not templates or any(SLOT not in template for template in templates):
-        raise ConfigError(f"every prompt template needs a {SLOT} for the label, got {list(templates)}")
+    if not templates or any(_SLOT not in template for template in templates):
+        raise ConfigError(f"every prompt template needs a {_SLOT} for the label, got {list(templates)}")
     names = [label.replace("_", " ") for label in labels]
-    sentences = [template.replace(SLOT, name) for name in names for template in templates]
+    sentences = [template.replace(_SLOT, name) for name in names for template in templates]
     starts = range(0, max(1, len(sentences)), MAX_SENTENCES)  # one call even for none: it knows d
     vectors = np.concatenate([encoder.encode_text(sentences[i : i + MAX_SENTENCES]) for i in starts])
     means = vectors.reshape(len(labels), len(templates), vectors.shape[1]).mean(axis=1)

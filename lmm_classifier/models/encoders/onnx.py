@@ -15,7 +15,7 @@ from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.types import EncoderContract, FloatArray
 
-TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
 
 
 class OnnxEncoder:
@@ -86,10 +86,10 @@ def _input(session: Any, description: Description, weights: str) -> tuple[str, i
     fits = len(shape) == 4 and all(
         not isinstance(side, int) or side == wanted for side, wanted in zip(shape[1:], expected, strict=True)
     )
-    if not fits or inputs[0].type != TYPES[description.dtype]:
+    if not fits or inputs[0].type != _TYPES[description.dtype]:
         raise ModelError(
             f"model {weights!r} takes {inputs[0].type} {shape} as {name!r}, but is described as "
-            f"{TYPES[description.dtype]} {['n', *expected]}; correct size, layout or dtype"
+            f"{_TYPES[description.dtype]} {['n', *expected]}; correct size, layout or dtype"
         )
     return name, shape[0] if isinstance(shape[0], int) else None
 

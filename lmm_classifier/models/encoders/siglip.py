@@ -23,7 +23,7 @@ from lmm_classifier.models.runtime.pretrained import pretrained, pretrained_mode
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
-TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}
+_TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}
 
 
 class SiglipEncoder(VisionTower):
@@ -68,10 +68,10 @@ class SiglipEncoder(VisionTower):
         return pooled
 
     def _open_text(self) -> tuple[Any, Any]:
-        if self._model_type not in TEXT_TOWERS:
+        if self._model_type not in _TEXT_TOWERS:
             raise ModelError(
                 f"model {self._weights!r} is a {self._model_type!r} checkpoint without a text tower"
             )
         tokenizer = pretrained(AutoTokenizer.from_pretrained, self._spec, self._weights)
-        tower = TEXT_TOWERS[self._model_type]
+        tower = _TEXT_TOWERS[self._model_type]
         return tokenizer, pretrained_model(tower.from_pretrained, self._spec, self._weights)

@@ -26,7 +26,7 @@ from lmm_classifier.models.runtime.resizing import without_sliver
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import EncoderContract, FloatArray
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class TorchEncoder(ABC):
@@ -186,15 +186,15 @@ class TransformEncoder(TorchEncoder):
         return vectors
 
 
-class OnFirstUse(Generic[T]):
+class OnFirstUse(Generic[_T]):
     """Something that is opened when it is first asked for: once, however many threads ask."""
 
-    def __init__(self, make: Callable[[], T]) -> None:
+    def __init__(self, make: Callable[[], _T]) -> None:
         self._make = make
-        self._made: list[T] = []
+        self._made: list[_T] = []
         self._lock = threading.Lock()
 
-    def __call__(self) -> T:
+    def __call__(self) -> _T:
         with self._lock:
             if not self._made:
                 self._made.append(self._make())

@@ -25,7 +25,7 @@ from lmm_classifier.models.spec import ModelSpec
 
 CACHE = Path(HF_HUB_CACHE)
 SHIPPED = Path(__file__).parents[2] / "checkpoints"
-WEIGHTS = (".safetensors", ".onnx")
+_WEIGHTS = (".safetensors", ".onnx")
 _LFS, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
@@ -68,9 +68,9 @@ class Checkpoint:
             return ()
         here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         wanted = filter_repo_objects(self._listed(), allow_patterns=list(self.files))
-        named = {name for name in wanted if name.endswith(WEIGHTS)}
+        named = {name for name in wanted if name.endswith(_WEIGHTS)}
         named |= {part for index in folder.glob("*.index.json") for part in _parts_of(index)}
-        unmatched = [p for p in self.files if p.endswith(WEIGHTS) and not fnmatch.filter(here, p)]
+        unmatched = [p for p in self.files if p.endswith(_WEIGHTS) and not fnmatch.filter(here, p)]
         blobs = folder.parents[1] / "blobs"
         begun = {path.name.partition(".")[0] for path in blobs.glob("*.incomplete")}
         unfinished = [digest for digest in begun if not (blobs / digest).exists()]

@@ -12,18 +12,18 @@ from typing import TypeVar
 
 from lmm_classifier.errors import OutOfTimeError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MOST_ABANDONED = 4
 """Calls about one thing that nobody waits for any more; while so many go on, no other is begun."""
-FAREWELL_S = 2.0
+_FAREWELL_S = 2.0
 """At exit, abandoned calls have this long: one that is cut off in a library may take the process down."""
 _lock = threading.Lock()
 _running: Counter[Hashable] = Counter()
 _threads: set[threading.Thread] = set()
 
 
-def within_deadline(call: Callable[[], T], due: float | None, about: Hashable) -> T:
+def within_deadline(call: Callable[[], _T], due: float | None, about: Hashable) -> _T:
     """What the call returns, if it does until `due` on `time.monotonic`; if not, it goes on by itself.
 
     Args:
@@ -43,7 +43,7 @@ def within_deadline(call: Callable[[], T], due: float | None, about: Hashable) -
         if _running[about] >= MOST_ABANDONED:
             raise OutOfTimeError("earlier questions are still being answered")
         _running[about] += 1
-    answer: Future[T] = Future()
+    answer: Future[_T] = Future()
     thread = threading.Thread(target=_run, args=(call, answer, about), name="in-time", daemon=True)
     with _lock:
         _threads.add(thread)
@@ -54,7 +54,7 @@ def within_deadline(call: Callable[[], T], due: float | None, about: Hashable) -
         raise OutOfTimeError("the time for the answer is up") from error
 
 
-def _run(call: Callable[[], T], answer: Future[T], about: Hashable) -> None:
+def _run(call: Callable[[], _T], answer: Future[_T], about: Hashable) -> None:
     try:
         answer.set_result(call())
     except BaseException as error:  # noqa: BLE001 -- whoever waits raises it
@@ -67,6 +67,6 @@ def _run(call: Callable[[], T], answer: Future[T], about: Hashable) -> None:
 
 @atexit.register
 def _farewell() -> None:
-    end = time.monotonic() + FAREWELL_S
+    end = time.monotonic() + _FAREWELL_S
     for thread in tuple(_threads):
         thread.join(max(end - time.monotonic(), 0))

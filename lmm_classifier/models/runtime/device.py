@@ -9,7 +9,7 @@ import torch
 from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models.spec import DEVICE, REQUIRE_GPU, ModelSpec
 
-YES, NO = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
+_YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
 
 
 def device_of(spec: ModelSpec) -> torch.device:
@@ -35,9 +35,9 @@ def check_device() -> str:
     """
     device = _default()
     required = os.environ.get(REQUIRE_GPU, "").strip().lower()
-    if required not in YES | NO:
+    if required not in _YES | _NO:
         raise ConfigError(f"{REQUIRE_GPU} must be 1 or 0, it is {required!r:.40}")
-    if required in YES and device.type == "cpu":
+    if required in _YES and device.type == "cpu":
         raise ConfigError(
             f"{REQUIRE_GPU} is set and models would run on the processor: "
             + ("unset IMAGE_EMBED_DEVICE=cpu" if os.environ.get(DEVICE) else "torch sees no GPU here")

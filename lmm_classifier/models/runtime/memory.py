@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-OURS = "lmm_classifier.models"
+_OURS = "lmm_classifier.models"
 file_bytes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """Session of onnxruntime -> size of its file: the session itself does not tell."""
 spread_bytes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -37,6 +37,6 @@ def weight_bytes(model: Any) -> int:
             found.extend(value)
         elif type(value).__module__ == "onnxruntime.capi.onnxruntime_inference_collection":
             total += file_bytes.get(value, 0)
-        elif type(value).__module__.startswith(OURS):
+        elif type(value).__module__.startswith(_OURS):
             found.extend(vars(value).values() if hasattr(value, "__dict__") else ())
     return total

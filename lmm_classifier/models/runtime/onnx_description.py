@@ -17,10 +17,10 @@ from lmm_classifier.models.runtime.pretrained import is_local, local_path
 from lmm_classifier.types import FloatArray
 from lmm_classifier.yaml_settings import explain, read_yaml
 
-SUFFIXES = (".yaml", ".yml", ".json")
-Side = Annotated[int, Field(ge=1, le=8192)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_SUFFIXES = (".yaml", ".yml", ".json")
+_Side = Annotated[int, Field(ge=1, le=8192)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Description(BaseModel):
@@ -52,13 +52,13 @@ class Description(BaseModel):
     model: Path | None = None
     input: str | None = None
     output: str | None = None
-    size: tuple[Side, Side]
+    size: tuple[_Side, _Side]
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: Literal["float32", "uint8"] = "float32"
     channels: Literal["RGB", "BGR"] = "RGB"
-    scale: Number = 1.0
-    mean: tuple[Number, Number, Number] = (0.0, 0.0, 0.0)
-    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    scale: _Number = 1.0
+    mean: tuple[_Number, _Number, _Number] = (0.0, 0.0, 0.0)
+    std: tuple[_Positive, _Positive, _Positive] = (1.0, 1.0, 1.0)
     resize: Literal["squash", "centre-crop"] = "squash"
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
@@ -104,11 +104,11 @@ def find(weights: str) -> tuple[Path, Description]:
     named = local_path(weights)
     if not named.is_file():
         raise ModelUnavailableError(f"model file {weights!r} does not exist; check `weights`")
-    if named.suffix in SUFFIXES:
+    if named.suffix in _SUFFIXES:
         description = _read(named)
         model = named.parent / description.model if description.model else named.with_suffix(".onnx")
     else:
-        beside = [named.with_suffix(suffix) for suffix in SUFFIXES]
+        beside = [named.with_suffix(suffix) for suffix in _SUFFIXES]
         found = next((path for path in beside if path.is_file()), None)
         if found is None:
             raise ModelUnavailableError(

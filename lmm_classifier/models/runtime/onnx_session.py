@@ -18,9 +18,9 @@ from lmm_classifier.models.runtime.options import refuse_untaken
 from lmm_classifier.models.runtime.pretrained import checkpoint_folder, first_line
 from lmm_classifier.models.spec import ModelSpec
 
-THREADS = 2  # per call; several workers share a machine
-FATAL = 4  # onnxruntime's level of log messages; what is less is raised
-FLOAT, INT64 = "tensor(float)", "tensor(int64)"
+_THREADS = 2  # per call; several workers share a machine
+_FATAL = 4  # onnxruntime's level of log messages; what is less is raised
+_FLOAT, INT64 = "tensor(float)", "tensor(int64)"
 _FAILURES = (  # onnxruntime has no base class for them
     state.EPFail,
     state.Fail,
@@ -47,7 +47,7 @@ class Port:
     """
 
     shape: tuple[int | str | None, ...]
-    type: str = FLOAT
+    type: str = _FLOAT
 
     def fits(self, node: Any) -> bool:
         """Whether an input or output of a graph is one."""
@@ -111,8 +111,8 @@ def open_session(path: Path, weights: str, family: str) -> tuple[Any, str]:
         ModelError: it cannot be read, or is no model that onnxruntime can run.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = THREADS, 1
-    options.log_severity_level = FATAL
+    options.intra_op_num_threads, options.inter_op_num_threads = _THREADS, 1
+    options.log_severity_level = _FATAL
     try:
         content = path.read_bytes()
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

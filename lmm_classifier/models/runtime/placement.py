@@ -40,9 +40,9 @@ from lmm_classifier.models.spec import ModelSpec
 
 Place = int | str
 """The number of a GPU, "mps", "cpu" or "disk", as accelerate writes them."""
-ROOM = 0.9
+_ROOM = 0.9
 """Share of the free memory that spread weights take without a `max_memory`: a pass needs some too."""
-GIB = 2**30
+_GIB = 2**30
 
 
 class _FitsNowhere(Exception):
@@ -166,7 +166,7 @@ def _allowed(spec: ModelSpec, weights: str) -> dict[Place, int]:
 def _where(empty: Any, spec: ModelSpec, allowed: Mapping[Place, int]) -> dict[str, Place] | None:
     """As `plan_for`; raises _FitsNowhere."""
     needed, (largest, _) = calculate_maximum_sizes(empty)
-    roomy = {place: int(size * (ROOM if spec.max_memory is None else 1)) for place, size in allowed.items()}
+    roomy = {place: int(size * (_ROOM if spec.max_memory is None else 1)) for place, size in allowed.items()}
     gpus: dict[Place, int] = {place: size for place, size in roomy.items() if isinstance(place, int)}
     first = next(iter(allowed), None)
     if spec.device_map is not None:
@@ -329,7 +329,7 @@ def _on(place: Place) -> str:
 
 def _size(n_bytes: float) -> str:
     """Bytes for people, such as 15.2 GiB."""
-    for unit, size in (("GiB", GIB), ("MiB", 2**20)):
+    for unit, size in (("GiB", _GIB), ("MiB", 2**20)):
         if n_bytes >= size / 10:
             return f"{n_bytes / size:.1f} {unit}"
     return f"{n_bytes / 2**10:.1f} KiB"

@@ -28,7 +28,7 @@ from lmm_classifier.models.spec import ModelSpec
 
 T = TypeVar("T")
 
-SHIPPED = "shipped:"
+_SHIPPED = "shipped:"
 _CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 _LONGEST_REASON = 250  # characters; some of transformers' list every architecture there is
 _UNUSABLE = (  # what the libraries raise over files that are damaged or of another kind
@@ -52,11 +52,11 @@ def locate(weights: str) -> str:
     Raises:
         ModelUnavailableError: a local or shipped folder that does not exist.
     """
-    if weights.startswith(SHIPPED):
-        folder = _CHECKPOINTS / weights.removeprefix(SHIPPED)
+    if weights.startswith(_SHIPPED):
+        folder = _CHECKPOINTS / weights.removeprefix(_SHIPPED)
         if folder.parent != _CHECKPOINTS or not (folder / "config.json").is_file():
             known = ", ".join(
-                sorted(SHIPPED + path.parent.name for path in _CHECKPOINTS.glob("*/config.json"))
+                sorted(_SHIPPED + path.parent.name for path in _CHECKPOINTS.glob("*/config.json"))
             )
             raise ModelUnavailableError(f"no shipped checkpoint {weights!r}; shipped are {known}")
         return str(folder)
@@ -131,7 +131,7 @@ def opening(spec: ModelSpec, weights: str) -> Iterator[None]:
         with _quietly():
             yield
     except OSError as error:
-        if is_local(weights) or weights.startswith(SHIPPED) or Path(weights).is_dir():
+        if is_local(weights) or weights.startswith(_SHIPPED) or Path(weights).is_dir():
             raise ModelError(f"{unusable}: {first_line(error)}") from error
         here = f"in {spec.cache_dir}" if spec.cache_dir else "on this machine"
         raise ModelUnavailableError(

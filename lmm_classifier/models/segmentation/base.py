@@ -15,8 +15,8 @@ from lmm_classifier.models.segmentation.point_prompts import BoxFormat, Cue, Poi
 from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import BoolArray, FloatArray
 
-T = TypeVar("T")
-STABILITY_OFFSET = 1.0  # stability_score_offset of SAM 2's automatic_mask_generator.py
+_T = TypeVar("_T")
+_STABILITY_OFFSET = 1.0  # stability_score_offset of SAM 2's automatic_mask_generator.py
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,10 +78,10 @@ class Mask:
     def stability(self) -> float:
         """How little the mask depends on where its edge is drawn, in [0, 1]; 0 where nothing is inside.
 
-        Intersection over union of the masks cut STABILITY_OFFSET above and below 0, as SAM computes it.
+        Intersection over union of the masks cut _STABILITY_OFFSET above and below 0, as SAM computes it.
         """
-        union = int((self.logits > -STABILITY_OFFSET).sum())
-        return int((self.logits > STABILITY_OFFSET).sum()) / union if union else 0.0
+        union = int((self.logits > -_STABILITY_OFFSET).sum())
+        return int((self.logits > _STABILITY_OFFSET).sum()) / union if union else 0.0
 
 
 class PromptedPhoto:
@@ -247,7 +247,7 @@ def _refuse_no_mask(who: str, mask: BoolArray, size: tuple[int, int]) -> None:
         raise ModelError(f"{who} must give a bool mask {size[::-1]}, got {mask.dtype} {mask.shape}")
 
 
-def _answer(family: str, ask: Callable[[], T]) -> T:
+def _answer(family: str, ask: Callable[[], _T]) -> _T:
     try:
         return ask()
     except LmmClassifierError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-WIDTH = 250
+_WIDTH = 250
 """Classes of DETR's panoptic checkpoints: COCO's ids 1 to 200 with gaps, and unused ones up to 249."""
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
@@ -34,7 +34,7 @@ def class_names(id2label: Mapping[int, str], classes: int, weights: str) -> tupl
         classes: how many the model tells apart, "no object" not counted.
         weights: for the warning.
     """
-    coco = coco_panoptic() if classes == WIDTH else {}
+    coco = coco_panoptic() if classes == _WIDTH else {}
     given = {i: name for i, name in id2label.items() if name and not _PLACEHOLDER.fullmatch(name)}
     missing = [i for i in range(classes) if i not in given]
     from_coco = [i for i in missing if i in coco]
@@ -50,7 +50,7 @@ def things(names: tuple[str, ...]) -> tuple[bool | None, ...]:
 
     Checkpoints spell COCO's names with or without "-merged", "-other" and "-stuff".
     """
-    coco = coco_panoptic() if len(names) == WIDTH else {}
+    coco = coco_panoptic() if len(names) == _WIDTH else {}
     return tuple(
         coco[i][1] if i in coco and _plain(coco[i][0]) == _plain(name) else None
         for i, name in enumerate(names)

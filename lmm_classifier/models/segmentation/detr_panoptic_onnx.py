@@ -22,15 +22,15 @@ from lmm_classifier.models.spec import ModelSpec
 from lmm_classifier.types import FloatArray
 
 DEFAULT_WEIGHTS = default_weights("detr-panoptic")
-FILE, CONFIG = "onnx/model.onnx", "config.json"
-SHORT, LONG = 800, 1333  # px: size of DetrImageProcessor
-PAD_MASK = 64  # the export takes a mask of this side, all ones, for photos of any size
-MASK_THRESHOLD, OVERLAP_THRESHOLD = 0.5, 0.8  # post_process_panoptic_segmentation of transformers
-INPUTS = {
+FILE, _CONFIG = "onnx/model.onnx", "config.json"
+_SHORT, _LONG = 800, 1333  # px: size of DetrImageProcessor
+_PAD_MASK = 64  # the export takes a mask of this side, all ones, for photos of any size
+_MASK_THRESHOLD, _OVERLAP_THRESHOLD = 0.5, 0.8  # post_process_panoptic_segmentation of transformers
+_INPUTS = {
     "pixel_values": Port((1, 3, "any", "any")),
-    "pixel_mask": Port((1, PAD_MASK, PAD_MASK), INT64),
+    "pixel_mask": Port((1, _PAD_MASK, _PAD_MASK), INT64),
 }
-OUTPUTS = {
+_OUTPUTS = {
     "logits": Port((1, None, None)),
     "pred_boxes": Port((1, None, 4)),
     "pred_masks": Port((1, None, None, None)),
@@ -43,8 +43,8 @@ class DetrPanoptic:
     def __init__(self, spec: ModelSpec) -> None:
         refuse_settings(spec, "segmenter")
         self._weights = spec.weights or DEFAULT_WEIGHTS
-        model, config = files_of(spec, DEFAULT_WEIGHTS, [FILE], [CONFIG])
-        self._model = BoundModel(model, spec.family, INPUTS, OUTPUTS)
+        model, config = files_of(spec, DEFAULT_WEIGHTS, [FILE], [_CONFIG])
+        self._model = BoundModel(model, spec.family, _INPUTS, _OUTPUTS)
         self._id2label = _id2label(config, self._weights)
         self._names: dict[int, tuple[str, ...]] = {}
 
@@ -64,7 +64,7 @@ class DetrPanoptic:
         )
         inputs = {
             "pixel_values": model_input([image], preprocessing),
-            "pixel_mask": np.ones((1, PAD_MASK, PAD_MASK), np.int64),
+            "pixel_mask": np.ones((1, _PAD_MASK, _PAD_MASK), np.int64),
         }
         answer = self._model.run(inputs, "1 image")
         logits, masks = answer["logits"][0], answer["pred_masks"][0]
@@ -90,8 +90,8 @@ def input_size(size: tuple[int, int]) -> tuple[int, int]:
     The shorter side becomes 800 px, or less where the longer one would exceed 1333.
     """
     short, long = sorted(size)
-    exact = min(float(SHORT), LONG * short / long)
-    other = min(int(exact * long / short), LONG)
+    exact = min(float(_SHORT), _LONG * short / long)
+    other = min(int(exact * long / short), _LONG)
     shorter, longer = max(round(exact), 1), max(other, 1)
     return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
 
@@ -125,7 +125,7 @@ def divided(
     claimed = {}
     for query in kept:
         strength = upsampled(torch.tensor(masks[query]).sigmoid(), size) * scores[query]
-        claimed[query] = int((strength >= MASK_THRESHOLD).sum())
+        claimed[query] = int((strength >= _MASK_THRESHOLD).sum())
         wins = strength > best
         owner[wins] = query
         best[wins] = strength[wins]
@@ -134,7 +134,7 @@ def divided(
     for query in kept:
         mask, label, score = owner == query, int(labels[query]), min(float(scores[query]), 1.0)
         area = int(mask.sum())
-        if not area or not claimed[query] or area / claimed[query] <= OVERLAP_THRESHOLD:
+        if not area or not claimed[query] or area / claimed[query] <= _OVERLAP_THRESHOLD:
             continue
         if label in rows:
             earlier, _, best_score = segments[rows[label]]

@@ -13,9 +13,9 @@ from lmm_classifier.errors import ConfigError
 from lmm_classifier.types import BoolArray, Box, FloatArray
 from lmm_classifier.yaml_settings import explain
 
-Coordinate = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Point = tuple[Coordinate, Coordinate]
-XywhOrXyxy = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+_Coordinate = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Point = tuple[_Coordinate, _Coordinate]
+XywhOrXyxy = tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
 BoxFormat = Literal["xywh", "xyxy"]
 
 

@@ -26,24 +26,24 @@ from lmm_classifier.types import BoolArray, FloatArray
 
 DEFAULT_WEIGHTS = default_weights("sam2")
 FILES = ("encoder.onnx", "decoder.onnx")
-SIDE = 1024  # px of the input: config.json of the default weights, image_size
-GRID = 256  # cells of a mask: the same, mask_size
-OUTSIDE, INSIDE, UPPER_LEFT, LOWER_RIGHT = 0, 1, 2, 3  # labels of points: prompt_encoder.py of SAM 2
-FEATURES = {
+_SIDE = 1024  # px of the input: config.json of the default weights, image_size
+_GRID = 256  # cells of a mask: the same, mask_size
+_OUTSIDE, _INSIDE, _UPPER_LEFT, _LOWER_RIGHT = 0, 1, 2, 3  # labels of points: prompt_encoder.py of SAM 2
+_FEATURES = {
     "high_res_feats_0": Port((1, 32, 256, 256)),
     "high_res_feats_1": Port((1, 64, 128, 128)),
     "image_embed": Port((1, 256, 64, 64)),
 }
-PROMPT = {
+_PROMPT = {
     "point_coords": Port((1, "any", 2)),
     "point_labels": Port((1, "any")),
-    "mask_input": Port((1, 1, GRID, GRID)),
+    "mask_input": Port((1, 1, _GRID, _GRID)),
     "has_mask_input": Port((1,)),
 }
-ANSWER = {"masks": Port((1, None, GRID, GRID)), "iou_predictions": Port((1, None))}
+_ANSWER = {"masks": Port((1, None, _GRID, _GRID)), "iou_predictions": Port((1, None))}
 # SAM2Transforms: the whole photo, its aspect ratio ignored, normalised as for ImageNet.
-PREPROCESSING = Description(
-    size=(SIDE, SIDE),
+_PREPROCESSING = Description(
+    size=(_SIDE, _SIDE),
     scale=1 / 255,
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
@@ -58,12 +58,12 @@ class Sam2Segmenter:
         refuse_settings(spec, "segmenter")
         self._weights = spec.weights or DEFAULT_WEIGHTS
         encoder, decoder = files_of(spec, DEFAULT_WEIGHTS, FILES)
-        image = {"image": Port((1, 3, SIDE, SIDE))}
-        self._encoder = BoundModel(encoder, spec.family, image, FEATURES)
-        self._decoder = BoundModel(decoder, spec.family, FEATURES | PROMPT, ANSWER)
+        image = {"image": Port((1, 3, _SIDE, _SIDE))}
+        self._encoder = BoundModel(encoder, spec.family, image, _FEATURES)
+        self._decoder = BoundModel(decoder, spec.family, _FEATURES | _PROMPT, _ANSWER)
 
     def open(self, image: Image.Image) -> Sam2Session:
-        pixels = model_input([image], PREPROCESSING)
+        pixels = model_input([image], _PREPROCESSING)
         features = self._encoder.run({"image": pixels}, "1 image")
         return Sam2Session(self._decoder, features, image.size, self._weights)
 
@@ -79,9 +79,9 @@ class Sam2Session:
 
     def candidates(self, cue: Cue) -> Candidates:
         points, labels = self._points(cue)
-        if cue.logits is not None and cue.logits.shape != (GRID, GRID):
-            raise ModelError(f"an earlier mask must be ({GRID}, {GRID}) logits, got {cue.logits.shape}")
-        earlier = np.zeros((GRID, GRID), np.float32) if cue.logits is None else cue.logits
+        if cue.logits is not None and cue.logits.shape != (_GRID, _GRID):
+            raise ModelError(f"an earlier mask must be ({_GRID}, {_GRID}) logits, got {cue.logits.shape}")
+        earlier = np.zeros((_GRID, _GRID), np.float32) if cue.logits is None else cue.logits
         answer = self._decoder.run(
             self._features
             | {
@@ -102,7 +102,10 @@ class Sam2Session:
     def _points(self, cue: Cue) -> tuple[FloatArray, FloatArray]:
         """Coordinates (n, 2) in the stretched input, and labels (n,); a box is two points and comes first."""
         corners = np.asarray(cue.box or (), np.float32).reshape(-1, 2)
-        scale = SIDE / np.asarray(self._size, np.float32)
+        scale = _SIDE / np.asarray(self._size, np.float32)
         points = np.concatenate([corners, cue.points]) * scale
-        labels = [*([UPPER_LEFT, LOWER_RIGHT] if cue.box else []), *np.where(cue.positive, INSIDE, OUTSIDE)]
+        labels = [
+            *([_UPPER_LEFT, _LOWER_RIGHT] if cue.box else []),
+            *np.where(cue.positive, _INSIDE, _OUTSIDE),
+        ]
         return np.asarray(points, np.float32), np.asarray(labels, np.float32)

@@ -22,9 +22,9 @@ from lmm_classifier.types import FloatArray
 
 log = logging.getLogger(__name__)
 
-ASKED_AS = 2
+_ASKED_AS = 2
 """Version of how a question is put, in words and (since 2) pixels; answers of another are not used."""
-WAIT_FOR_DISK_S = 5.0
+_WAIT_FOR_DISK_S = 5.0
 # Readers and a writer do not wait for each other; a crash loses the last answers at most.
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -81,7 +81,7 @@ def _key(chooser: Chooser, spec: ModelSpec, question: Question) -> bytes:
     model = getattr(chooser, "fingerprint", None) or _named(spec)
     said = [text for text, _ in question.exemplars]
     said.append(asked(question.prompt, question.options, question.form))
-    digest = hashlib.sha256(json.dumps([ASKED_AS, model, question.form, question.options, said]).encode())
+    digest = hashlib.sha256(json.dumps([_ASKED_AS, model, question.form, question.options, said]).encode())
     for image in (question.image, *(image for _, image in question.exemplars)):
         digest.update(_pixels(image))
     return digest.digest()
@@ -130,7 +130,7 @@ def _remember(memory: Path, answers: Sequence[tuple[bytes, FloatArray]]) -> None
 
 def _opened(memory: Path) -> sqlite3.Connection:
     memory.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(memory, timeout=WAIT_FOR_DISK_S)
+    database = sqlite3.connect(memory, timeout=_WAIT_FOR_DISK_S)
     try:
         database.executescript(_SCHEMA)
     except sqlite3.Error:

@@ -25,17 +25,17 @@ from lmm_classifier.types import FloatArray
 
 log = logging.getLogger(__name__)
 
-KEY = "OPENAI_API_KEY"
-WAYS = (LOGPROBS, SYSTEMONE, CONSTRAINED, TEXT)
+_KEY = "OPENAI_API_KEY"
+_WAYS = (LOGPROBS, SYSTEMONE, CONSTRAINED, TEXT)
 LIMITS = FetchLimits(silence_s=30.0, total_s=60.0, max_bytes=2**20, redirects=0)
 """Of one question. No byte comes while the model thinks: the silence is longer than for files."""
-REFUSALS = frozenset({400, 404, 405, 422, 501})
+_REFUSALS = frozenset({400, 404, 405, 422, 501})
 """A server's ways to say that it does not know this endpoint, or not this field."""
 DUE_S = 0.01  # a time limit of the system may end this much early
-HINTS: dict[int | str, str] = {
+_HINTS: dict[int | str, str] = {
     "unreachable": "; does the server run?",
-    401: f"; set {KEY}",
-    403: f"; set {KEY}",
+    401: f"; set {_KEY}",
+    403: f"; set {_KEY}",
     404: "; is it the address, and the name, of a model that is served there?",
     429: "; ask fewer questions at once (max_batch_size)",
 }
@@ -47,7 +47,7 @@ class OpenAIChooser:
     """Rates options by asking a server.
 
     `weights` are its address and the model's name there: "http://localhost:8000/v1#Qwen/Qwen2-VL-7B-Instruct".
-    Of `WAYS` the first that the server knows is taken, and kept for questions of the same form. A way that
+    Of `_WAYS` the first that the server knows is taken, and kept for questions of the same form. A way that
     was kept and is refused fails the question; the next one finds a way anew. The key for the server, if it
     wants one, is in the environment variable OPENAI_API_KEY.
 
@@ -59,7 +59,7 @@ class OpenAIChooser:
     input_size: ClassVar = side_of(MAX_PIXELS)
 
     def __init__(
-        self, spec: ModelSpec, limits: FetchLimits = LIMITS, ways: Sequence[EndpointStrategy] = WAYS
+        self, spec: ModelSpec, limits: FetchLimits = LIMITS, ways: Sequence[EndpointStrategy] = _WAYS
     ) -> None:
         refuse_untaken(spec, "max_pixels")
         for name, value, default in (
@@ -143,7 +143,7 @@ class OpenAIChooser:
             limits, value = replace(self._limits, total_s=left), way.body(self._model, ready)
             return post_json(self._address + way.path, value, limits=limits, headers=_authorization())
         except FetchError as error:
-            if error.status in REFUSALS:
+            if error.status in _REFUSALS:
                 raise
             if due is not None and time.monotonic() > due - DUE_S:
                 raise OutOfTimeError(f"no answer by the time it was due: {self._told(error)}") from error
@@ -152,9 +152,9 @@ class OpenAIChooser:
 
     def _told(self, error: FetchError) -> str:
         """An error in one line, with what the server said, and without the key if it said that."""
-        said = shown(error.said.replace(os.environ.get(KEY) or "\0", "***"))
+        said = shown(error.said.replace(os.environ.get(_KEY) or "\0", "***"))
         late = f" ({self._limits.total_s:g} s at most)" if error.code == "timeout" else ""
-        return error.message + late + (said and f": {said}") + HINTS.get(error.status or error.code, "")
+        return error.message + late + (said and f": {said}") + _HINTS.get(error.status or error.code, "")
 
     def _keep(self, kind: _Kind, way: EndpointStrategy) -> None:
         with self._lock:
@@ -184,6 +184,6 @@ def _place(weights: str) -> tuple[str, str]:
 
 def _authorization() -> dict[str, str]:
     try:
-        return bearer(os.environ.get(KEY, ""), KEY)
+        return bearer(os.environ.get(_KEY, ""), _KEY)
     except ConfigError as error:
         raise ModelError(str(error)) from error

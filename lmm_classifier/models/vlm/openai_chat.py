@@ -24,17 +24,17 @@ from lmm_classifier.models.vlm.openai_endpoint import (
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
-PATH = "/chat/completions"
-TOP = 20
+_PATH = "/chat/completions"
+_TOP = 20
 """Likeliest first tokens asked for: the most that the API has, and what vLLM gives unless told otherwise."""
-NOT_KNOWN = -9999.0
+_NOT_KNOWN = -9999.0
 """The API's word for "very unlikely", and what vLLM makes of minus infinity: no measured value."""
-SURE = 0.9
+_SURE = 0.9
 """By convention, the probability of an answer that was given as text: text says which, not how sure.
 
 The other options share the rest equally. `calibrate --photos` weighs it by how often such answers are right.
 """
-ROOM = 8  # tokens beyond the longest answer: the end of the turn, and a blank or two
+_ROOM = 8  # tokens beyond the longest answer: the end of the turn, and a blank or two
 
 
 class _Top(ResponsePart):
@@ -79,7 +79,7 @@ def _max_tokens(posed: EncodedQuestion) -> int:
     """Enough for the longest answer: a token is at least a byte of it."""
     if posed.question.form != "text":
         return 1
-    return max(len(answer.encode("utf-8", "replace")) for answer in posed.answers) + ROOM
+    return max(len(answer.encode("utf-8", "replace")) for answer in posed.answers) + _ROOM
 
 
 def _plain(model: str, posed: EncodedQuestion) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _constrained(model: str, posed: EncodedQuestion) -> dict[str, Any]:
 
 
 def _with_logprobs(model: str, posed: EncodedQuestion) -> dict[str, Any]:
-    return {**_plain(model, posed), "logprobs": True, "top_logprobs": TOP}
+    return {**_plain(model, posed), "logprobs": True, "top_logprobs": _TOP}
 
 
 def _read_logprobs(content: bytes, posed: EncodedQuestion) -> FloatArray | None:
@@ -113,7 +113,7 @@ def _read_logprobs(content: bytes, posed: EncodedQuestion) -> FloatArray | None:
     logprobs = validated(_Completion, content).choices[0].logprobs
     if logprobs is None or not logprobs.content:
         return None
-    known = [top for top in logprobs.content[0].top_logprobs if top.logprob > NOT_KNOWN]
+    known = [top for top in logprobs.content[0].top_logprobs if top.logprob > _NOT_KNOWN]
     if not known:
         return None
     found = [[top.logprob for top in known if top.token.strip() == answer] for answer in posed.answers]
@@ -138,8 +138,8 @@ def _read_text(content: bytes, posed: EncodedQuestion) -> FloatArray:
     fits = [answer.strip() == said for answer in posed.answers]
     if fits.count(True) != 1:
         raise ModelError(f"the model answered {shown(said)!r}, which is none of the options")
-    others = (1 - SURE) / max(len(fits) - 1, 1)
-    return logarithms([SURE if fit else others for fit in fits])
+    others = (1 - _SURE) / max(len(fits) - 1, 1)
+    return logarithms([_SURE if fit else others for fit in fits])
 
 
 def _has_one_token_answers(question: Question) -> bool:
@@ -151,7 +151,7 @@ def _any(question: Question) -> bool:  # noqa: ARG001
 
 
 LOGPROBS = EndpointStrategy(
-    "the logprobs of its first token", PATH, _has_one_token_answers, _with_logprobs, _read_logprobs
+    "the logprobs of its first token", _PATH, _has_one_token_answers, _with_logprobs, _read_logprobs
 )
-CONSTRAINED = EndpointStrategy("a text held to the options", PATH, _any, _constrained, _read_text)
-TEXT = EndpointStrategy("a text", PATH, _any, _plain, _read_text)
+CONSTRAINED = EndpointStrategy("a text held to the options", _PATH, _any, _constrained, _read_text)
+TEXT = EndpointStrategy("a text", _PATH, _any, _plain, _read_text)

@@ -20,9 +20,9 @@ from lmm_classifier.models.vlm.prompts import answers_of, asked
 from lmm_classifier.text import shown
 from lmm_classifier.types import FloatArray
 
-MAX_ASPECT_RATIO = 200  # servers pass photos to image processors of this bound, and fail on longer slivers
+_MAX_ASPECT_RATIO = 200  # servers pass photos to image processors of this bound, and fail on longer slivers
 
-Validated = TypeVar("Validated", bound="ResponsePart")
+_Validated = TypeVar("_Validated", bound="ResponsePart")
 Logprob = Annotated[float, Field(le=1e-3, allow_inf_nan=False)]
 """At most 0 but for rounding: reduced precision puts a certain token's a little above."""
 Probability = Annotated[float, Field(ge=0, le=1 + 1e-3, allow_inf_nan=False)]
@@ -90,13 +90,13 @@ def posed(question: Question, max_pixels: int = MAX_PIXELS) -> EncodedQuestion:
 def _png(image: Image.Image, max_pixels: int) -> str:
     """Without loss, so that the server sees the pixels that a model on this machine would."""
     file = io.BytesIO()
-    affordable = widened(shrunk(image, max_pixels), MAX_ASPECT_RATIO)
+    affordable = widened(shrunk(image, max_pixels), _MAX_ASPECT_RATIO)
     # The fastest level: time matters more than a tenth of the size. A colour profile stays at home.
     affordable.save(file, "PNG", compress_level=1, icc_profile=None)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def validated(kind: type[Validated], content: bytes) -> Validated:
+def validated(kind: type[_Validated], content: bytes) -> _Validated:
     """An answer as what the API documents.
 
     Raises:

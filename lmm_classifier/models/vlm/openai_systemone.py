@@ -23,9 +23,9 @@ from lmm_classifier.models.vlm.openai_endpoint import (
 from lmm_classifier.models.vlm.prompts import LETTERS
 from lmm_classifier.types import FloatArray
 
-MAX_PICTURES = 4  # what the route takes in one request
-NAME = "answer"  # of the one question in a request
-ROUNDING = 0.01  # how far from 1 the sum of the probabilities may lie; servers compute in reduced precision
+_MAX_PICTURES = 4  # what the route takes in one request
+_NAME = "answer"  # of the one question in a request
+_ROUNDING = 0.01  # how far from 1 the sum of the probabilities may lie; servers compute in reduced precision
 
 
 class _Decision(ResponsePart):
@@ -38,7 +38,7 @@ class _Decisions(ResponsePart):
 
 
 def _takes(question: Question) -> bool:
-    return 1 + len(question.exemplars) <= MAX_PICTURES and len(question.options) <= len(LETTERS)
+    return 1 + len(question.exemplars) <= _MAX_PICTURES and len(question.options) <= len(LETTERS)
 
 
 def _body(model: str, posed: EncodedQuestion) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _body(model: str, posed: EncodedQuestion) -> dict[str, Any]:
     return {
         "model": model,
         "state": "".join(text + place for text, place in zip(texts, places, strict=True)),
-        "questions": {NAME: typed},
+        "questions": {_NAME: typed},
         "assets": {
             place: {"type": "image", "format": "png", "data_base64": picture}
             for place, picture in zip(places, posed.pictures, strict=True)
@@ -76,7 +76,7 @@ def _read(content: bytes, posed: EncodedQuestion) -> FloatArray | None:
     Raises:
         ModelError: no proper answer, or one about other options.
     """
-    decision = validated(_Decisions, content).answers.get(NAME)
+    decision = validated(_Decisions, content).answers.get(_NAME)
     if posed.question.form == "yes_no":
         if decision is None or decision.noul is None:
             return None
@@ -84,7 +84,7 @@ def _read(content: bytes, posed: EncodedQuestion) -> FloatArray | None:
     if decision is None or decision.probabilities is None:
         return None
     given = decision.probabilities
-    if given.keys() != set(posed.question.options) or abs(sum(given.values()) - 1) > ROUNDING:
+    if given.keys() != set(posed.question.options) or abs(sum(given.values()) - 1) > _ROUNDING:
         raise ModelError(f"the answer gives {len(given)} probabilities that are not those of the options")
     return logarithms([given[option] for option in posed.question.options])
 

@@ -13,7 +13,7 @@ import torch
 from lmm_classifier.models.runtime.placement import entry_device, is_on_several_gpus
 
 # Side by side, tokens take memory by the square of their number; what is longer goes alone.
-MAX_TOKENS = 1024
+_MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,7 +166,7 @@ def _parts(row: Sequence[TokenizedQuestion], begin: int, most: int) -> Iterator[
         for some in _runs(asked.answers, most, len(asked.prompt) - begin):
             continuation = _Continuation(asked, begin, some)
             more = len(continuation.tokens)
-            if part and (answers + len(some) > most or tokens + more > MAX_TOKENS):
+            if part and (answers + len(some) > most or tokens + more > _MAX_TOKENS):
                 yield part
                 part, answers, tokens = [], 0, 0
             part.append(continuation)
@@ -178,7 +178,7 @@ def _runs(answers: Sequence[list[int]], most: int, rest: int) -> Iterator[Sequen
     """The answers to one question, so many at a time that they fit beside the rest of its prompt."""
     run: list[list[int]] = []
     for answer in answers:
-        if run and (len(run) == most or rest + sum(map(len, run)) + len(answer) > MAX_TOKENS):
+        if run and (len(run) == most or rest + sum(map(len, run)) + len(answer) > _MAX_TOKENS):
             yield run
             run = []
         run.append(answer)

@@ -13,8 +13,8 @@ DEFAULT_PROMPT = (
     "Choose the label that fits {image_description} best: {candidates}. Answer with the label only."
 )
 DEFAULT_DESCRIPTION = "the image"
-PLACEHOLDERS = ("image_description", "candidates", "candidate")
-_PLACEHOLDER = re.compile("{(" + "|".join(PLACEHOLDERS) + ")}")
+_PLACEHOLDERS = ("image_description", "candidates", "candidate")
+_PLACEHOLDER = re.compile("{(" + "|".join(_PLACEHOLDERS) + ")}")
 
 
 def render_prompt(template: str, candidates: Sequence[str], description: str = DEFAULT_DESCRIPTION) -> str:
@@ -45,7 +45,7 @@ def asked(prompt: str, options: Sequence[str], form: AnswerForm) -> str:
         return prompt
     lines = ["", "", prompt]
     if form == "letter":
-        letters = letters_of(options)
+        letters = _letters_of(options)
         lines += [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
         lines.append(f"Answer with the letter of the option that fits best (A to {letters[-1]}) only.")
     elif tuple(options) == YES_NO:
@@ -55,7 +55,7 @@ def asked(prompt: str, options: Sequence[str], form: AnswerForm) -> str:
     return "\n".join(lines)
 
 
-def letters_of(options: Sequence[str]) -> tuple[str, ...]:
+def _letters_of(options: Sequence[str]) -> tuple[str, ...]:
     """The letter of each option.
 
     Raises:
@@ -67,5 +67,5 @@ def letters_of(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def answers_of(options: Sequence[str], form: AnswerForm) -> tuple[str, ...]:
-    """What the model is to say for each option; raises as `letters_of`."""
-    return letters_of(options) if form == "letter" else tuple(options)
+    """What the model is to say for each option; raises as `_letters_of`."""
+    return _letters_of(options) if form == "letter" else tuple(options)

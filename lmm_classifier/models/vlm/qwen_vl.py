@@ -29,8 +29,8 @@ from lmm_classifier.models.vlm.prefix_sharing import Picture, TokenizedQuestion,
 from lmm_classifier.models.vlm.prompts import answers_of, asked
 from lmm_classifier.types import FloatArray
 
-DEFAULT_WEIGHTS = default_weights("qwen-vl")
-REMEMBERED = 4096  # texts whose tokens are kept
+_DEFAULT_WEIGHTS = default_weights("qwen-vl")
+_REMEMBERED = 4096  # texts whose tokens are kept
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}prompt\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -46,7 +46,7 @@ class QwenVLChooser:
 
     def __init__(self, spec: ModelSpec) -> None:
         refuse_untaken(spec, "min_pixels", "max_pixels", *PLACEMENT)
-        self._weights = spec.weights or DEFAULT_WEIGHTS
+        self._weights = spec.weights or _DEFAULT_WEIGHTS
         config = pretrained(AutoConfig.from_pretrained, spec, self._weights)
         if config.model_type not in MODEL_TYPES:
             raise ModelError(
@@ -168,7 +168,7 @@ class QwenVLChooser:
         The last ones are remembered: labels come again, and often the whole question does.
         """
         if text not in self._tokens:
-            if len(self._tokens) >= REMEMBERED:
+            if len(self._tokens) >= _REMEMBERED:
                 self._tokens.clear()
             tokenizer = self._processor.tokenizer
             self._tokens[text] = list(

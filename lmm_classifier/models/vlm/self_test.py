@@ -19,10 +19,10 @@ from lmm_classifier.types import Choice, FloatArray
 
 log = logging.getLogger(__name__)
 
-OPTIONS = ("cat", "dog", "cow")  # as long as each other: none is likely for being short
-TOLERANCE = 0.05
+_OPTIONS = ("cat", "dog", "cow")  # as long as each other: none is likely for being short
+_TOLERANCE = 0.05
 """Of a probability: wide enough for the rounding of bfloat16, which keeps 8 bits of a number."""
-SIDES = ((56, 56), (96, 64), (64, 120), (56, 84))  # px; of different length, so that batches are padded
+_SIDES = ((56, 56), (96, 64), (64, 120), (56, 84))  # px; of different length, so that batches are padded
 _lock = threading.Lock()
 
 
@@ -60,23 +60,24 @@ def _tested(spec: ModelSpec, strategy: PromptStrategy, batch_size: int, twin: Mo
         others[f"by {twin.weights}"] = rate(twin, questions, batch_size)
     worst = {how: _difference(questions, together, values) for how, values in others.items()}
     log.info("chooser %s %s tested: %s", spec.family, spec.weights, worst)
-    wrong = [f"{difference:.3f} {how}" for how, difference in worst.items() if not difference <= TOLERANCE]
+    wrong = [f"{difference:.3f} {how}" for how, difference in worst.items() if not difference <= _TOLERANCE]
     if not wrong:
         return None
     return (
         f"{spec.family} {spec.weights} fails its self-test: probabilities of the same answers differ by "
-        f"{' and '.join(wrong)}, more than {TOLERANCE}; use another dtype or version, or set self_test: false"
+        f"{' and '.join(wrong)}, more than {_TOLERANCE}; use another dtype or version, or set "
+        "self_test: false"
     )
 
 
 def _cases(strategy: PromptStrategy) -> list[Case]:
     """Pictures of noise, the same every time."""
     rng = np.random.default_rng(0)
-    shown = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIDES]
+    shown = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in _SIDES]
     exemplars = (
-        {option: (shown[i],) for i, option in enumerate(OPTIONS)} if strategy.mode == "pairwise" else {}
+        {option: (shown[i],) for i, option in enumerate(_OPTIONS)} if strategy.mode == "pairwise" else {}
     )
-    return [Case(image, OPTIONS, exemplars) for image in shown]
+    return [Case(image, _OPTIONS, exemplars) for image in shown]
 
 
 def _difference(

@@ -19,14 +19,14 @@ Mode = Literal["listwise", "pointwise", "pairwise"]
 Scoring = Literal["likelihood", "normalised", "letter"]
 
 LETTER_PROMPT = "Which label fits {image_description} best?"
-POINTWISE_PROMPT = "Does the label {candidate} fit {image_description}?"
-PAIRWISE_PROMPT = "Do the two images show the same kind of thing?"
+_POINTWISE_PROMPT = "Does the label {candidate} fit {image_description}?"
+_PAIRWISE_PROMPT = "Do the two images show the same kind of thing?"
 LONGEST_NAME = 100
 """Characters of a label that a prompt shows: a file name can have thousands, and no name needs them."""
 # A content-free input (Zhao et al., ICML 2021): what the model says of it is prejudice. As small as Qwen2-VL
 # takes images, two by two visual tokens, for it is asked about as often as the photos are.
 BLANK = Image.new("RGB", (56, 56), (128, 128, 128))
-NAMES_OF_EXEMPLARS = "{}:"
+_NAMES_OF_EXEMPLARS = "{}:"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +125,7 @@ class PromptStrategy:
         form: AnswerForm = "letter" if self.scoring == "letter" else "text"
         prompt = render_prompt(self.template, options)
         exemplars = tuple(
-            (NAMES_OF_EXEMPLARS.format(names[label]), photo)
+            (_NAMES_OF_EXEMPLARS.format(names[label]), photo)
             for label in (case.options[i] for i in order)
             for photo in case.exemplars.get(label, ())
         )
@@ -163,7 +163,7 @@ class PromptStrategy:
 def default_template(mode: Mode, scoring: Scoring) -> str:
     """What is asked where nobody wrote a prompt."""
     listwise = LETTER_PROMPT if scoring == "letter" else DEFAULT_PROMPT
-    return {"listwise": listwise, "pointwise": POINTWISE_PROMPT, "pairwise": PAIRWISE_PROMPT}[mode]
+    return {"listwise": listwise, "pointwise": _POINTWISE_PROMPT, "pairwise": _PAIRWISE_PROMPT}[mode]
 
 
 def contradiction(strategy: PromptStrategy, exemplars: int, by_a_server: bool) -> str | None:
