@@ -25,7 +25,7 @@ from safetensors.torch import save
 import lmm_classifier
 from hub_cache import files_in
 from lmm_classifier.checkpoints.digits import write_digits
-from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS
+from lmm_classifier.models.runtime.default_checkpoints import default_checkpoints
 from mini_hub import COMMIT, LARGE, MiniHub, Repositories, serving
 from segmentation_graphs import write_detr, write_echo, write_encoder
 from served import started
@@ -88,7 +88,7 @@ def published(root: Path) -> Repositories:
         "sam2": segmenter,
         "detr-panoptic": panoptic,
     }
-    wanted = {default.family: default.hub_id or default.weights for default in DEFAULTS} | NAMED
+    wanted = {family: entry.hub_id or entry.weights for _, family, entry in default_checkpoints()} | NAMED
     clip = {"open_clip_model.safetensors": random_clip()}
     return {
         hub_id: clip if family == "clip" else written(writers[family], root / family)

@@ -68,7 +68,7 @@ class Proposes(Other):
 
 @pytest.fixture(autouse=True)
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(registry.BUILTINS["encoder"], "watching", f"{__name__}:Watching")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["encoder"], "watching", registry.Entry(f"{__name__}:Watching"))
     yield
     Watching.seen.clear()
 

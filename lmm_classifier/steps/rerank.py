@@ -44,7 +44,6 @@ from lmm_classifier.types import Choice, Sample, required
 
 log = logging.getLogger(__name__)
 
-_SERVERS = frozenset({"openai_api"})  # families that ask a model elsewhere
 _EXEMPLAR_PIXELS = (
     448 * 448
 )  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
@@ -118,6 +117,11 @@ class Rerank(Step):
         return f"{model.strip()}{budget}, {way}, {options}, prompt {prompt}"
 
     @property
+    def _asks_a_server(self) -> bool:
+        known = registry.entry("chooser", self.model.family)
+        return known is not None and known.asks_a_server
+
+    @property
     def template(self) -> str:
         """The prompt's."""
         if self.prompt_template is None:
@@ -150,13 +154,13 @@ class Rerank(Step):
         needed = needed_placeholder(self.mode, self.scoring)
         if needed and needed not in self.template:
             raise ValueError(f"prompt_template must hold {needed}, where the labels go")
-        if problem := contradiction(self.strategy, self.exemplars, self.model.family in _SERVERS):
+        if problem := contradiction(self.strategy, self.exemplars, self._asks_a_server):
             raise ValueError(problem)
         if self.exemplars and (self.index is None or self.corpus_root is None):
             raise ValueError("exemplars are photos of the index: set index, and corpus_root to their folder")
         if self.corpus_root is not None and not self.exemplars:
             raise ValueError("corpus_root is for exemplars: set how many, or leave it out")
-        if self.twin and not (self.self_test and self.model.family in _SERVERS):
+        if self.twin and not (self.self_test and self._asks_a_server):
             raise ValueError("twin is what a server's model is compared with in the self-test: leave it out")
         return self
 

@@ -159,7 +159,7 @@ class OddChooser:
 
 @pytest.fixture
 def odd_chooser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "odd", f"{__name__}:OddChooser")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "odd", registry.Entry(f"{__name__}:OddChooser"))
 
 
 @pytest.mark.usefixtures("odd_chooser")
@@ -195,7 +195,7 @@ def test_a_label_without_a_majority_stays_uncertain(index: Path) -> None:
     # Four options at the same likelihood: a quarter each.
     ask = {"family": "odd", "model_name": "dark"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.BUILTINS["chooser"], "odd", f"{__name__}:OddChooser")  # type: ignore[arg-type]
+        patch.setitem(registry.BUILTINS["chooser"], "odd", registry.Entry(f"{__name__}:OddChooser"))
         answer = classifier(index, retrieval=UNSURE, rerank=ask).classify(picture(COLOURS["red"], seed=8))
     assert answer.score == pytest.approx(0.25)
     assert answer.status == ("unknown" if answer.label == "unknown" else "uncertain")

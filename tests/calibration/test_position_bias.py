@@ -33,7 +33,7 @@ class Prejudiced:
 
 @pytest.fixture(autouse=True)
 def choosers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "prejudiced", f"{__name__}:Prejudiced")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "prejudiced", registry.Entry(f"{__name__}:Prejudiced"))
 
 
 def samples(n: int) -> list[Sample]:

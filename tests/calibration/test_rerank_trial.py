@@ -209,7 +209,7 @@ def uncertain(n: int) -> list[Sample]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "slow", f"{__name__}:SlowChooser")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "slow", registry.Entry(f"{__name__}:SlowChooser"))
 
 
 @pytest.mark.usefixtures("slow")

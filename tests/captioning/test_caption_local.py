@@ -15,7 +15,7 @@ from lmm_classifier.captioning.local import LocalModel
 from lmm_classifier.errors import CaptionError, ConfigError, ModelError
 from lmm_classifier.models.captioning import captioned
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.registry import BUILTINS
+from lmm_classifier.registry import BUILTINS, Entry
 from photo_folders import texts, write_photos
 from tiny_vision import write_blip
 
@@ -37,7 +37,7 @@ class Moody:
 
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    monkeypatch.setitem(BUILTINS["captioner"], "moody", f"{__name__}:Moody")
+    monkeypatch.setitem(BUILTINS["captioner"], "moody", Entry(f"{__name__}:Moody"))
     monkeypatch.setattr(Moody, "calls", [])
     return Moody.calls
 

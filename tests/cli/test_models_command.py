@@ -12,7 +12,7 @@ import pytest
 
 from hub_cache import COMMIT, files_in, write_cached
 from lmm_classifier import registry
-from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS, TASKS
+from lmm_classifier.models.runtime.default_checkpoints import TASKS, default_checkpoints
 from mini_hub import COMMIT as SERVED
 from mini_hub import MiniHub, serving
 from shell import run
@@ -83,10 +83,10 @@ def test_offline_a_missing_checkpoint_is_one_line_of_error(cache: Path) -> None:
     assert f"hub: {cache}" in models("where", cache=cache).stdout
 
 
-def test_every_default_belongs_to_a_registered_family() -> None:
-    families = {name for kind in registry.BUILTINS for name in registry.names(kind)}
-    assert {default.family for default in DEFAULTS} <= families
-    assert len({default.family for default in DEFAULTS}) == len(DEFAULTS)
+def test_default_weights_have_a_licence_and_one_family() -> None:
+    families = [family for _, family, _ in default_checkpoints()]
+    assert len(set(families)) == len(families) == 10
+    assert all(entry.licence for _, _, entry in default_checkpoints())
 
 
 class TestCacheDir:
@@ -244,14 +244,16 @@ def test_what_is_no_repository_id_is_refused_and_nothing_fetched(weights: str, t
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_flag_that_lists_its_defaults(task: str, tmp_path: Path) -> None:
     lines = models("list", f"--{task}", "--json", cache=tmp_path).stdout.splitlines()
-    expected = [default.family for default in DEFAULTS if default.task == task]
+    expected = [family for of, family, _ in default_checkpoints() if of == task]
     assert [json.loads(line)["family"] for line in lines] == expected
     assert expected
 
 
 def test_without_a_flag_all_are_listed_and_an_unknown_flag_is_refused(tmp_path: Path) -> None:
     lines = models("list", "--json", cache=tmp_path).stdout.splitlines()
-    assert [json.loads(line)["family"] for line in lines] == [default.family for default in DEFAULTS]
+    assert [json.loads(line)["family"] for line in lines] == [
+        family for _, family, _ in default_checkpoints()
+    ]
     for command in ("fetch", "list", "verify"):
         result = models(command, "--clasify", cache=tmp_path)
         assert (result.returncode, result.stderr.count("\n")) == (1, 1)

@@ -111,9 +111,10 @@ def test_every_builtin_has_a_file_and_a_line_in_the_readme(request: pytest.Fixtu
 
 def test_settings_know_which_builtins_take_no_texts() -> None:
     classes = {family: registry.resolve("encoder", family) for family in registry.BUILTINS["encoder"]}
-    assert {
-        family for family, cls in classes.items() if not hasattr(cls, "encode_text")
-    } == registry.IMAGE_ONLY
+    for family, cls in classes.items():
+        known = registry.entry("encoder", family)
+        assert known is not None
+        assert known.takes_texts == hasattr(cls, "encode_text"), family
 
 
 def test_fingerprints_are_all_different(written: Callable[[str], str]) -> None:

@@ -269,7 +269,7 @@ def test_a_large_photo_gets_its_turn_among_many_small_ones(index: Path) -> None:
 def test_a_model_that_breaks_while_it_is_opened_leaves_the_service_ready(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.BUILTINS["captioner"], "broken", f"{__name__}:Broken")
+    monkeypatch.setitem(registry.BUILTINS["captioner"], "broken", registry.Entry(f"{__name__}:Broken"))
     broken = {"describe_image": {"model": {"family": "broken"}}}
     with serving(classifier(index, operations=broken, warm_up=True)) as service:
         time.sleep(0.5)

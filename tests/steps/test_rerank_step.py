@@ -69,7 +69,9 @@ class SlowToOpen(Looking):
 @pytest.fixture(autouse=True)
 def choosers(monkeypatch: pytest.MonkeyPatch) -> None:
     for cls in (Looking, Slow, SlowToOpen):
-        monkeypatch.setitem(registry.BUILTINS["chooser"], cls.__name__, f"{__name__}:{cls.__name__}")  # type: ignore[arg-type]
+        monkeypatch.setitem(
+            registry.BUILTINS["chooser"], cls.__name__, registry.Entry(f"{__name__}:{cls.__name__}")
+        )
     Looking.asked.clear()
 
 
@@ -338,7 +340,7 @@ def test_a_model_that_fails_its_self_test_is_not_believed(
             return [np.log(np.asarray([0.1 * len(questions) % 1, 0.5], np.float32)) for _ in questions]
 
     monkeypatch.setattr(f"{__name__}.Moody", Moody, raising=False)
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "moody", f"{__name__}:Moody")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "moody", registry.Entry(f"{__name__}:Moody"))
     answer = classifier(index, "moody", mode="pointwise", self_test=True).classify(picture(COLOURS["red"]))
     assert (answer.label, answer.stage) == ("red", "open_set")
     assert answer.degraded is not None

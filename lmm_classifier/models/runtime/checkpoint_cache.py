@@ -20,8 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from lmm_classifier.errors import ModelUnavailableError
-from lmm_classifier.models.runtime.default_checkpoints import DEFAULTS, FILES, Task, default_weights
+from lmm_classifier.models.runtime.default_checkpoints import Task, default_checkpoints, default_weights
 from lmm_classifier.models.spec import ModelSpec
+from lmm_classifier.registry import CHECKPOINT_FILES
 
 CACHE = Path(HF_HUB_CACHE)
 SHIPPED = Path(__file__).parents[2] / "checkpoints"
@@ -46,7 +47,7 @@ class Checkpoint:
     hub_id: str
     revision: str
     licence: str = ""
-    files: tuple[str, ...] = FILES
+    files: tuple[str, ...] = CHECKPOINT_FILES
     cache_dir: Path | None = None
 
     def folder(self) -> Path | None:
@@ -93,22 +94,22 @@ class Checkpoint:
 def defaults(tasks: Sequence[Task]) -> tuple[Checkpoint, ...]:
     """The checkpoints of the families' defaults for some tasks; for all if none is named."""
     return tuple(
-        Checkpoint(d.family, d.hub_id or d.weights, "main", d.licence, d.files)
-        for d in DEFAULTS
-        if not tasks or d.task in tasks
+        Checkpoint(family, entry.hub_id or entry.weights, "main", entry.licence, entry.files)
+        for task, family, entry in default_checkpoints()
+        if not tasks or task in tasks
     )
 
 
 def wanted_by(specs: Iterable[ModelSpec]) -> tuple[Checkpoint, ...]:
     """The checkpoints of the hub that some models mean; local and shipped ones need no fetching."""
-    published = {default.weights: default for default in DEFAULTS}
+    published = {entry.weights: entry for _, _, entry in default_checkpoints()}
     found: dict[Checkpoint, None] = {}
     for spec in specs:
         weights = spec.weights or default_weights(spec.family)
         default = published.get(weights)
         hub_id = default.hub_id if default and default.hub_id else weights
         if hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
-            licence, files = (default.licence, default.files) if default else ("", FILES)
+            licence, files = (default.licence, default.files) if default else ("", CHECKPOINT_FILES)
             where = spec.cache_dir
             found[Checkpoint(spec.family, hub_id, spec.revision, licence, files, where)] = None
     return tuple(found)

@@ -1,69 +1,33 @@
-"""The checkpoints that a family means when nobody names weights, and under which licence. No torch here."""
+"""The checkpoints that a family means when nobody names weights, as the registry has them. No torch here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
+
+from lmm_classifier import registry
 
 Task = Literal["embed", "rerank", "detect", "segment", "classify", "caption"]
 TASKS: tuple[Task, ...] = get_args(Task)
-# Weights as safetensors only, and what a configuration, processor or tokenizer consists of.
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_TASK_OF: Mapping[registry.Kind, Task] = {
+    "encoder": "embed",
+    "chooser": "rerank",
+    "detector": "detect",
+    "segmenter": "segment",
+    "panoptic": "segment",
+    "classifier": "classify",
+    "captioner": "caption",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultCheckpoint:
-    """A checkpoint of the hub.
-
-    Attributes:
-        task: what it is for.
-        family: name in the registry.
-        weights: as a ModelSpec has them.
-        licence: SPDX identifier, as its model card said in 2026.
-        hub_id: where it is, if not under the name of the weights.
-        files: what is needed of it.
-    """
-
-    task: Task
-    family: str
-    weights: str
-    licence: str
-    hub_id: str = ""
-    files: tuple[str, ...] = FILES
-
-
-DEFAULTS = (
-    DefaultCheckpoint("embed", "siglip", "google/siglip-so400m-patch14-384", "Apache-2.0"),
-    DefaultCheckpoint(
-        "embed",
-        "clip",
-        "ViT-B-32-quickgelu/openai",
-        "MIT",
-        hub_id="timm/vit_base_patch32_clip_224.openai",
-    ),
-    DefaultCheckpoint("embed", "dinov2", "facebook/dinov2-base", "Apache-2.0"),
-    DefaultCheckpoint("embed", "dinov2-timm", "timm/vit_base_patch14_dinov2.lvd142m", "Apache-2.0"),
-    DefaultCheckpoint("rerank", "qwen-vl", "Qwen/Qwen2-VL-7B-Instruct", "Apache-2.0"),
-    DefaultCheckpoint("detect", "objects", "PekingU/rtdetr_v2_r18vd", "Apache-2.0"),
-    DefaultCheckpoint(
-        "segment",
-        "sam2",
-        "SharpAI/sam2-hiera-tiny-onnx",
-        "Apache-2.0",
-        files=("encoder.onnx", "decoder.onnx"),
-    ),
-    DefaultCheckpoint(
-        "segment",
-        "detr-panoptic",
-        "Xenova/detr-resnet-50-panoptic",
-        "Apache-2.0",
-        files=("onnx/model.onnx", "config.json"),
-    ),
-    DefaultCheckpoint("classify", "image-classifier", "facebook/convnext-tiny-224", "Apache-2.0"),
-    DefaultCheckpoint("caption", "blip", "Salesforce/blip-image-captioning-base", "BSD-3-Clause"),
-)
+def default_checkpoints() -> Iterator[tuple[Task, str, registry.Entry]]:
+    """Task, family and entry of each family with weights of its own, by task."""
+    for kind, task in _TASK_OF.items():
+        for family, entry in registry.BUILTINS[kind].items():
+            if entry.weights:
+                yield task, family, entry
 
 
 def default_weights(family: str) -> str:
     """What a spec without weights means; "" for a family that has none or brings them along."""
-    return next((default.weights for default in DEFAULTS if default.family == family), "")
+    return next((entry.weights for _, name, entry in default_checkpoints() if name == family), "")

@@ -90,7 +90,7 @@ class SlowToOpen:
 
 
 def test_nobody_waits_for_another_model_that_is_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "slow", f"{__name__}:SlowToOpen")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "slow", registry.Entry(f"{__name__}:SlowToOpen"))
     load_encoder(ModelSpec("fake"))
     opening = threading.Thread(target=load_chooser, args=(ModelSpec("slow", "test_in_time"),))
     opening.start()

@@ -41,7 +41,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "counting", f"{__name__}:Counting")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "counting", registry.Entry(f"{__name__}:Counting"))
     Counting.asked.clear()
     return Counting.asked
 

@@ -55,7 +55,7 @@ class Moody:
 
 @pytest.fixture(autouse=True)
 def moody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILTINS["chooser"], "moody", f"{__name__}:Moody")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BUILTINS["chooser"], "moody", registry.Entry(f"{__name__}:Moody"))
 
 
 def test_a_chooser_whose_answers_depend_on_the_batch_fails() -> None:
