@@ -47,7 +47,7 @@ class Step(ABC):
     def resolution(self) -> int | None:
         """Px of the shorter side of a photo that this step makes use of; None: every pixel. May open a model.
 
-        A step that does not read `image` needs none of them; one that does is shown all unless it says less.
+        A step that does not read `image` needs none. One that reads it needs full resolution by default.
         """
         return None if "image" in self.requires else 0
 

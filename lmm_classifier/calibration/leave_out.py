@@ -1,4 +1,4 @@
-"""Rehearsing queries on the corpus itself: every image asked as if it were new, and as if its label were.
+"""Simulates each indexed image as a new photo (leave-one-out) and as an unknown (leave-label-out).
 
 As *known* an image is asked of an index without it and its near-duplicates, as *unknown* of one without all
 images of its label (of a group of labels, where there are many). Nothing but the index is read, so what is

@@ -83,7 +83,7 @@ def common(
     context: typer.Context,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", "-v", help="Also log what goes well, and what libraries warn of."),
+        typer.Option("--verbose", "-v", help="Log at INFO level, and show the warnings of libraries."),
     ] = False,
     log_json: Annotated[bool, typer.Option(help="Log one JSON object per line.")] = False,
     version: Annotated[  # noqa: ARG001 -- its callback does the work

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _Settings = Annotated[Path, typer.Option("--config", "-c", help="Settings, such as config/default.yaml.")]
 _KeepKnown = Annotated[float, typer.Option(help="Share of known photos that must not be called unknown.")]
 _Keep = Annotated[
-    list[str] | None, typer.Option(metavar="LABEL=SHARE", help="The same for one label; may be repeated.")
+    list[str] | None,
+    typer.Option(metavar="LABEL=SHARE", help="Like --keep-known, for one label; may be repeated."),
 ]
 _PerLabel = Annotated[
     bool, typer.Option("--per-label", help="A threshold of its own for each label with photos enough.")
@@ -37,14 +38,18 @@ _Coverage = Annotated[
     float, typer.Option(help="Share of known photos whose true label must remain possible.")
 ]
 _CatchUnknown = Annotated[
-    float, typer.Option(help="Share of unknown photos that must not be accepted without a second look.")
+    float,
+    typer.Option(help="Share of unknown photos that must not be accepted at once, without rerank or review."),
 ]
 _SecondLook = Annotated[
-    float, typer.Option(help="Share of known photos that may need a second look for that alone.")
+    float,
+    typer.Option(
+        help="Upper limit on the share of known photos sent to rerank or review because of --catch-unknown."
+    ),
 ]
 _AlwaysLook = Annotated[
     float,
-    typer.Option(help="Share of known photos that need one in any case: those that look least known."),
+    typer.Option(help="Share of known photos, the least known first, that always go to rerank or review."),
 ]
 _Head = Annotated[
     str | None, typer.Option(help="knn, prototype, gda or fusion; left out: the best on this index.")

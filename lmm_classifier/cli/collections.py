@@ -66,7 +66,9 @@ _WherePairs = Annotated[
 _EmbeddingType = Annotated[str | None, typer.Option(help="What the vectors of an .npz are called.")]
 _Use = Annotated[
     list[str],
-    typer.Option(help="COLLECTION=TYPE or TYPE+TYPE: of a service's collection, not that of its focus."),
+    typer.Option(
+        help="COLLECTION=TYPE or TYPE+TYPE: embedding types for COLLECTION instead of what the service declares."
+    ),
 ]
 _Only = Annotated[list[str], typer.Option(help="Train this collection only; repeat.")]
 _Estimators = Annotated[
@@ -83,7 +85,10 @@ _Threshold = Annotated[
     float | None, typer.Option(min=0, max=1, help="Left out: the best by F1 in cross-validation.")
 ]
 _Abstain = Annotated[
-    float | None, typer.Option(min=0, max=0.5, help="Say nothing this close to the threshold.")
+    float | None,
+    typer.Option(
+        min=0, max=0.5, help="Abstain when the probability is within this distance of the threshold."
+    ),
 ]
 _Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds for each answer of a service.")]
 _MaxMib = Annotated[int, typer.Option(min=1, help="MiB of each answer of a service.")]

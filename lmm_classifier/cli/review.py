@@ -23,7 +23,7 @@ _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # one is set where a brows
 def run(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run, such as runs/holiday.")],
     reviewer: Annotated[
-        str | None, typer.Option(help="Who answers; without it the name you are logged in by.")
+        str | None, typer.Option(help="Name of the reviewer; the login name if left out.")
     ] = None,
     corpus: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""What stands before the pixels of a photo may not go on for ever: a decoder reads it, part by part."""
+"""Limits the number of header segments before the pixels of a photo: a decoder reads them one by one."""
 
 from __future__ import annotations
 

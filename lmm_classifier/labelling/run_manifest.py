@@ -35,7 +35,7 @@ REMEDY = "label the photos again, with --restart"
 _DECIDING = ("lmm-classifier", "faiss-cpu", "numpy", "onnxruntime", "pillow", "torch", "transformers")
 """Packages whose version may move an answer."""
 _NOT_DECIDING = frozenset({"service", "cache_dir"})
-"""Settings that move none; of the first there is no need."""
+"""Settings that cannot change an answer; `service` is not stored."""
 _MADE_OF = ("source", "index", "index_digest", "calibration", "encoders", "settings", "versions")
 """What must not differ between two attempts at a run."""
 

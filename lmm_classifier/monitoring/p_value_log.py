@@ -142,5 +142,5 @@ def read_log(path: Path, calibration: str) -> Logged:
 def _checked(body: Any, where: str) -> tuple[float, str]:
     p_value = body.get("p_value") if isinstance(body, dict) else None
     if not isinstance(p_value, float | int) or isinstance(p_value, bool) or not 0 < p_value <= 1:
-        raise ConfigError(f"{where}: no line of a log of p-values: `p_value` must be a number in (0, 1]")
+        raise ConfigError(f"{where}: not a line of a p-value log: `p_value` must be a number in (0, 1]")
     return float(p_value), str(body.get("calibration"))

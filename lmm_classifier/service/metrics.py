@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""What a client makes up is no label: each would be kept for ever."""
+"""HTTP methods used as a label; all others are counted as one, which bounds how many labels are kept."""
 PHOTOS = (1, 2, 4, 8, 16, 32, 64)
 
 

@@ -25,7 +25,7 @@ from lmm_classifier.service.middleware import MAX_HEADERS
 log = logging.getLogger(__name__)
 
 _GRACE_S = 6
-"""That requests have to end after SIGTERM: whoever stops a service waits ten seconds, then kills it."""
+"""Seconds given to running requests after SIGTERM: whoever stops a service waits ten, then kills it."""
 _SWITCH_S = 0.0005
 """That a thread which computes in Python keeps the loop waiting; Python's own 5 ms add up in ten threads."""
 _SPOOLED = 4 * 2**20

@@ -143,6 +143,8 @@ def test_the_contract_battery_finds_it(site: Path) -> None:
         "-m",
         "pytest",
         "-q",
+        "-n",
+        "0",
         "-p",
         "no:cacheprovider",
         "-k",

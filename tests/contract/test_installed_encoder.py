@@ -65,7 +65,9 @@ def test_it_builds_an_index_and_classifies_through_the_command_line(site: Path, 
 def test_the_contract_battery_finds_it(site: Path) -> None:
     battery = str(Path(__file__).with_name("test_encoders.py"))
     root = Path(__file__).parents[2]
-    result = run(site, root, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "mean-colour", battery)
+    result = run(
+        site, root, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "mean-colour", battery
+    )
     assert result.returncode == 0, result.stdout
     assert "7 passed" in result.stdout
 

@@ -98,7 +98,7 @@ def test_the_readmes_step_works_in_settings(package: Path, work: Path) -> None:
 
 def test_the_battery_holds_an_installed_step_to_the_contract(package: Path) -> None:
     battery = str(Path(__file__).with_name("test_steps.py"))
-    options = ("-q", "-p", "no:cacheprovider", "-k", "discount")
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "-k", "discount")
     result = run(package, README.parent, "-m", "pytest", *options, battery)
     assert result.returncode == 0, result.stdout
     assert "5 passed" in result.stdout

@@ -58,7 +58,7 @@ class Service:
         if isinstance(listed, dict):
             listed = listed.get("collections")
         if not isinstance(listed, list):
-            raise CollectionError(f"{self.url}/collections.json is no list of collections")
+            raise CollectionError(f"{self.url}/collections.json is not a list of collections")
         ids = {str(entry.get("id")) for entry in listed if isinstance(entry, dict)}
         if missing := sorted(set(self.only) - ids):
             raise CollectionError(f"{self.url} has no collection {missing[0]!r}")

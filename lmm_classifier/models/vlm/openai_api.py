@@ -68,7 +68,7 @@ class OpenAIChooser:
             ("dtype", spec.dtype, "auto"),
         ):
             if value != default:
-                raise ModelError(f"'openai_api' asks a server, which chose its {name} itself; leave it out")
+                raise ModelError(f"'openai_api': the server sets {name}; remove `{name}` from the settings")
         self._address, self._model = _place(spec.weights)
         self._max_pixels = spec.max_pixels or MAX_PIXELS
         self._limits, self._ways = limits, tuple(ways)

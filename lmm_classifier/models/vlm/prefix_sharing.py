@@ -1,4 +1,4 @@
-"""Many ways to go on from a few beginnings, scored by a Qwen-VL model in as few passes as possible."""
+"""Scores many continuations of shared prompt prefixes by a Qwen-VL model, in few forward passes."""
 
 from __future__ import annotations
 
