@@ -66,9 +66,7 @@ _WherePairs = Annotated[
 _EmbeddingType = Annotated[str | None, typer.Option(help="What the vectors of an .npz are called.")]
 _Use = Annotated[
     list[str],
-    typer.Option(
-        help="COLLECTION=TYPE or TYPE+TYPE: embedding types for COLLECTION instead of what the service declares."
-    ),
+    typer.Option(help="COLLECTION=TYPE or TYPE+TYPE: embedding types instead of what the service declares."),
 ]
 _Only = Annotated[list[str], typer.Option(help="Train this collection only; repeat.")]
 _Estimators = Annotated[
