@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +108,32 @@ def test_every_public_name_can_be_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def definitions(*kinds: type[ast.AST]) -> list[tuple[Path, Any]]:
+    """All functions or classes of the package, wherever in a file."""
+    trees = ((path, ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES)
+    return [(path, node) for path, tree in trees for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def test_class_names_are_unique() -> None:
+    places = defaultdict(list)
+    for path, node in definitions(ast.ClassDef):
+        places[node.name].append(str(path.relative_to(PACKAGE)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_the_root_holds_few_modules() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 16
+
+
+def test_files_and_functions_are_short() -> None:
+    lines = sorted(path.read_text(encoding="utf-8").count("\n") for path in SOURCES)
+    assert statistics.median(lines) <= 120
+    assert lines[len(lines) * 9 // 10] <= 260
+    functions = definitions(ast.FunctionDef, ast.AsyncFunctionDef)
+    lengths = sorted(node.end_lineno - node.lineno + 1 for _, node in functions)
+    assert lengths[len(lengths) * 95 // 100] <= 30
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -20,10 +20,10 @@ from lmm_classifier.labelling.run_store import LabellingRun
 from lmm_classifier.review.schemas import (
     AnnotationRequest,
     AnnotationResponse,
-    Entry,
     Member,
     Overview,
     PhotoEvidence,
+    QueueEntry,
     ReviewInfo,
     State,
     UndoRequest,
@@ -106,7 +106,7 @@ def _queue(session: ReviewSession, about: ReviewInfo) -> APIRouter:
         show: State = "open",
         after: Annotated[str | None, Query(max_length=300)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 20,
-    ) -> tuple[Entry, ...]:
+    ) -> tuple[QueueEntry, ...]:
         """What stands in this way, first in the queue first; `conflict` lists photos alone."""
         return session.queue(show, after, limit)
 

@@ -26,7 +26,7 @@ class ReviewerAnnotation:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class QueueEntry:
     """A question of the queue, and how it stands.
 
     Attributes:
@@ -143,8 +143,8 @@ class AnnotationResponse:
     action: str
     label: str | None
     photos: int
-    entry: Entry
-    rest: tuple[Entry, ...]
+    entry: QueueEntry
+    rest: tuple[QueueEntry, ...]
     overview: Overview
 
 
@@ -161,7 +161,7 @@ class UndoResponse:
     action: str | None
     label: str | None
     photos: int
-    entry: Entry | None
+    entry: QueueEntry | None
     overview: Overview
 
 

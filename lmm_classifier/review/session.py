@@ -21,10 +21,10 @@ from lmm_classifier.review.background_reorder import BackgroundReorder
 from lmm_classifier.review.schemas import (
     AnnotationRequest,
     AnnotationResponse,
-    Entry,
     Member,
     Overview,
     PhotoEvidence,
+    QueueEntry,
     ReviewerAnnotation,
     State,
     UndoRequest,
@@ -96,7 +96,7 @@ class ReviewSession:
         with self.look() as now:
             return now.overview()
 
-    def queue(self, show: State, after: str | None, limit: int) -> tuple[Entry, ...]:
+    def queue(self, show: State, after: str | None, limit: int) -> tuple[QueueEntry, ...]:
         """What stands in this way.
 
         Args:
@@ -251,11 +251,11 @@ class _Look:
         """What each reviewer said of a photo."""
         return _told(self._of(row))
 
-    def entry(self, item: ReviewItem) -> Entry:
+    def entry(self, item: ReviewItem) -> QueueEntry:
         """A question, and how it stands."""
         said = self._of(item.rows[0]) if item.group is None else self._groups.get(item.group, {})
         state = self.state(item.rows[0]) if item.group is None else self._of_group(item)
-        return Entry(
+        return QueueEntry(
             item.key,
             item.kind,
             item.rows,
