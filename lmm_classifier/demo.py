@@ -105,14 +105,6 @@ class Indexed:
     n_calibrated: int
 
 
-def is_demo(config: PipelineConfig) -> bool:
-    """Whether these are the demo's settings, wherever its index is, however it is served."""
-    if config.retrieval is None:
-        return False
-    served = demo_config(config.retrieval.index_path).model_copy(update={"service": config.service})
-    return config == served
-
-
 def make_demo_index(corpus: Path, index: Path, on_progress: OnProgress) -> Indexed:
     """Write the scans as photos into `corpus`, index those that are labelled, and calibrate.
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmm_classifier.cli.output import note, progress
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.logging_config import PACKAGE, setup_logging
 from lmm_classifier.optional import extra
 
 if TYPE_CHECKING:
-    from lmm_classifier.api.hybrid_classifier import HybridClassifier
+    pass
 
 _LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
 
@@ -50,27 +49,11 @@ def serve(
         )
     as_json = bool(context.find_root().params["log_json"]) or not sys.stderr.isatty()
     setup_logging("INFO", json=as_json, loggers=_LOGGERS)
-    _make_demo(classifier)
     classifier.check_index()
     app = create_app(classifier)
     shown = f"[{host}]" if ":" in host else host
     serve_app(app, settings, host, port, lambda bound: typer.echo(f"http://{shown}:{bound}/"))
     return 0
-
-
-def _make_demo(classifier: HybridClassifier) -> None:
-    """The demo's settings serve at once: its index is made of what comes with the package."""
-    from lmm_classifier.demo import is_demo, make_demo_index
-
-    retrieval = classifier.config.retrieval
-    if retrieval is None or retrieval.index_path.exists() or not is_demo(classifier.config):
-        return
-    if retrieval.index_path.with_name("corpus").exists():  # whose it is, nobody knows
-        return
-    note(f"making the demo's index in {retrieval.index_path}, once")
-    with progress() as on_progress:
-        index = retrieval.index_path
-        make_demo_index(index.with_name("corpus"), index, on_progress)
 
 
 def key() -> int:

@@ -371,14 +371,15 @@ def test_threads_of_a_service_that_stopped_are_gone(index: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demos_settings_serve_at_once(tmp_path: Path) -> None:
-    """Nothing has been made before: the index is, of what comes with the package."""
+def test_the_demos_settings_serve_once_the_demo_has_run(tmp_path: Path) -> None:
     shutil.copytree(CONFIG, tmp_path / "config")
+    early = run("serve", "--config", "config/demo.yaml", "--port", "0", cwd=tmp_path)
+    assert (early.returncode, early.stderr.count("\n")) == (1, 1)
+    assert "is not an index" in early.stderr
+    assert run("demo", cwd=tmp_path).returncode == 0
     served = HybridClassifier.from_yaml(tmp_path / "config/demo.yaml")
     with child(tmp_path / "config", served) as (service, _):
         photo = next((tmp_path / "indexes/demo/corpus/query/five").glob("*.png"))
         found = service.result(photo.read_bytes(), "classify_hybrid")["data"]
         assert (found["label"], found["status"]) == ("five", "known")
-        assert (
-            found["label"] == HybridClassifier.from_yaml(tmp_path / "config/demo.yaml").classify(photo).label
-        )
+        assert found["label"] == served.classify(photo).label
