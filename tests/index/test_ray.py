@@ -31,6 +31,7 @@ from synthetic import COLOURS, picture, write_corpus
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'lmm-classifier[ray]'")
 ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 # An encoder of another package: writes down who encodes how much, takes its time, and fails if told to.
 PLUGIN = """
@@ -94,6 +95,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    if SHARED_MEMORY.exists() and not os.access(SHARED_MEMORY, os.W_OK):
+        pytest.skip(f"Ray's nodes keep objects in {SHARED_MEMORY}, which cannot be written to here")
     folder = Path(tempfile.mkdtemp(prefix="lr", dir="/tmp"))  # the paths of Ray's sockets must be short
     (folder / "slow-1.0.dist-info").mkdir()
     (folder / "slow_encoder.py").write_text(PLUGIN)
