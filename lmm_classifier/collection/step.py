@@ -82,7 +82,7 @@ class Classify(Step):
         """Open store and encoders.
 
         Raises:
-            LmmClassifierError: as `Shelf.classifiers`; also if no collection of the store can be used.
+            LmmClassifierError: as `StoreCache.classifiers`; also if no collection of the store can be used.
         """
         classifiers = self._bank()
         if classifiers.refused and not classifiers.stacks:

@@ -74,7 +74,7 @@ def evaluate(
         out_of_index: what photos of `known` are whose label the index lacks.
         resamples: of the intervals.
         seed: of the resamples.
-        answering: how photos are classified; `EmbeddedOnce` does it for several classifiers.
+        answering: how photos are classified; `EmbeddingCache` does it for several classifiers.
         on_progress: told where it stands.
 
     Raises:

@@ -109,7 +109,7 @@ def order(
 ) -> tuple[QueuedItem, ...]:
     """What is left to look at, best first.
 
-    Called again with the answers of a `Learner` that has learned, it reorders what is left.
+    Called again with the answers of an `IncrementalClassifier` that has learned, it reorders what is left.
 
     Args:
         answers: about n photos, the latest.

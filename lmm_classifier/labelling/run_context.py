@@ -24,7 +24,7 @@ def context_of_run(run: LabellingRun) -> CalibrationContext:
 
     Raises:
         RunError: its index has vectors of other encoders by now.
-        ConfigError, IndexFolderError: as `evaluate.context.subject_of`.
+        ConfigError, IndexFolderError: as `calibration.context.context_of`.
     """
     context = context_of(classifier_of(run.manifest))
     now = [space.encoder.fingerprint for space in context.spaces]

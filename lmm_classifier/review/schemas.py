@@ -34,7 +34,7 @@ class QueueEntry:
         kind: "photo" or "group".
         rows: numbers of the photos to look at first.
         size: photos that it is about.
-        suggestion, reason: as an `Item` has them.
+        suggestion, reason: as a `ReviewItem` has them.
         state: how it stands.
         said: what each reviewer said of it.
     """

@@ -15,7 +15,7 @@ NOT_TAKEN_BY_ALL = {
 }
 """Option of a spec that few families take -> what is said of the others."""
 PLACEMENT = ("device_map", "max_memory", "offload_folder")
-"""Those that `models.placement` obeys."""
+"""Those that `models.runtime.placement` obeys."""
 
 
 def refuse_untaken(spec: ModelSpec, *taken: str) -> None:

@@ -1,6 +1,6 @@
 """The way to ask by `/v1/systemone`, the typed decisions of `transformers serve`.
 
-The server renders the question into the words of `models.prompt.asked`, in its form "letter" also for a
+The server renders the question into the words of `models.vlm.prompts.asked`, in its form "letter" also for a
 question of the form "text", and gives a probability per option from one forward pass. It encodes control
 tokens in labels as plain text.
 """
