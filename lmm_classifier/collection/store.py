@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lmm_classifier.collection.artifact import (
     SCHEMA_VERSION,
     ClassifierArtifact,
@@ -40,6 +38,7 @@ from lmm_classifier.errors import (
 from lmm_classifier.registry import did_you_mean
 from lmm_classifier.storage.atomic_files import replace_file
 from lmm_classifier.storage.checksummed_json import load_checksummed
+from lmm_classifier.storage.locks import locked
 
 BEST = "best_models.json"
 DEFAULT_FOLDER = Path("trained_classifiers")
@@ -190,25 +189,17 @@ def changing(folder: Path) -> Iterator[dict[str, Any]]:
         ClassifierFileError: the file is damaged: it is not overwritten.
     """
     path = folder / BEST
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{BEST}.lock")
-        lock.acquire(timeout=PATIENCE_S)
-    except Timeout as error:
-        raise CollectionError(f"{folder}: another training is writing there and does not finish") from error
-    except OSError as error:
-        raise CollectionError(f"cannot write {folder}: {error.strerror}") from error
-    try:
-        before = path.read_bytes() if path.exists() else b"{}"
-        entries = _parsed(before, path)
-        yield entries
-        if entries != _parsed(before, path):
-            with written():
-                replace_file(path, json.dumps(entries, indent=2).encode() + b"\n")
-    except OSError as error:
-        raise CollectionError(f"{path}: {error.strerror or error}") from error
-    finally:
-        lock.release()
+    in_use = CollectionError(f"{folder}: another training is writing there and does not finish")
+    with locked(folder / f".{BEST}.lock", in_use, PATIENCE_S):
+        try:
+            before = path.read_bytes() if path.exists() else b"{}"
+            entries = _parsed(before, path)
+            yield entries
+            if entries != _parsed(before, path):
+                with written():
+                    replace_file(path, json.dumps(entries, indent=2).encode() + b"\n")
+        except OSError as error:
+            raise CollectionError(f"{path}: {error.strerror or error}") from error
 
 
 def natural(collection: str) -> tuple[int, int, str]:

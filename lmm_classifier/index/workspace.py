@@ -20,8 +20,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lmm_classifier.corpus.corpus import SkippedFile
 from lmm_classifier.errors import IndexFolderError
 from lmm_classifier.index.existing import ReusedRows, Stat, Task
@@ -34,6 +32,7 @@ from lmm_classifier.storage.atomic_files import (
     sync_folder,
     verify,
 )
+from lmm_classifier.storage.locks import locked
 from lmm_classifier.types import EncoderContract
 
 _OWN_NAME = re.compile(
@@ -161,14 +160,13 @@ def locked_workspace(output: Path) -> Iterator[Workspace]:
     elif output.exists() and not _may_be_replaced(output):
         raise IndexFolderError(f"{output} exists and is not an index folder; choose another output path")
     workspace = Workspace(output)
+    in_use = IndexFolderError(f"another build is writing {output}; wait for it to end")
     with explained(output):
+        workspace.root.mkdir(parents=True, exist_ok=True)
         try:
-            workspace.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(workspace.root / "lock").acquire(timeout=0):
+            with locked(workspace.root / "lock", in_use):
                 workspace.recover()
                 yield workspace
-        except Timeout as error:
-            raise IndexFolderError(f"another build is writing {output}; wait for it to end") from error
         finally:
             _discard_if_useless(workspace)
 
@@ -177,7 +175,7 @@ def _discard_if_useless(workspace: Workspace) -> None:
     """Remove a workspace without a finished shard, unless another build has just begun in it."""
     if workspace.holds_shards or not workspace.root.is_dir():
         return
-    with suppress(Timeout), FileLock(workspace.root / "lock").acquire(timeout=0):
+    with suppress(IndexFolderError), locked(workspace.root / "lock", IndexFolderError("in use")):
         shutil.rmtree(workspace.root, ignore_errors=True)
 
 

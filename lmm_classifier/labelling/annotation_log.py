@@ -20,11 +20,11 @@ from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote
 
 import pydantic
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lmm_classifier.errors import ConfigError, RunError
 from lmm_classifier.storage.atomic_files import sync_folder
+from lmm_classifier.storage.locks import locked
 from lmm_classifier.text import plain_line
 from lmm_classifier.types import UNKNOWN
 
@@ -262,19 +262,10 @@ class AnnotationLog:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other process of the reviewer writes meanwhile, and what they wrote has been read."""
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), poll_interval=0.005)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=_PATIENCE_S)
-        except Timeout as error:
-            raise RunError(f"{self.path} is in use by another process of {self.reviewer!r}") from error
-        except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror}") from error
-        try:
+        in_use = RunError(f"{self.path} is in use by another process of {self.reviewer!r}")
+        with locked(self.path.with_name(f".{self.path.name}.lock"), in_use, _PATIENCE_S):
             self.read()
             yield
-        finally:
-            lock.release()
 
     def _append(self, decision: Annotation) -> Annotation:
         line = json.dumps(asdict(decision)).encode() + b"\n"

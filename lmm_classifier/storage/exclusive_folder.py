@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.storage.atomic_files import explained
+from lmm_classifier.storage.locks import locked
 
 
 @contextmanager
@@ -32,16 +31,6 @@ def exclusive_folder(output: Path, marker: str, what: str) -> Iterator[None]:
         raise ConfigError(f"{output} holds something else than {what}; give --output a new folder")
     with explained(output):
         output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"{output} is in use by another {what.partition(' ')[2]}; wait, or give another --output"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
-    try:
+    in_use = f"{output} is in use by another {what.partition(' ')[2]}; wait, or give another --output"
+    with locked(output / ".lock", ConfigError(in_use)):
         yield
-    finally:
-        lock.release()
