@@ -28,7 +28,10 @@ def run(
         ),
     ] = None,
     server: Annotated[
-        str | None, typer.Option(help="URL of a running service that is to do it instead of a model here.")
+        str | None,
+        typer.Option(
+            help="URL of a running service that writes the captions, instead of a model on this machine."
+        ),
     ] = None,
     key_file: Annotated[
         Path | None,
@@ -36,14 +39,12 @@ def run(
             help="File with the service's key; left out, LMM_CLASSIFIER_API_KEY in the environment."
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Describe again what has a caption, and overwrite it.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite captions that are there.")] = False,
     max_length: Annotated[
-        int, typer.Option(min=1, max=1024, help="Words, or pieces of words, at most.")
+        int, typer.Option(min=1, max=1024, help="Maximum number of tokens in a caption.")
     ] = 50,
     concurrency: Annotated[
-        int, typer.Option(min=1, max=256, help="Photos that the service is asked about at a time.")
+        int, typer.Option(min=1, max=256, help="Number of simultaneous requests to the service.")
     ] = 4,
     json_progress: Annotated[
         bool, typer.Option("--json-progress", help="Progress as JSON lines on standard error.")

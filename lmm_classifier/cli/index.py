@@ -43,7 +43,7 @@ _Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that decode; one per processor by default.")
 ]
 _CacheDir = Annotated[
-    Path | None, typer.Option(help="Where checkpoints are kept; left out, in the hub's cache.")
+    Path | None, typer.Option(help="Folder of the checkpoints; the cache of huggingface_hub if left out.")
 ]
 _MaxBadRatio = Annotated[
     float, typer.Option(min=0, max=1, help="Fail if more than this share of the images cannot be read.")
@@ -56,7 +56,7 @@ _Factory = Annotated[
     typer.Option(help="FAISS factory string, such as IVF4096,SQ8 or HNSW32; by size if left out."),
 ]
 _TargetRecall = Annotated[
-    float, typer.Option(min=0.5, max=1, help="Recall an approximate search is tuned to.")
+    float, typer.Option(min=0.5, max=1, help="Recall that an approximate search must reach.")
 ]
 
 
@@ -68,15 +68,16 @@ def group(context: typer.Context) -> None:
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Index folder, or a file ending in .npz.")]
 _Compiled = Annotated[
-    bool, typer.Option("--compile", help="Compile the model first: a minute's start, then faster.")
+    bool, typer.Option("--compile", help="Let torch compile the model: it starts later and runs faster.")
 ]
 _Rebuild = Annotated[bool, typer.Option("--rebuild", help="Start over instead of synchronising.")]
 _Engine = Annotated[str, typer.Option(help="local, or ray: many machines, see --address.")]
 _Address = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a Ray cluster; without, a Ray on this machine.")
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster; if left out, Ray is started on this machine.")
 ]
 _ShardRows = Annotated[
-    int | None, typer.Option(min=1, help="Photos per shard, which one worker makes; 2048 by default.")
+    int | None,
+    typer.Option(min=1, help="Photos per shard; a worker makes one shard at a time. 2048 by default."),
 ]
 
 

@@ -26,7 +26,10 @@ def audit(
         typer.Argument(help="Folder that the photos' paths start from, to show them on the page."),
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help="Whose vectors to compare, if the index has several; the first if left out.")
+        str,
+        typer.Option(
+            help="Encoder whose vectors are compared, if the index has several; the first if left out."
+        ),
     ] = "",
     output: Annotated[
         Path | None,
@@ -37,7 +40,7 @@ def audit(
         typer.Option(
             min=0.01,
             max=1,
-            help="Cosine similarity of near-duplicates; by the index's own distances if left out.",
+            help="Cosine similarity from which photos are near-duplicates; by the index if left out.",
         ),
     ] = None,
     k: Annotated[int, typer.Option("--k", min=1, max=1000, help="Neighbours that vote on each label.")] = 10,

@@ -18,7 +18,8 @@ def push(
         str, typer.Option(help="URI such as http://host:19530, or a local file ending in .db.")
     ],
     collection: Annotated[
-        str | None, typer.Option(help="Name in Milvus; lmm_ and that of the folder if left out.")
+        str | None,
+        typer.Option(help="Name of the collection in Milvus; `lmm_` and the name of the folder if left out."),
     ] = None,
     encoder: Annotated[str, typer.Option(help="Which of the index's encoders, if it has several.")] = "",
     json_progress: Annotated[

@@ -27,11 +27,13 @@ def apply(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Instead: a table of path, label and digest.")] = None,
     link: Annotated[
-        bool, typer.Option("--link/--copy", help="Put hard links into a folder instead of copies.")
+        bool, typer.Option("--link/--copy", help="Make hard links in the folder instead of copies.")
     ] = False,
     unreviewed: Annotated[
         bool,
-        typer.Option("--unreviewed", help="Also photos that nobody reviewed and the classifier is sure of."),
+        typer.Option(
+            "--unreviewed", help="Include photos that nobody reviewed and the classifier is sure of."
+        ),
     ] = False,
 ) -> int:
     """Add the reviewed photos to the run's index, or write them elsewhere; nothing there is replaced.

@@ -23,7 +23,7 @@ def propose(
     captioner: Annotated[
         str | None,
         typer.Option(
-            help="Put their representatives into words: NAME or NAME=WEIGHTS; "
+            help="Caption the representatives of each group with this model, NAME or NAME=WEIGHTS: "
             f"{', '.join(registry.names('captioner'))}."
         ),
     ] = None,

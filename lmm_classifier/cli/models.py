@@ -28,7 +28,9 @@ _Config = Annotated[
 ]
 _CacheDir = Annotated[
     Path | None,
-    typer.Option(help="Where they are kept; left out, as the settings say, else in the hub's cache."),
+    typer.Option(
+        help="Folder of the checkpoints; if left out, that of the settings, or the cache of huggingface_hub."
+    ),
 ]
 
 
