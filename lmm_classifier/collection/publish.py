@@ -57,7 +57,7 @@ def publish(
     with changing(folder) as entries:
         for candidate in candidates:
             _write(folder, data, candidate)
-        ranking = compete(folder, _versions_of(folder, data.collection), data, metric)
+        ranking = compete(folder, versions_of(folder, data.collection), data, metric)
         best = ranking[0]
         if best.version is None:
             raise CollectionError(f"{folder}: what was just written cannot be read: {best.reason}")
@@ -78,7 +78,7 @@ def publish(
     return chosen, ranking
 
 
-def _versions_of(folder: Path, collection: str) -> list[Path]:
+def versions_of(folder: Path, collection: str) -> list[Path]:
     """The JSON files of all kept versions of a collection, sorted."""
     return sorted(folder.glob(f"{stem_of(collection, '')}_classifier_*.json"))
 

@@ -30,7 +30,7 @@ from lmm_classifier.types import EncoderContract
 from lmm_classifier.yaml_settings import explain
 
 RUN = "run.json"
-_SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1
 REMEDY = "label the photos again, with --restart"
 _DECIDING = ("lmm-classifier", "faiss-cpu", "numpy", "onnxruntime", "pillow", "torch", "transformers")
 """Packages whose version may move an answer."""
@@ -90,7 +90,7 @@ def read_run_manifest(folder: Path) -> RunManifest:
         return _FACTS.validate_python(
             {
                 k: v
-                for k, v in load_checksummed(folder / RUN, _SCHEMA_VERSION, REMEDY).items()
+                for k, v in load_checksummed(folder / RUN, SCHEMA_VERSION, REMEDY).items()
                 if k != "schema_version"
             }
         )
@@ -110,7 +110,7 @@ def write_manifest(folder: Path, manifest: RunManifest) -> None:
     Raises:
         IndexFolderError: it cannot be written.
     """
-    replace_file(folder / RUN, dump_checksummed({"schema_version": _SCHEMA_VERSION, **asdict(manifest)}))
+    replace_file(folder / RUN, dump_checksummed({"schema_version": SCHEMA_VERSION, **asdict(manifest)}))
 
 
 def manifest_of(source: Path, photos: Photos, classifier: HybridClassifier) -> RunManifest:

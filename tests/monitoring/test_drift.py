@@ -160,7 +160,7 @@ class TestLog:
         [
             ("", "but no line that can be read"),
             ("not json\n", "but no line that can be read"),
-            ("[1]\n", "log.jsonl:1: no line of a log"),
+            ("[1]\n", "log.jsonl:1: not a line of a p-value log"),
             ('{"label": "x"}\n', "`p_value` must be a number in"),
             ('{"p_value": 0, "calibration": "a"}\n', "`p_value` must be a number in"),
             ('{"p_value": NaN, "calibration": "a"}\n', "`p_value` must be a number in"),
