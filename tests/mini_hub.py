@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.asked.append((self.command, self.path, dict(self.headers)))
         path = self.path.partition("?")[0]
         for repo, files in hub.repositories.items():
-            if path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/main"):
+            if re.fullmatch(rf"/api/models/{re.escape(repo)}(?:/revision/(?:{COMMIT}|main))?", path):
                 siblings = [{"rfilename": name} for name in files]
                 described = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False}
                 return self._send(json.dumps(described).encode())

@@ -167,7 +167,10 @@ def test_one_bad_collection_does_not_stop_the_others() -> None:
 
 
 def test_without_a_list_there_is_nothing_to_do() -> None:
-    with serving({LIST: body({"error": "no"})}) as server, pytest.raises(CollectionError, match="is not a list of collections"):
+    with (
+        serving({LIST: body({"error": "no"})}) as server,
+        pytest.raises(CollectionError, match="is not a list of collections"),
+    ):
         list(Service(server.url).collections())
     with serving({}) as server, pytest.raises(FetchError, match="404"):
         list(Service(server.url).collections())

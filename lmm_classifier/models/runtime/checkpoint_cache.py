@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_cached_repo_tree, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from lmm_classifier.errors import ModelUnavailableError
@@ -79,11 +79,6 @@ class Checkpoint:
 
     def _listed(self) -> list[str]:
         """All files of the commit that is here, as far as the hub's library remembers them."""
-        try:
-            from huggingface_hub import get_cached_repo_tree
-            from huggingface_hub.errors import CachedRepoTreeNotFoundError
-        except ImportError:  # older versions keep no listing
-            return []
         try:
             files = get_cached_repo_tree(self.hub_id, revision=self.revision, cache_dir=_cache_of(self))
         except CachedRepoTreeNotFoundError:

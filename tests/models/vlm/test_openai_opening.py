@@ -57,9 +57,9 @@ class TestOpening:
         ("options", "says"),
         [
             ({"compile": True}, "leave `compile` out"),
-            ({"device": "cpu"}, "chose its device"),
-            ({"dtype": "float32"}, "chose its dtype"),
-            ({"revision": "v2"}, "chose its revision"),
+            ({"device": "cpu"}, "the server sets device"),
+            ({"dtype": "float32"}, "the server sets dtype"),
+            ({"revision": "v2"}, "the server sets revision"),
         ],
     )
     def test_refuses_what_the_server_decides(self, options: dict[str, Any], says: str) -> None:
