@@ -20,9 +20,12 @@ from lmm_classifier.labelling.agreed_labels import accepted_photos
 from lmm_classifier.labelling.annotations import Annotations
 from lmm_classifier.labelling.cluster_store import read_groups
 from lmm_classifier.labelling.run_store import LabellingRun
+from lmm_classifier.models.loading import load_encoder
+from lmm_classifier.models.spec import ModelSpec
 
 KEPT = Path(__file__).with_name("artefacts") / "v0.1"
 FIGURES = ("counts", "known", "unknown", "confidence", "rerank", "stages", "labels", "confusion")
+TRAINED_WITH = "783cb6d92731119e"
 CLOSE = 1e-5  # between processors; on the one that wrote them they are the same to the last digit
 
 
@@ -118,9 +121,14 @@ def test_a_labelling_run_is_read_with_its_groups_and_decisions(home: Path) -> No
 
 
 def test_collection_classifiers_give_the_same_answers(home: Path) -> None:
+    """With the scikit-image they were trained with; another one makes other vectors, and they say so."""
     expected = json.loads((home / "collections.json").read_text("utf-8"))
     store = CollectionClassifier(home / "trained_classifiers")
     assert len(expected) == 8
+    is_the_same = load_encoder(ModelSpec("descriptor")).contract.fingerprint == TRAINED_WITH
     for source, before in expected.items():
         found = store.classify(photo(home, source))
-        same([[a.collection, a.status, a.is_in_collection, a.probability] for a in found], before, source)
+        if is_the_same:
+            same([[a.collection, a.status, a.is_in_collection, a.probability] for a in found], before, source)
+        else:
+            assert {answer.code for answer in found} == {"encoder_mismatch"}

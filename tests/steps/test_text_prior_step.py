@@ -124,7 +124,9 @@ class Blind(FakeEncoder):
 def test_one_of_another_package_is_asked_when_it_is_opened(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.BUILTINS["encoder"], "blind", registry.Entry(f"{__name__}:Blind"))
+    monkeypatch.setitem(
+        registry.BUILTINS["encoder"], "blind", registry.Entry(f"{__name__}:Blind", takes_texts=True)
+    )
     step = TextPrior(encoder=ModelSpec("blind"), index=index, weight=0.1)
     with pytest.raises(ModelError, match="encoder 'blind' takes no texts; use siglip or clip"):
         step.load()
