@@ -11,7 +11,7 @@
     │   └── ClassifierFileError        it is damaged, foreign or a pickle; also a ValueError
     ├── RunError                   a labelling run on disk cannot be used, or not for this
     ├── CaptionError               photos cannot be put into words, as things are
-    ├── FetchError                 a URL cannot be fetched; carries a code from _FETCH_ERROR_CODES
+    ├── FetchError                 a URL cannot be fetched; carries a code, a FetchErrorCode
     ├── ModelError                 a model cannot be loaded or run
     │   ├── ModelUnavailableError      its weights are neither on this machine nor reachable
     │   ├── ModelOutOfMemoryError      it, or a pass through it, needs more memory than there is
@@ -42,7 +42,7 @@ ImageErrorCode = Literal[
 ]
 IMAGE_ERROR_CODES: tuple[ImageErrorCode, ...] = get_args(ImageErrorCode)
 
-_FetchErrorCode = Literal[
+FetchErrorCode = Literal[
     "bad_url",
     "unreachable",
     "timeout",
@@ -51,7 +51,6 @@ _FetchErrorCode = Literal[
     "too_large",
     "image_url_not_fetchable",  # a stranger's URL, whatever is wrong with it
 ]
-_FETCH_ERROR_CODES: tuple[_FetchErrorCode, ...] = get_args(_FetchErrorCode)
 
 
 class LmmClassifierError(Exception):
@@ -115,14 +114,12 @@ class FetchError(LmmClassifierError):
     """A URL cannot be fetched.
 
     Attributes:
-        code: one of _FETCH_ERROR_CODES, for programs.
+        code: a FetchErrorCode, for programs.
         status: of the answer, where it is what is wrong.
         said: the beginning of such an answer to a POST, as a stranger wrote it: to be cleaned when shown.
     """
 
-    def __init__(
-        self, code: _FetchErrorCode, message: str, status: int | None = None, said: str = ""
-    ) -> None:
+    def __init__(self, code: FetchErrorCode, message: str, status: int | None = None, said: str = "") -> None:
         super().__init__(code, message, status, said)
         self.code = code
         self.message = message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -70,8 +70,3 @@ def make_region_selector(options: Mapping[str, Any]) -> RegionSelector:
         return TypeAdapter(RegionSelector).validate_python(options)
     except ValidationError as error:
         raise ConfigError(explain(error, RegionSelector)) from error
-
-
-def lines_of(tasks: Sequence[tuple[RegionSelector, Sequence[Step]]]) -> list[tuple[Step, ...]]:
-    """The whole line of steps of each task, for `pipeline.run_shared`."""
-    return [(*where.steps(), *steps) for where, steps in tasks]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-_JOINERS = (
-    "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # part of how Persian, Hindi and emoji are written
-)
+# part of how Persian, Hindi and emoji are written
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 SHOWN = 160  # characters of what somebody else wrote that an error repeats
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,19 @@ TRAINED_WITH = "783cb6d92731119e"
 CLOSE = 1e-5  # between processors; on the one that wrote them they are the same to the last digit
 
 
-def same(found: Any, expected: Any, where: str = "") -> None:
-    """Everything that was there is there, and the same; numbers nearly."""
+def differences(found: Any, expected: Any, where: str = "") -> list[str]:
+    """What was there and is not, or is another value; numbers may differ by rounding."""
     if isinstance(expected, dict):
-        assert expected.keys() <= found.keys(), where
-        for key, value in expected.items():
-            same(found[key], value, f"{where}.{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for i, value in enumerate(expected):
-            same(found[i], value, f"{where}[{i}]")
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=CLOSE), where
-    else:
-        assert found == expected, where
+        gone = [f"{where}.{key} is gone" for key in expected.keys() - found.keys()]
+        both = ((key, expected[key]) for key in expected.keys() & found.keys())
+        return [*gone, *chain(*(differences(found[key], value, f"{where}.{key}") for key, value in both))]
+    if isinstance(expected, list):
+        if len(found) != len(expected):
+            return [f"{where} has {len(found)} entries instead of {len(expected)}"]
+        pairs = enumerate(zip(found, expected, strict=True))
+        return list(chain(*(differences(one, other, f"{where}[{i}]") for i, (one, other) in pairs)))
+    is_same = found == (pytest.approx(expected, abs=CLOSE) if isinstance(expected, float) else expected)
+    return [] if is_same else [f"{where} is {found!r} instead of {expected!r}"]
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +81,14 @@ def test_an_index_with_its_calibration_gives_the_same_answers(
     for answer, before in zip(found, expected, strict=True):
         for of_a_run in ("source", "timings"):
             del before[of_a_run]
-        same(answer.to_dict(), before, answer.source)
+        assert differences(answer.to_dict(), before) == [], answer.source
 
 
 def test_an_evaluation_gives_the_same_figures(home: Path, classifier: HybridClassifier) -> None:
     expected = json.loads((home / "evaluation.json").read_text("utf-8"))
     known, near = (read_corpus(home / "digits" / name) for name in ("query", "query_unknown"))
     found = evaluate(classifier, known, near=near, resamples=50).to_dict()
-    same(found, {name: expected[name] for name in FIGURES})
+    assert differences(found, {name: expected[name] for name in FIGURES}) == []
 
 
 def test_a_labelling_run_is_read_with_its_groups_and_decisions(home: Path) -> None:
@@ -129,6 +129,7 @@ def test_collection_classifiers_give_the_same_answers(home: Path) -> None:
     for source, before in expected.items():
         found = store.classify(photo(home, source))
         if is_the_same:
-            same([[a.collection, a.status, a.is_in_collection, a.probability] for a in found], before, source)
+            told = [[a.collection, a.status, a.is_in_collection, a.probability] for a in found]
+            assert differences(told, before) == [], source
         else:
             assert {answer.code for answer in found} == {"encoder_mismatch"}

@@ -1,7 +1,7 @@
 """Fit the decision for an index: head, novelty score and gates.
 
-Everything is chosen on the index itself, simulated; the cuts also on held-out images, where there are some.
-Nothing else can be handed in, so images that are kept for an evaluation cannot be seen.
+Everything is chosen on queries that are simulated from the index; the cuts also on held-out images, where
+there are some. Nothing else can be handed in, so images that are kept for an evaluation cannot be seen.
 """
 
 from __future__ import annotations

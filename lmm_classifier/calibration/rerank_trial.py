@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from lmm_classifier.calibration.position_bias import ListBias
 from lmm_classifier.corpus.images import DEFAULT_LIMITS, ImageLimits, open_image
-from lmm_classifier.decision.fusion import Fusion, certainty, decided, fused_logits, retrieval_probabilities
+from lmm_classifier.decision.fusion import Fusion, certainty, decided, fused_logits
 from lmm_classifier.decision.gates import Gates, route
 from lmm_classifier.errors import CorpusError, ImageError
 from lmm_classifier.index.calibration import RerankTrial
@@ -256,12 +256,9 @@ def _shown(step: Rerank, batch: Sequence[Sample], near: float) -> Iterator[tuple
 
 
 def _case(request: RerankRequest, choice: Choice) -> TrialCase:
-    sample, scores = request.sample, required(request.sample.scores)
+    scores = required(request.sample.scores)
     best = scores.labels[int(scores.values[0].argmax())]
-    retrieval = retrieval_probabilities(
-        choice.options, scores.labels, scores.values[0], float(scores.closeness[0])
-    )
-    return TrialCase(required(sample.truth), best, choice, retrieval)
+    return TrialCase(required(request.sample.truth), best, choice, request.retrieval)
 
 
 def _without(prior: Mapping[int, Sequence[float]], step: Rerank, case: TrialCase) -> TrialCase:

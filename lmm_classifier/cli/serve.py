@@ -6,16 +6,13 @@ import hashlib
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lmm_classifier.errors import ConfigError
 from lmm_classifier.logging_config import PACKAGE, setup_logging
 from lmm_classifier.optional import extra
-
-if TYPE_CHECKING:
-    pass
 
 _LOGGERS = (PACKAGE, "uvicorn", "python_multipart")  # what serves says what is wrong with a request
 

@@ -117,7 +117,7 @@ class StoreCache:
         self.store = Store(folder)
         self._lock = threading.Lock()
         self._models: dict[str, Linear] = {}
-        self._banks: OrderedDict[object, tuple[tuple[int, ...], LoadedClassifiers]] = OrderedDict()
+        self._loaded: OrderedDict[object, tuple[tuple[int, ...], LoadedClassifiers]] = OrderedDict()
 
     def classifiers(
         self, collections: tuple[str, ...] | None, encoders: NamedEncoders, device: Device
@@ -132,9 +132,9 @@ class StoreCache:
         key = (collections, encoders, device)
         with self._lock:
             snapshot = self.store.snapshot()
-            stamp, kept = self._banks.get(key, ((), None))
+            stamp, kept = self._loaded.get(key, ((), None))
             if kept is not None and stamp == snapshot.stamp:
-                self._banks.move_to_end(key)
+                self._loaded.move_to_end(key)
                 return kept
             for _ in range(_TRIES):
                 classifiers = self._built(snapshot, collections, dict(encoders), device)
@@ -147,9 +147,9 @@ class StoreCache:
             if not any(
                 isinstance(error, ModelError) for error in classifiers.refused.values()
             ):  # it may open later
-                self._banks[key] = (snapshot.stamp, classifiers)
-                while len(self._banks) > _KEPT:
-                    self._banks.popitem(last=False)
+                self._loaded[key] = (snapshot.stamp, classifiers)
+                while len(self._loaded) > _KEPT:
+                    self._loaded.popitem(last=False)
             return classifiers
 
     def _built(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,9 +108,3 @@ def unit_rows(vectors: npt.ArrayLike, of: str) -> FloatArray:
     if not (np.isfinite(norms) & (norms > 0)).all():
         raise CollectionError(f"{of}: a vector holds no finite numbers, or nothing but zeros")
     return np.asarray(rows / norms, np.float32)
-
-
-def _split_parts(vectors: FloatArray, parts: Sequence[EmbeddingPart]) -> list[FloatArray]:
-    """The columns (n, dimensionality) of each part."""
-    edges = np.cumsum([part.dimensionality for part in parts])[:-1]
-    return list(np.split(vectors, edges, axis=1))

@@ -61,14 +61,14 @@ class Budget:
         return min((end for end in ends if end > self.started), default=self.started)
 
 
-def asked_in_time(passes: Iterator[Sequence[RerankRequest]], budget: Budget, ask: Ask) -> Iterator[Result]:
-    """Ask pass by pass; no pass is begun that would, going by the last one, end too late.
+def asked_in_time(batches: Iterator[Sequence[RerankRequest]], budget: Budget, ask: Ask) -> Iterator[Result]:
+    """Ask pass by pass, of `passes`; none is begun that would, going by the last one, end too late.
 
     Yields:
         per request, in the order of the passes, its result.
     """
     last = 0.0  # seconds of a pass
-    for requests in passes:
+    for requests in batches:
         begun = time.monotonic()
         ends = [budget.end(request) for request in requests]
         waiting = [i for i, (end, _) in enumerate(ends) if begun + last <= end]

@@ -41,9 +41,8 @@ class Readiness:
         """
         if "torch" not in sys.modules and not {DEVICE, REQUIRE_GPU} & os.environ.keys():
             return None
-        from lmm_classifier.models.runtime.device import (
-            check_device,  # torch takes seconds; not all models need it
-        )
+        # Only here: torch takes seconds, and not all models need it.
+        from lmm_classifier.models.runtime.device import check_device
 
         return check_device()
 

@@ -18,8 +18,8 @@ from lmm_classifier.errors import ConfigError, ModelError
 from lmm_classifier.models import loading
 from lmm_classifier.models.detection import Detections, load_detector
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.pipeline import Pipeline, run_shared
-from lmm_classifier.regions import RegionSelector, lines_of, make_region_selector
+from lmm_classifier.pipeline import Pipeline, Step, run_shared
+from lmm_classifier.regions import RegionSelector, make_region_selector
 from lmm_classifier.steps.detect import Detect
 from lmm_classifier.steps.embed import Embed
 from lmm_classifier.steps.focus import Focus
@@ -67,6 +67,11 @@ def says():
             return detector
 
         yield install
+
+
+def lines_of(tasks: Sequence[tuple[RegionSelector, Sequence[Step]]]) -> list[tuple[Step, ...]]:
+    """The whole line of steps of each task."""
+    return [(*selector.steps(), *steps) for selector, steps in tasks]
 
 
 class TestDetect:

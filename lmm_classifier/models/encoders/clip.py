@@ -35,10 +35,8 @@ from lmm_classifier.types import FloatArray
 
 _DEFAULT_WEIGHTS = default_weights("clip")
 _CONFIG = "open_clip_config.json"
-_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-)  # today's name, an older one
+# Today's name, and an older one.
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
 
 
