@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from served import Served, classifier, make_index, serving
+from served import Child, Served, child, classifier, encoded, make_index, serving
+from synthetic import COLOURS, picture
 from training_sets import of_colour, trained
 
 
@@ -27,3 +28,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(index: Path, store: Path) -> Iterator[Served]:
     with serving(classifier(index, store=store)) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def started(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Child]]:
+    """The command itself, which does not wait long for slow clients; its models are open."""
+    quick = {"headers_seconds": 1.0, "body_seconds": 1.5}
+    with child(tmp_path_factory.mktemp("limits"), classifier(index, **quick)) as both:
+        both[0].upload(encoded(picture(COLOURS["red"], seed=1)), "classify_hybrid", "embed_siglip")
+        yield both
