@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-# part of how Persian, Hindi and emoji are written
+# Part of how Persian, Hindi and emoji are written
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 SHOWN = 160  # characters of what somebody else wrote that an error repeats
 

@@ -38,7 +38,7 @@ _TEMPERATURES = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2)
 _BALANCES = (0.0, 0.5, 1.0)
 _MOST_WEIGHT = 10.0  # of a head: where every simulated answer is right, no weight is large enough
 _LEAST_SPREAD = 1e-7  # of a score; less is rounding
-# times as many images in the largest label as in the smallest, from which balances are tried
+# Times as many images in the largest label as in the smallest, from which balances are tried
 _IMBALANCE = 1.5
 
 

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from copy import copy
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import create_model, model_validator
 
+from lmm_classifier.models.runtime.default_checkpoints import default_weights
 from lmm_classifier.models.runtime.options import PLACEMENT
 from lmm_classifier.models.spec import ModelSpec
-from lmm_classifier.options import (
-    Device,
-    DeviceMap,
-    Dtype,
-    Flag,
-    MaxMemory,
-    Pixels,
-    Share,
-    check_budget,
-    check_placement,
-)
+from lmm_classifier.options import Flag, Share, check_budget, check_placement
 from lmm_classifier.steps.rerank import Rerank
 from lmm_classifier.yaml_settings import Settings
 
-_OPTIONS_OF_THE_MODEL = ("revision", "device", "dtype", "min_pixels", "max_pixels", *PLACEMENT)
+OF_THE_MODEL = frozenset({"revision", "device", "dtype", "min_pixels", "max_pixels", *PLACEMENT})
 """Options of the model that have its names; `family` and `model_name` are the others."""
 FROM_OTHER_SETTINGS = frozenset({"model", "index", "allow_unknown", "calibration"})
 """Options of the step that follow from other settings."""
+OF_THE_STEP = frozenset(vars(Rerank)["__pydantic_fields__"]) - FROM_OTHER_SETTINGS
 
 
-class _RerankerSettings(Settings):
-    """Whether a reranker is asked, and which."""
+def _fields_of(declared: type, names: Container[str]) -> dict[str, Any]:
+    """Some fields of a dataclass of pydantic, with their types, ranges and defaults, for `create_model`."""
+    fields = vars(declared)["__pydantic_fields__"]
+    return {name: (field.annotation, copy(field)) for name, field in fields.items() if name in names}
 
-    enabled: Flag = True
-    model_name: str = "Qwen/Qwen2-VL-7B-Instruct"
-    family: str = "qwen-vl"
-    revision: str = "main"
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    min_pixels: Pixels | None = None
-    max_pixels: Pixels | None = None
-    device_map: DeviceMap | None = None
-    max_memory: MaxMemory | None = None
-    offload_folder: Path | None = None
-    min_delta: Share | None = None
+
+_Fields: Any = create_model(
+    "_Fields",
+    __base__=Settings,
+    enabled=(Flag, True),
+    model_name=(str, default_weights("qwen-vl")),
+    family=(str, "qwen-vl"),
+    **_fields_of(ModelSpec, OF_THE_MODEL),
+    min_delta=(Share | None, None),
+    **_fields_of(Rerank, OF_THE_STEP),
+)
+
+
+class RerankSettings(_Fields):  # type: ignore[misc]
+    """`rerank:` whether and how a vision-language model decides the uncertain cases.
+
+    The options of the step `rerank`, and of the model that it asks, are options here: the same names, ranges
+    and defaults. The index that exemplars come from is that of `retrieval`.
+    """
 
     @model_validator(mode="after")
     def _a_model(self) -> Self:
@@ -54,28 +55,10 @@ class _RerankerSettings(Settings):
 
     def spec(self) -> ModelSpec:
         """The model these settings mean."""
-        return ModelSpec(
-            family=self.family,
-            weights=self.model_name,
-            **{name: getattr(self, name) for name in _OPTIONS_OF_THE_MODEL},
-        )
+        options = {name: getattr(self, name) for name in OF_THE_MODEL}
+        return ModelSpec(family=self.family, weights=self.model_name, **options)
 
     def options(self) -> dict[str, Any]:
         """Options of the step `rerank`, but for those that follow from other settings."""
-        return self.model_dump(exclude=set(_RerankerSettings.model_fields))
-
-
-_FIELDS: dict[str, Any] = {
-    name: (field.annotation, copy(field))
-    for name, field in vars(Rerank)["__pydantic_fields__"].items()
-    if name not in FROM_OTHER_SETTINGS
-}
-_StepSettings: Any = create_model("_StepSettings", __base__=Settings, **_FIELDS)
-
-
-class RerankSettings(_StepSettings, _RerankerSettings):  # type: ignore[misc]
-    """`rerank:` whether and how a vision-language model decides the uncertain cases.
-
-    The options of the step `rerank` are options here, with the same names, ranges and defaults. The index
-    that exemplars come from is that of `retrieval`.
-    """
+        options: dict[str, Any] = self.model_dump(include=set(OF_THE_STEP))
+        return options

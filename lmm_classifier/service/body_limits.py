@@ -12,9 +12,8 @@ from starlette.types import Message, Receive, Send
 from lmm_classifier.config.service import ServiceSettings
 from lmm_classifier.service.errors import HttpError
 
-_MAX_TEXT = (
-    2**20
-)  # bytes of a body that is no form: JSON takes many times as much memory, and time of the loop
+# Bytes of a body that is no form: JSON takes many times as much memory, and time of the loop
+_MAX_TEXT = 2**20
 _DRAIN_S = 2.0
 _UNREAD = frozenset({408, 413})  # refusals of the body itself: the rest is not waited for
 _STUCK_S = 30.0  # in which a client must take 64 KiB, as much as the server keeps for it

@@ -13,9 +13,8 @@ _WebUrl = Annotated[
     str, Field(max_length=2048, pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://", json_schema_extra={"format": "uri"})
 ]
 _MOST_TASKS = 256  # of a request, whatever the settings allow
-_MOST_PARAMETERS = (
-    16 * 1024
-)  # characters of a task's, as JSON: nobody types more, and a model would read it all
+# Characters of a task's, as JSON: nobody types more, and a model would read it all
+_MOST_PARAMETERS = 16 * 1024
 
 
 class Task(BaseModel):

@@ -44,9 +44,8 @@ from lmm_classifier.types import Choice, Sample, required
 
 log = logging.getLogger(__name__)
 
-_EXEMPLAR_PIXELS = (
-    448 * 448
-)  # 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
+# 256 visual tokens of Qwen2-VL: enough to tell kinds apart, not to fill a prompt
+_EXEMPLAR_PIXELS = 448 * 448
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
